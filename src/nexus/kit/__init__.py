@@ -1,0 +1,1 @@
+"""Domain-free tools: nothing in here knows what an agent is."""

@@ -1,0 +1,96 @@
+"""The route feed: what a gateway must know, as keyed entries with a version. Newline-delimited JSON on a unix socket.
+
+Control sends `{"snapshot": Snapshot}` on connect, then `{"delta": Delta}` and every two seconds `{"ping": version}`.
+A gateway whose version is not the delta's `previous` (or whose epoch differs) closes and connects again for a snapshot.
+The gateway sends `{"hello": {"gateway": 0}}` first, then `{"records": [Record…], "batch": n}`, answered by `{"ack": n}`
+once they are stored; unacknowledged batches are sent again after a reconnect (records carry ids, so twice is once).
+
+Keys of entries, and the type of their value:
+
+    deployment/<tenant>/<agent>/<environment>   DeploymentEntry
+    key/<sha256 of an API key>                  KeyEntry
+    token/<sha256 of an instance token>         TokenEntry
+    model/<name>                                ModelEntry
+    settings                                    SettingsEntry
+"""
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+
+class InstanceEntry(TypedDict):
+    """`address` is `unix:/path` or `tcp:host:port`. Only instances that may take new runs are listed."""
+
+    id: str
+    address: str
+    version: str
+
+
+class DeploymentEntry(TypedDict):
+    """`instances` may be empty while the deployment starts or heals: callers then wait up to `wait_s` for one."""
+
+    id: str
+    revision: int
+    balancer: Literal["round-robin", "least-connections", "sticky", "health-based"]
+    instances: list[InstanceEntry]
+    timeout_s: float
+    wait_s: float
+    max_concurrency: int | None
+    max_queue: int
+    options: NotRequired[dict[str, Any]]
+
+
+class KeyEntry(TypedDict):
+    """`environment`/`agents` None: any. `expires_at` None: never."""
+
+    id: str
+    tenant: str
+    roles: list[str]
+    environment: str | None
+    agents: list[str] | None
+    expires_at: float | None
+    requests_per_minute: int | None
+
+
+class TokenEntry(TypedDict):
+    """Whose instance a door token belongs to."""
+
+    instance_id: str
+    tenant: str
+    agent: str
+    environment: str
+
+
+class ModelEntry(TypedDict):
+    """Where a model name leads. `base_url` is `http://`, `https://` or `unix:/path` and includes the provider's prefix
+    (`https://api.openai.com/v1`). `headers` are added upstream (the provider's credential); `upstream_model` replaces the
+    name in the body. `dialects` lists what the provider speaks: `openai`, `anthropic`."""
+
+    provider: str
+    base_url: str
+    headers: dict[str, str]
+    upstream_model: str
+    dialects: list[str]
+
+
+class SettingsEntry(TypedDict):
+    """`hosts`: names that `Host` may hold besides loopback; `origins`: CORS origins allowed; `default_model`: what the name
+    `default` and an unknown name lead to (None: unknown names are refused)."""
+
+    hosts: list[str]
+    origins: list[str]
+    default_model: str | None
+    max_body_bytes: int
+
+
+class Snapshot(TypedDict):
+    epoch: str
+    version: int
+    entries: dict[str, Any]
+
+
+class Delta(TypedDict):
+    epoch: str
+    previous: int
+    version: int
+    set: dict[str, Any]
+    delete: list[str]

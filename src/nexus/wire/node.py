@@ -1,0 +1,51 @@
+"""Instance specs and statuses as JSON, between control and a node's supervisor.
+
+The supervisor speaks HTTP on its unix socket: `GET /health`; `GET /capabilities`; `GET /instances` → `{"instances": [status]}`;
+`PUT /instances/{id}` (a spec) → 202; `DELETE /instances/{id}?grace_s=` → 202; `GET /instances/{id}/log?lines=` → `{"lines": []}`;
+`GET /events` → one status as a JSON line for every change (newline-delimited, a blank line every two seconds as a heartbeat);
+`GET /logs?tenant&agent&…&follow` → `LogLine`s as JSON lines.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict
+
+from nexus.core import instances
+from nexus.core.phases import InstancePhase
+
+
+class LogLine(TypedDict):
+    """One line of an agent's log. `at` is seconds since the epoch; `level` is debug, info, warning, error or critical."""
+
+    at: float
+    level: str
+    message: str
+    agent: str
+    instance_id: str
+    version: str
+    stream: NotRequired[str]
+    run_id: NotRequired[str]
+    session_id: NotRequired[str]
+    logger: NotRequired[str]
+    trace_id: NotRequired[str]
+
+
+def spec_to_json(spec: instances.InstanceSpec) -> dict[str, Any]:
+    """Includes token and secrets: only for the private socket."""
+    fields = dataclasses.asdict(dataclasses.replace(spec, env=dict(spec.env), secrets=dict(spec.secrets)))
+    return fields
+
+
+def spec_from_json(value: Mapping[str, Any]) -> instances.InstanceSpec:
+    """Raises TypeError or KeyError on a value of another shape."""
+    return instances.InstanceSpec(**{**value, "health": instances.HealthCheck(**value.get("health", {}))})
+
+
+def status_to_json(status: instances.InstanceStatus) -> dict[str, Any]:
+    return dataclasses.asdict(status)
+
+
+def status_from_json(value: Mapping[str, Any]) -> instances.InstanceStatus:
+    return instances.InstanceStatus(
+        **{**value, "phase": InstancePhase(value["phase"]), "usage": instances.Usage(**value.get("usage", {}))}
+    )

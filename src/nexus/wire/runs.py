@@ -1,0 +1,64 @@
+"""A run's events as they cross the wire (SSE), and the compact records a gateway reports after a run or a model call."""
+
+from typing import Final, Literal, NotRequired, TypedDict
+
+RUN_STARTED: Final = "run.started"
+MESSAGE_DELTA: Final = "message.delta"
+PROGRESS: Final = "progress"
+TOOL_CALL: Final = "tool.call"
+TOOL_RESULT: Final = "tool.result"
+STEP: Final = "step"
+CUSTOM: Final = "custom"
+USAGE: Final = "usage"
+RUN_COMPLETED: Final = "run.completed"
+RUN_FAILED: Final = "run.failed"
+RUN_CANCELLED: Final = "run.cancelled"
+TERMINAL: Final = frozenset({RUN_COMPLETED, RUN_FAILED, RUN_CANCELLED})
+
+Outcome = Literal["completed", "failed", "cancelled", "refused"]
+Mode = Literal["sync", "stream", "task"]
+
+
+class RunRecord(TypedDict):
+    """One finished run, as the gateway saw it. Times are seconds since the epoch, durations seconds, sizes bytes."""
+
+    kind: Literal["run"]
+    id: str
+    tenant: str
+    agent: str
+    environment: str
+    deployment_id: str
+    version: str
+    instance_id: str
+    session_id: str
+    principal: str
+    mode: Mode
+    outcome: Outcome
+    status: int
+    code: NotRequired[str]
+    started_at: float
+    duration_s: float
+    bytes_in: int
+    bytes_out: int
+    trace_id: str
+
+
+class ModelRecord(TypedDict):
+    """One model call that passed the models door. `run_id` is empty when it could not be told."""
+
+    kind: Literal["model"]
+    run_id: str
+    tenant: str
+    agent: str
+    environment: str
+    instance_id: str
+    model: str
+    provider: str
+    input_tokens: int
+    output_tokens: int
+    status: int
+    started_at: float
+    duration_s: float
+
+
+Record = RunRecord | ModelRecord

@@ -1,0 +1,178 @@
+"""What the control API answers. Times are seconds since the epoch; `None` means not known or not set."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class View(BaseModel):
+    """New fields may appear in any release; clients keep what they do not know."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class InstanceView(View):
+    id: str
+    phase: str
+    version: str
+    address: str | None = None
+    pid: int | None = None
+    restarts: int = 0
+    started_at: float | None = None
+    step: str = ""
+    detail: str = ""
+    cpu_s: float = 0.0
+    memory_bytes: int = 0
+    active_runs: int = 0
+    problem: dict[str, Any] | None = None
+
+
+class VersionView(View):
+    id: str
+    agent: str
+    version: str
+    digest: str
+    entrypoint: str
+    size_bytes: int
+    created_at: float
+    created: bool = True
+
+
+class RevisionView(View):
+    """One entry of a deployment's history."""
+
+    number: int
+    version: str
+    version_id: str
+    phase: str
+    reason: str
+    replicas: int
+    created_at: float
+    created_by: str
+    ended_at: float | None = None
+    problem: dict[str, Any] | None = None
+
+
+class AutoscaleView(View):
+    enabled: bool
+    min_replicas: int
+    max_replicas: int
+    target_cpu: int | None = None
+    target_memory: int | None = None
+    target_queue_depth: int | None = None
+
+
+class DeploymentView(View):
+    """`phase` is the newest revision's; `ready` counts instances that take traffic; `replicas` is the target."""
+
+    id: str
+    agent: str
+    environment: str
+    phase: str
+    revision: int
+    version: str
+    version_id: str
+    replicas: int
+    ready: int
+    cpu: str | None = None
+    memory: str | None = None
+    autoscale: AutoscaleView
+    url: str
+    instances: list[InstanceView] = Field(default_factory=list)
+    problem: dict[str, Any] | None = None
+    updated_at: float
+
+
+class AgentView(View):
+    name: str
+    tenant: str
+    created_at: float
+    latest_version: str | None = None
+    deployments: list[DeploymentView] = Field(default_factory=list)
+
+
+class RolloutEvent(View):
+    """One step of a deployment on its way (SSE of `GET /v1/deployments/{id}/events`); the last one has `done`."""
+
+    at: float
+    phase: str
+    message: str
+    revision: int
+    instance_id: str | None = None
+    step: str = ""
+    detail: str = ""
+    done: bool = False
+    problem: dict[str, Any] | None = None
+    deployment: DeploymentView | None = None
+
+
+class SecretView(View):
+    """Never the value; `fingerprint` is a keyed hash that changes with it."""
+
+    name: str
+    fingerprint: str
+    version: int
+    updated_at: float
+    updated_by: str
+
+
+class KeyView(View):
+    """`key` is filled once, in the answer to its creation."""
+
+    id: str
+    name: str
+    tenant: str
+    roles: list[str]
+    environment: str | None = None
+    agents: list[str] | None = None
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+    key: str | None = None
+
+
+class TaskView(View):
+    """A task as document 1 shows it: `task_id`, `status`, `progress` (0 to 100)."""
+
+    task_id: str
+    status: str
+    agent: str
+    environment: str
+    progress: float | None = None
+    message: str | None = None
+    attempt: int = 0
+    output: Any = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    error: dict[str, Any] | None = None
+    session_id: str | None = None
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    webhook: dict[str, Any] | None = None
+
+
+class RunView(View):
+    """One line of run history."""
+
+    id: str
+    agent: str
+    environment: str
+    version: str
+    instance_id: str
+    session_id: str
+    mode: str
+    outcome: str
+    status: int
+    code: str | None = None
+    started_at: float
+    duration_s: float
+    input_tokens: int = 0
+    output_tokens: int = 0
+    trace_id: str = ""
+
+
+class Page(View):
+    """A list answer: `items`, and `next` to pass as `cursor` for more."""
+
+    items: list[Any]
+    next: str | None = None
