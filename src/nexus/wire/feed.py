@@ -12,6 +12,11 @@ Keys of entries, and the type of their value:
     token/<sha256 of an instance token>         TokenEntry
     model/<name>                                ModelEntry
     settings                                    SettingsEntry
+
+A model's name is resolved in this order: `default` and an absent name become `settings.default_model`; then `model/<name>`;
+then the longest `model/<prefix>*` that fits (`model/gpt-*`, `model/openai/*`, at last `model/*`); then `settings.default_model`;
+then `model.unknown`. In an entry under a pattern `upstream_model` may hold one `*`: what the pattern's `*` stood for.
+A name ending in `*` is never looked up literally, and `/v1/models` lists patterns' entries not at all.
 """
 
 from typing import Any, Literal, NotRequired, TypedDict
@@ -63,7 +68,8 @@ class TokenEntry(TypedDict):
 class ModelEntry(TypedDict):
     """Where a model name leads. `base_url` is `http://`, `https://` or `unix:/path` and includes the provider's prefix
     (`https://api.openai.com/v1`). `headers` are added upstream (the provider's credential); `upstream_model` replaces the
-    name in the body. `dialects` lists what the provider speaks: `openai`, `anthropic`."""
+    name in the body. `dialects` lists what the provider speaks: `openai`, `anthropic`. Both dialects are reached by
+    `base_url` + the path after `/v1` (`/chat/completions`, `/messages`)."""
 
     provider: str
     base_url: str
