@@ -69,7 +69,7 @@ class ModelEntry(TypedDict):
     """Where a model name leads. `base_url` is `http://`, `https://` or `unix:/path` and includes the provider's prefix
     (`https://api.openai.com/v1`). `headers` are added upstream (the provider's credential); `upstream_model` replaces the
     name in the body. `dialects` lists what the provider speaks: `openai`, `anthropic`. Both dialects are reached by
-    `base_url` + the path after `/v1` (`/chat/completions`, `/messages`)."""
+    `base_url` + the path after `/v1` (`/chat/completions`, `/messages`); behind `unix:/path` the prefix is `/v1`."""
 
     provider: str
     base_url: str
