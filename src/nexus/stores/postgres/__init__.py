@@ -1,0 +1,1 @@
+"""PostgreSQL: engine, tables, migrations and one adapter for each store port."""

@@ -1,0 +1,67 @@
+"""Connections: a pooled SQLAlchemy engine over psycopg, and the wait for a database that is still starting."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psycopg
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from nexus.core import errors
+
+_LOG = logging.getLogger(__name__)
+CONNECT_TIMEOUT_S = 10
+POOL_TIMEOUT_S = 15
+
+
+def create_engine(url: str, *, pool_size: int = 10, max_overflow: int = 10) -> AsyncEngine:
+    """An engine for a libpq URI (`postgresql://…`, socket directories in `?host=` included). Opens nothing yet."""
+
+    async def connect() -> psycopg.AsyncConnection:
+        return await psycopg.AsyncConnection.connect(url, connect_timeout=CONNECT_TIMEOUT_S, application_name="nexus")
+
+    return create_async_engine(
+        "postgresql+psycopg://",
+        async_creator=connect,
+        pool_size=pool_size,
+        max_overflow=max_overflow,
+        pool_timeout=POOL_TIMEOUT_S,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+    )
+
+
+@asynccontextmanager
+async def open_engine(url: str, *, pool_size: int = 10) -> AsyncIterator[AsyncEngine]:
+    """The engine, disposed of at the end."""
+    engine = create_engine(url, pool_size=pool_size)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+async def wait_until_up(url: str, *, timeout_s: float = 30.0) -> None:
+    """Return once the database answers, or raise `Unavailable` (code `database.unreachable`). Never shows the URL."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                try:
+                    async with await psycopg.AsyncConnection.connect(url, connect_timeout=5):
+                        return
+                except psycopg.OperationalError as error:
+                    last = _first_line(error)
+                    _LOG.debug("the database does not answer yet: %s", last)
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise errors.Unavailable(
+            f"the database did not answer within {timeout_s:g} s",
+            code="database.unreachable",
+            cause="no connection could be made",
+            next_step="check NEXUS_DATABASE_URL and that PostgreSQL runs: nexus doctor",
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,82 @@
+"""Bring a database to the schema this code expects. Alembic is imported only when there is something to do.
+
+Concurrent starts are safe: the scripts run under an advisory lock, and who waited for it finds nothing left to do.
+"""
+
+import asyncio
+import re
+from pathlib import Path
+
+import psycopg
+
+from nexus.core import errors
+
+_SCRIPTS = Path(__file__).parent / "migrations"
+_REVISION = re.compile(r'^revision(?:: str)? = "([^"]+)"', re.MULTILINE)
+_DOWN = re.compile(r'^down_revision(?:: [^=]+)? = "([^"]+)"', re.MULTILINE)
+_LOCK = 0x6E65787573  # "nexus"
+
+
+def known_revisions() -> tuple[str, ...]:
+    """Every revision in code, oldest first; the last one is the head."""
+    after: dict[str | None, str] = {}
+    for path in (_SCRIPTS / "versions").glob("v*.py"):
+        text = path.read_text()
+        if found := _REVISION.search(text):
+            down = _DOWN.search(text)
+            after[down[1] if down else None] = found[1]
+    chain: list[str] = []
+    while (following := after.get(chain[-1] if chain else None)) is not None:
+        chain.append(following)
+    if len(chain) != len(after):
+        raise errors.Internal("the migration scripts do not form one chain", code="database.migrations_broken")
+    return tuple(chain)
+
+
+async def upgrade(url: str) -> bool:
+    """True when scripts ran, False when the database was current.
+
+    Raises `Conflict` (code `database.newer`) when the database was written by a newer version of the host.
+    """
+    known = known_revisions()
+    current = await _current(url)
+    if current == known[-1]:
+        return False
+    if current is not None and current not in known:
+        raise errors.Conflict(
+            f"the database is at schema {current!r}, which this version does not know",
+            code="database.newer",
+            cause=f"the newest schema known here is {known[-1]!r}",
+            next_step="start the version of nexus-agent-hosting that wrote it, or a newer one",
+        )
+    return await asyncio.to_thread(_run_scripts, url, known[-1])
+
+
+async def _current(url: str) -> str | None:
+    async with await psycopg.AsyncConnection.connect(url, connect_timeout=10) as connection:
+        table = await (await connection.execute("select to_regclass('alembic_version')")).fetchone()
+        if table is None or table[0] is None:
+            return None
+        row = await (await connection.execute("select version_num from alembic_version")).fetchone()
+        return str(row[0]) if row else None
+
+
+def _run_scripts(url: str, head: str) -> bool:
+    import sqlalchemy as sa
+    from alembic import command
+    from alembic.config import Config
+
+    engine = sa.create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(url, connect_timeout=10), poolclass=sa.NullPool
+    )
+    config = Config()
+    config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
+    with engine.begin() as connection:
+        connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        if sa.inspect(connection).has_table("alembic_version"):
+            row = connection.execute(sa.text("select version_num from alembic_version")).first()
+            if row is not None and row[0] == head:
+                return False
+        config.attributes["connection"] = connection
+        command.upgrade(config, head)
+    return True
