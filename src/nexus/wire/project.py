@@ -1,23 +1,78 @@
 """The project file `config.yaml` as a model: every form of document 1 and the settings of document 5, normalised.
 
 `parse_project` in `nexus.wire.project_file` reads the YAML and reports errors with file, line and column.
-After validation sizes are numbers (`cpu_millis`, `memory_bytes`) and both autoscaling forms are one.
+After validation sizes are numbers (`cpu` in thousandths of a core, `memory` in bytes, durations in seconds) and every
+way of writing the same setting (`autoscaling`, `runtime`) has been folded into `hosting`.
 """
 
+import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from nexus.core import errors, names
 from nexus.kit import quantity
 
-Cpu = Annotated[int, BeforeValidator(lambda value: quantity.parse_cpu(value))]
-Memory = Annotated[int, BeforeValidator(lambda value: quantity.parse_bytes(value))]
-Duration = Annotated[float, BeforeValidator(lambda value: quantity.parse_duration(value))]
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_LONGEST_S = 30 * 24 * 3600.0
+
+
+def _quantity(parse: Callable[[Any], float]) -> Callable[[Any], float]:
+    """A quantity is written as text or a number; YAML's booleans, lists and infinities are refused with the same words."""
+
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            value = "null" if value is None else str(value).lower() if isinstance(value, bool) else f"a {type(value).__name__}"
+        try:
+            return parse(value)
+        except OverflowError:
+            raise ValueError(f"{str(value)[:40]!r} is too large") from None
+
+    return read
+
+
+def _written(example: str, pattern: str) -> WithJsonSchema:
+    return WithJsonSchema(
+        {"anyOf": [{"type": "string", "pattern": pattern}, {"type": "number", "exclusiveMinimum": 0}], "examples": [example]}
+    )
+
+
+Cpu = Annotated[
+    int, BeforeValidator(_quantity(quantity.parse_cpu)), Field(gt=0, le=1_024_000), _written("500m", r"^\d+(\.\d+)?m?$")
+]
+Memory = Annotated[
+    int,
+    BeforeValidator(_quantity(quantity.parse_bytes)),
+    Field(ge=1024 * 1024, le=2**50),
+    _written("512Mi", r"^\d+(\.\d+)?\s*([KMGTP]i?B?|k|B)?$"),
+]
+Duration = Annotated[
+    float,
+    BeforeValidator(_quantity(quantity.parse_duration)),
+    Field(allow_inf_nan=False, le=_LONGEST_S),
+    _written("30s", r"^\d+(\.\d+)?(ms|s|m|h|d)?$"),
+]
 Percent = Annotated[int, Field(ge=1, le=100)]
 
 
+def conflict(message: str, *path: str) -> PydanticCustomError:
+    """A contradiction between settings, reported at the key `path` counted from the section that found it."""
+    return PydanticCustomError("conflict", "{message}", {"message": message, "path": path})
+
+
 class Section(BaseModel):
+    """A mapping of the file. A key without a value (all of its lines commented out, say) counts as absent."""
+
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: entry for name, entry in value.items() if entry is not None or name not in cls.model_fields}
 
 
 class Replicas(Section):
@@ -29,7 +84,7 @@ class Replicas(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+            raise conflict(f"min ({self.min}) is above max ({self.max})", "min")
         return self
 
 
@@ -41,9 +96,11 @@ class ScalingMetric(Section):
     @model_validator(mode="after")
     def _named(self) -> Self:
         if self.type == "custom" and self.name is None:
-            raise ValueError("a custom metric needs a name: queue_depth")
+            raise conflict("a custom metric needs a name: queue_depth", "type")
+        if self.type != "custom" and self.name is not None:
+            raise conflict(f"only a custom metric has a name; {self.type} needs none", "name")
         if self.type != "custom" and self.target > 100:
-            raise ValueError(f"the target of {self.type} is a percentage, 1 to 100")
+            raise conflict(f"the target of {self.type} is a percentage, 1 to 100", "target")
         return self
 
 
@@ -55,12 +112,16 @@ class Autoscaling(Section):
     target_memory: Percent | None = None
     min_replicas: int | None = Field(default=None, ge=0, le=1000)
     max_replicas: int | None = Field(default=None, ge=1, le=1000)
-    metrics: list[ScalingMetric] = Field(default_factory=list)
+    metrics: list[ScalingMetric] = Field(default_factory=list, max_length=16)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min_replicas is not None and self.max_replicas is not None and self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
+            raise conflict(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})", "min_replicas")
+        named = [entry.name or entry.type for entry in self.metrics]
+        named += [name for name in ("cpu", "memory") if getattr(self, f"target_{name}") is not None]
+        if twice := next((name for name in named if named.count(name) > 1), None):
+            raise conflict(f"{twice} has two targets; keep one", "metrics")
         return self
 
     def target(self, metric: Literal["cpu", "memory", "queue_depth"]) -> int | None:
@@ -72,7 +133,7 @@ class Autoscaling(Section):
 
 
 class Health(Section):
-    path: str = Field(default="/health", pattern=r"^/[A-Za-z0-9._~/-]*$")
+    path: str = Field(default="/health", pattern=r"^/[A-Za-z0-9._~/-]*$", max_length=256)
     interval: Duration = Field(default=10.0, gt=0, le=3600)
     timeout: Duration = Field(default=5.0, gt=0, le=600)
     retries: int = Field(default=3, ge=1, le=100)
@@ -91,11 +152,11 @@ class Hosting(Section):
     replicas: Replicas = Field(default_factory=Replicas)
     autoscaling: Autoscaling | None = None
     health: Health = Field(default_factory=Health)
-    env: dict[str, str] = Field(default_factory=dict)
-    secrets: list[str] = Field(default_factory=list)
+    env: dict[str, str] = Field(default_factory=dict, max_length=256, description="Environment variables of the agent")
+    secrets: list[str] = Field(default_factory=list, max_length=256, description="Names of secrets the agent needs")
     timeout: Duration = Field(default=8 * 3600.0, gt=0, description="The longest a run may take")
     start_timeout: Duration = Field(default=60.0, gt=0, le=3600)
-    concurrency: int | None = Field(default=None, ge=1, description="Runs at once in one instance")
+    concurrency: int | None = Field(default=None, ge=1, le=10_000, description="Runs at once in one instance")
     isolation: Literal["instance", "session"] | None = None
     session: Session = Field(default_factory=Session)
     load_balancer: Literal["round-robin", "least-connections", "sticky", "health-based"] = "least-connections"
@@ -111,25 +172,160 @@ class Hosting(Section):
             }
         return value
 
+    @model_validator(mode="after")
+    def _variables(self) -> Self:
+        for section, variables in (("env", list(self.env)), ("secrets", self.secrets)):
+            for position, name in enumerate(variables):
+                _check_variable(name, section, name if section == "env" else str(position))
+        for position, name in enumerate(self.secrets):
+            if name in self.env:
+                raise conflict(f"{name} is under env as well; a name is a secret or a plain value", "secrets", str(position))
+        for name in self.env:
+            if "\0" in self.env[name]:
+                raise conflict("an environment variable cannot hold a NUL character", "env", name)
+        return self
+
+
+def _check_variable(name: str, section: str, key: str) -> None:
+    if not _VARIABLE.fullmatch(name):
+        shown = name if len(name) <= 40 else name[:37] + "..."
+        raise conflict(f"{shown!r} is not a variable name: letters, digits and '_', not beginning with a digit", section, key)
+    if name.startswith("NEXUS_"):
+        raise conflict(f"{name} is reserved: names that begin with NEXUS_ belong to the host", section, key)
+
+
+class RuntimeResources(Section):
+    memory: Memory | None = None
+    cpu: Cpu | None = None
+    gpu: Any = Field(default=None, description="Not supported by this host")
+
+    @field_validator("gpu")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        if value not in (None, 0, False):
+            raise ValueError("GPUs are not supported by this host; supported resources are cpu and memory")
+        return None
+
+
+class RuntimeHealthCheck(Section):
+    path: str | None = Field(default=None, pattern=r"^/[A-Za-z0-9._~/-]*$", max_length=256)
+    interval: Duration | None = Field(default=None, gt=0, le=3600)
+    timeout: Duration | None = Field(default=None, gt=0, le=600)
+    retries: int | None = Field(default=None, ge=1, le=100)
+
+
+class RuntimeScaling(Section):
+    auto_scale: bool = True
+    min_replicas: int | None = Field(default=None, ge=0, le=1000)
+    max_replicas: int | None = Field(default=None, ge=1, le=1000)
+    cpu_threshold: Percent | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_replicas is not None and self.max_replicas is not None and self.min_replicas > self.max_replicas:
+            raise conflict(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})", "min_replicas")
+        return self
+
+
+class Runtime(Section):
+    """Document 5's `runtime-config.yaml`: other words for the settings under `hosting`, which it is folded into."""
+
+    mode: str | None = Field(default=None, description="process (or native): the only mode of this host")
+    resources: RuntimeResources = Field(default_factory=RuntimeResources)
+    health_check: RuntimeHealthCheck = Field(default_factory=RuntimeHealthCheck)
+    scaling: RuntimeScaling | None = None
+
+    @field_validator("mode")
+    @classmethod
+    def _supported(cls, value: str | None) -> str | None:
+        if value not in (None, "process", "native"):
+            raise ValueError(f"mode {value!r} is not supported by this host; supported modes are process and native")
+        return value
+
 
 class ProjectConfig(Section):
     """One `config.yaml`. `entrypoint` is `module:attribute`; absent, it is found (`agent.py`, `main.py`, `app.py`)."""
 
-    name: str
+    name: str = Field(
+        description="1 to 63 of a-z, 0-9 and '-'", json_schema_extra={"pattern": r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}
+    )
     version: str | None = Field(
         default=None, pattern=r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,62}$", description="Semantic version; absent: numbered"
     )
-    description: str = ""
-    entrypoint: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?$")
+    description: str = Field(default="", max_length=4096)
+    entrypoint: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*)?$",
+        max_length=256,
+        description="module:attribute; absent: found in agent.py, main.py or app.py",
+    )
     hosting: Hosting = Field(default_factory=Hosting)
     autoscaling: Autoscaling | None = Field(default=None, description="Same as hosting.autoscaling")
-    runtime: dict[str, Any] | None = Field(default=None, description="Document 5's runtime-config form")
+    runtime: Runtime | None = Field(default=None, description="Document 5's form; folded into hosting")
+
+    @field_validator("name")
+    @classmethod
+    def _label(cls, value: str) -> str:
+        try:
+            return names.parse_label(value)
+        except errors.Invalid as error:
+            raise ValueError(f"{error.message}: {error.cause}") from None
 
     @field_validator("version", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int | float) else value
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _folded(self) -> Self:
+        self._fold_autoscaling(self.autoscaling, "autoscaling")
+        if self.runtime is not None:
+            self._fold_runtime(self.runtime)
+        scaling, replicas = self.hosting.autoscaling, self.hosting.replicas
+        if scaling is not None:
+            for ours, theirs in (("min", scaling.min_replicas), ("max", scaling.max_replicas)):
+                if None not in (theirs, getattr(replicas, ours)) and theirs != getattr(replicas, ours):
+                    raise conflict(f"autoscaling.{ours}_replicas says {theirs}; keep one of them", "hosting", "replicas", ours)
+        return self
+
+    def _fold_autoscaling(self, scaling: Autoscaling | None, *path: str) -> None:
+        if scaling is None or scaling is self.hosting.autoscaling:
+            return
+        if self.hosting.autoscaling is not None:
+            raise conflict("scaling is set under hosting.autoscaling as well; keep one of them", *path)
+        self.hosting.autoscaling = scaling
+
+    def _fold_runtime(self, runtime: Runtime) -> None:
+        for name in ("cpu", "memory"):
+            self._fold_value(self.hosting, name, getattr(runtime.resources, name), ("runtime", "resources", name))
+        for name in ("path", "interval", "timeout", "retries"):
+            self._fold_value(self.hosting.health, name, getattr(runtime.health_check, name), ("runtime", "health_check", name))
+        if (scaling := runtime.scaling) is not None:
+            written = Autoscaling(
+                enabled=scaling.auto_scale,
+                target_cpu=scaling.cpu_threshold,
+                min_replicas=scaling.min_replicas,
+                max_replicas=scaling.max_replicas,
+            )
+            if self.hosting.autoscaling != written:
+                self._fold_autoscaling(written, "runtime", "scaling")
+
+    @staticmethod
+    def _fold_value(section: Section, name: str, value: object, path: tuple[str, ...]) -> None:
+        if value is None:
+            return
+        if name in section.model_fields_set and getattr(section, name) != value:
+            raise conflict("the same setting has another value under hosting; keep one of them", *path)
+        setattr(section, name, value)
 
     @property
     def scaling(self) -> Autoscaling | None:
-        return self.hosting.autoscaling or self.autoscaling
+        return self.hosting.autoscaling
+
+    @property
+    def replica_bounds(self) -> tuple[int | None, int | None]:
+        """Fewest and most replicas as the file says them, in whichever form; None where it says nothing."""
+        scaling, replicas = self.hosting.autoscaling, self.hosting.replicas
+        fewest = replicas.min if replicas.min is not None else scaling.min_replicas if scaling else None
+        most = replicas.max if replicas.max is not None else scaling.max_replicas if scaling else None
+        return fewest, most
