@@ -1,4 +1,16 @@
-"""A run's events as they cross the wire (SSE), and the compact records a gateway reports after a run or a model call."""
+"""A run's events as they cross the wire (SSE), and the compact records a gateway reports after a run or a model call.
+
+An event is `id: <n>`, `event: <name>`, `data: <JSON object>`. The data of each:
+
+    run.started    {"run_id", "session_id", "version"}
+    message.delta  {"text"}
+    progress       {"percent", "message"?}
+    tool.call      {"id"?, "name", "arguments"}        tool.result  {"id"?, "name", "output"}
+    step           {"name", "data"}                    custom       {"name", "data"}
+    usage          {"input_tokens", "output_tokens"}
+    run.completed  {"output", "metadata"} (the answer of the plain call)
+    run.failed     a problem (`nexus.wire.problem`)    run.cancelled  a problem with code `run.cancelled`
+"""
 
 from typing import Final, Literal, NotRequired, TypedDict
 

@@ -1,0 +1,47 @@
+"""The seam between what authors hold (`nexus.ai.agents.Agent`) and whatever executes their run (the worker, a test).
+
+The run in hand is found through a context variable, so one agent object serves many runs at once. Outside a run the
+variable is empty: `self.state` is then a plain dict of the object and events go nowhere.
+"""
+
+from collections.abc import Mapping, MutableMapping
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+
+class Run(Protocol):
+    """One run as its author may see it. Every method may be called from any thread and never blocks for long."""
+
+    @property
+    def run_id(self) -> str: ...
+
+    @property
+    def session_id(self) -> str: ...
+
+    @property
+    def context(self) -> Mapping[str, Any]:
+        """What the caller sent beside the input; empty when nothing was sent."""
+        ...
+
+    @property
+    def state(self) -> MutableMapping[str, Any]:
+        """The session's JSON object; what is changed here is kept after the run.
+
+        Raises `errors.Unavailable` (code `state.unavailable`) when it cannot be read.
+        """
+        ...
+
+    def emit(self, name: str, data: Mapping[str, Any]) -> None:
+        """Tell a streaming client. Raises `errors.Exhausted` (code `run.events_overflow`) when events pile up unread."""
+        ...
+
+    def outgoing_headers(self, host: str, port: int) -> Mapping[str, str]:
+        """Headers that tie a model call to this run; empty unless `host:port` is the platform's own relay."""
+        ...
+
+    def add_usage(self, *, input_tokens: int, output_tokens: int) -> None:
+        """Tokens a model call reported. Only counted where no platform door counts them."""
+        ...
+
+
+CURRENT: ContextVar[Run | None] = ContextVar("nexus_run", default=None)
