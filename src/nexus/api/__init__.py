@@ -1,0 +1,1 @@
+"""The control API: parse, call one verb, render. Its OpenAPI document is the contract (docs/reference/openapi.json)."""
