@@ -1,0 +1,35 @@
+"""The seam for the state that a session's runs share, kept outside the box so that it survives restarts."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionKey:
+    """Whose state: another tenant's, agent's or environment's session of the same id is another session."""
+
+    tenant: str
+    agent: str
+    environment: str
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionState:
+    """`state` is a JSON object (ASCII); `version` grows by one with each write."""
+
+    state: str
+    version: int
+    updated_at: float
+
+
+class SessionStore(Protocol):
+    """Raises `Unavailable` (code `database.unavailable`) when the store cannot be asked."""
+
+    async def fetch(self, key: SessionKey) -> SessionState | None: ...
+
+    async def put(self, key: SessionKey, state: str) -> int:
+        """The last writer wins; the new version."""
+        ...
+
+    async def delete(self, key: SessionKey) -> bool: ...

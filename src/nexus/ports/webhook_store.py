@@ -1,0 +1,55 @@
+"""The seam between webhook delivery and where the outbox is kept. Rows are born with a task's terminal result."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from nexus.ports import task_store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A delivery taken in hand for one attempt; `attempt` counts from 1. `task` is finished and no longer changes."""
+
+    id: str
+    url: str
+    attempt: int
+    task: task_store.Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempted:
+    """What came of an attempt. `retry_in_s` None with an error: dead."""
+
+    id: str
+    attempt: int
+    error: str | None = None
+    status: int | None = None
+    retry_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSecret:
+    """A tenant's signing secret as it is stored: sealed by the host's key."""
+
+    sealed: bytes = field(repr=False)
+
+
+class WebhookStore(Protocol):
+    """Raises `Unavailable` (code `database.unavailable`) when the store cannot be asked."""
+
+    async def due(self, *, limit: int, hold_s: float, full_hosts: Collection[str], per_host: int) -> Sequence[Due]:
+        """Take deliveries whose time has come. One that is not settled within `hold_s` is due again."""
+        ...
+
+    async def settle(self, attempted: Attempted) -> None:
+        """Record an attempt; ignored when a later attempt has been recorded."""
+        ...
+
+    async def requeue(self, tenant: str, task_id: str) -> bool:
+        """Send a dead delivery again from the beginning of the schedule. False: there is no dead one."""
+        ...
+
+    async def secret(self, tenant: str, *, fresh: bytes) -> bytes:
+        """The tenant's sealed secret; `fresh` becomes it when there is none."""
+        ...

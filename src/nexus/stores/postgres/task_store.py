@@ -1,0 +1,239 @@
+"""`ports.task_store.TaskStore` on PostgreSQL: submissions, reads, cancellation, owners. The queue is in `task_queue`."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from nexus.core.phases import RunPhase
+from nexus.ports import task_store
+from nexus.stores.postgres import task_listener, task_queue, task_session
+
+COLUMNS = """
+    t.id, t.number, t.tenant, t.agent, t.environment, t.principal, t.phase, t.attempt, t.last_seq, t.progress, t.message,
+    t.session_id, t.output, t.metadata, t.error, t.cancel_requested, t.created_at, t.started_at, t.finished_at,
+    t.webhook_url, t.idempotency_key, t.digest,
+    d.status AS delivery_status, d.attempts AS delivery_attempts, d.last_error, d.last_status
+"""
+_SELECT = f"SELECT {COLUMNS} FROM tasks t LEFT JOIN webhook_deliveries d ON d.task_id = t.id"  # noqa: S608 - constants
+_FETCH = sa.text(f"{_SELECT} WHERE t.tenant = :tenant AND t.id = :id")
+_BY_KEY = sa.text(
+    f"{_SELECT} JOIN unnest(CAST(:tenants AS text[]), CAST(:keys AS text[])) AS v(tenant, key)"
+    " ON t.tenant = v.tenant AND t.idempotency_key = v.key"
+)
+_PAGE = sa.text(
+    f"""{_SELECT} WHERE t.tenant = :tenant
+    AND (CAST(:agents AS text[]) IS NULL OR t.agent = ANY(CAST(:agents AS text[])))
+    AND (CAST(:environment AS text) IS NULL OR t.environment = :environment)
+    AND (CAST(:phase AS text) IS NULL OR t.phase = :phase)
+    AND (CAST(:before AS bigint) IS NULL OR t.number < :before)
+    ORDER BY t.number DESC LIMIT :limit"""
+)
+_INSERT = sa.text(
+    """
+    INSERT INTO tasks (id, tenant, agent, environment, principal, body, digest, session_id, webhook_url, idempotency_key,
+      traceparent, priority, max_attempts, phase, created_at)
+    SELECT id, tenant, agent, environment, principal, body, digest, session_id, webhook_url, idempotency_key,
+      traceparent, priority, max_attempts, 'pending', nexus_now()
+    FROM unnest(CAST(:id AS text[]), CAST(:tenant AS text[]), CAST(:agent AS text[]), CAST(:environment AS text[]),
+      CAST(:principal AS text[]), CAST(:body AS bytea[]), CAST(:digest AS text[]), CAST(:session_id AS text[]),
+      CAST(:webhook_url AS text[]), CAST(:idempotency_key AS text[]), CAST(:traceparent AS text[]), CAST(:priority AS int[]),
+      CAST(:max_attempts AS int[])) WITH ORDINALITY
+      AS v(id, tenant, agent, environment, principal, body, digest, session_id, webhook_url, idempotency_key, traceparent,
+        priority, max_attempts, place)
+    ORDER BY place
+    ON CONFLICT (tenant, idempotency_key) DO NOTHING RETURNING id, number, created_at
+    """
+)
+_FROM_SUBMISSION = (
+    "id", "principal", "body", "digest", "session_id", "webhook_url", "idempotency_key", "traceparent", "priority",
+    "max_attempts",
+)  # fmt: skip
+_FROM_LANE = ("tenant", "agent", "environment")
+
+
+class PostgresTaskStore:
+    """One per process; the engine is the caller's to dispose of."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def submit(self, submissions: Sequence[task_store.Submission]) -> Sequence[tuple[task_store.Task, bool]]:
+        values: dict[str, Any] = {name: [getattr(entry, name) for entry in submissions] for name in _FROM_SUBMISSION}
+        values |= {name: [getattr(entry.lane, name) for entry in submissions] for name in _FROM_LANE}
+        async with task_session.begin(self._engine, "submitting tasks") as connection:
+            fresh = {row["id"]: row for row in (await connection.execute(_INSERT, values)).mappings()}
+            if fresh:
+                await task_queue.notify(connection, task_listener.CHANNEL_QUEUE, [""])
+            known = await self._by_key(connection, [entry for entry in submissions if entry.id not in fresh])
+        return [
+            (_task_of(entry, fresh[entry.id]), True)
+            if entry.id in fresh
+            else (known[entry.lane.tenant, entry.idempotency_key or ""], False)
+            for entry in submissions
+        ]
+
+    async def _by_key(
+        self, connection: AsyncConnection, repeated: Sequence[task_store.Submission]
+    ) -> dict[tuple[str, str], task_store.Task]:
+        if not repeated:
+            return {}
+        rows = await connection.execute(
+            _BY_KEY,
+            {"tenants": [entry.lane.tenant for entry in repeated], "keys": [entry.idempotency_key for entry in repeated]},
+        )
+        tasks = [read_task(row) for row in rows.mappings()]
+        return {(task.lane.tenant, task.idempotency_key or ""): task for task in tasks}
+
+    async def fetch(self, tenant: str, task_id: str) -> task_store.Task | None:
+        async with task_session.begin(self._engine, "reading a task") as connection:
+            return await _fetch(connection, tenant, task_id)
+
+    async def page(
+        self,
+        tenant: str,
+        *,
+        agents: Collection[str] | None,
+        environment: str | None,
+        phase: RunPhase | None,
+        before: int | None,
+        limit: int,
+    ) -> Sequence[task_store.Task]:
+        values = {
+            "tenant": tenant,
+            "agents": None if agents is None else sorted(agents),
+            "environment": environment,
+            "phase": None if phase is None else str(phase),
+            "before": before,
+            "limit": limit,
+        }
+        async with task_session.begin(self._engine, "listing tasks") as connection:
+            return [read_task(row) for row in (await connection.execute(_PAGE, values)).mappings()]
+
+    async def request_cancel(self, tenant: str, task_id: str, *, event_data: str) -> task_store.Task | None:
+        async with task_session.begin(self._engine, "cancelling a task") as connection:
+            row = (
+                await connection.execute(
+                    sa.text("SELECT phase FROM tasks WHERE tenant = :tenant AND id = :id FOR UPDATE"),
+                    {"tenant": tenant, "id": task_id},
+                )
+            ).first()
+            if row is None:
+                return None
+            if row.phase == RunPhase.RUNNING:
+                await connection.execute(sa.text("UPDATE tasks SET cancel_requested = true WHERE id = :id"), {"id": task_id})
+                await task_queue.notify(connection, task_listener.CHANNEL_CANCEL, [task_id])
+            else:
+                await task_queue.cancel_queued(connection, [task_id], event_data=event_data)
+            return await _fetch(connection, tenant, task_id)
+
+    async def depths(self) -> dict[task_store.Lane, int]:
+        async with task_session.begin(self._engine, "counting the queue") as connection:
+            rows = await connection.execute(
+                sa.text("SELECT tenant, agent, environment, count(*) AS n FROM tasks WHERE phase = 'pending' GROUP BY 1, 2, 3")
+            )
+            return {task_store.Lane(tenant=row.tenant, agent=row.agent, environment=row.environment): row.n for row in rows}
+
+    async def events_after(self, task_id: str, seq: int, *, limit: int) -> Sequence[task_store.TaskEvent]:
+        async with task_session.begin(self._engine, "reading events") as connection:
+            rows = await connection.execute(
+                sa.text("SELECT seq, name, data FROM task_events WHERE task_id = :id AND seq > :seq ORDER BY seq LIMIT :limit"),
+                {"id": task_id, "seq": seq, "limit": limit},
+            )
+            return [task_store.TaskEvent(seq=row.seq, name=row.name, data=row.data) for row in rows]
+
+    async def enlist(self, owner: str) -> None:
+        async with task_session.begin(self._engine, "enlisting a dispatcher") as connection:
+            await connection.execute(
+                sa.text("INSERT INTO task_owners (owner, lock_key) VALUES (:owner, :key) ON CONFLICT DO NOTHING"),
+                {"owner": owner, "key": task_listener.lock_key(owner)},
+            )
+
+    async def beat(self, owner: str) -> Sequence[str] | None:
+        async with task_session.begin(self._engine, "renewing a lease") as connection:
+            alive = await connection.execute(
+                sa.text("UPDATE task_owners SET beats = beats + 1 WHERE owner = :owner"), {"owner": owner}
+            )
+            if alive.rowcount == 0:
+                return None
+            rows = await connection.execute(
+                sa.text("SELECT id FROM tasks WHERE phase = 'running' AND owner = :owner AND cancel_requested"), {"owner": owner}
+            )
+            return list(rows.scalars())
+
+    async def owners(self) -> dict[str, tuple[int, bool]]:
+        async with task_session.begin(self._engine, "looking for dead dispatchers") as connection:
+            rows = await connection.execute(
+                sa.text("SELECT owner, beats, NOT pg_try_advisory_xact_lock(:class, lock_key) AS connected FROM task_owners"),
+                {"class": task_listener.LOCK_CLASS},
+            )
+            return {row.owner: (row.beats, row.connected) for row in rows}
+
+    async def bury(self, owner: str, *, beats: int) -> int:
+        async with task_session.begin(self._engine, "taking back a dead dispatcher's tasks") as connection:
+            return await task_queue.bury(connection, owner, beats)
+
+    async def claim(
+        self, owner: str, *, limit: int, per_lane: int, paused: Collection[task_store.Lane]
+    ) -> Sequence[task_store.Claim]:
+        async with task_session.begin(self._engine, "claiming tasks") as connection:
+            return await task_queue.claim(connection, owner, limit=limit, per_lane=per_lane, paused=paused)
+
+    async def write(self, writes: Sequence[task_store.Write]) -> Sequence[bool]:
+        async with task_session.begin(self._engine, "recording progress of tasks") as connection:
+            return await task_queue.write(connection, writes)
+
+
+async def _fetch(connection: AsyncConnection, tenant: str, task_id: str) -> task_store.Task | None:
+    row = (await connection.execute(_FETCH, {"tenant": tenant, "id": task_id})).mappings().first()
+    return None if row is None else read_task(row)
+
+
+_SAME = (
+    "id", "number", "principal", "attempt", "last_seq", "progress", "message", "session_id", "output", "metadata", "error",
+    "cancel_requested", "created_at", "started_at", "finished_at", "webhook_url", "idempotency_key", "digest",
+)  # fmt: skip
+
+
+def read_task(row: Mapping[Any, Any]) -> task_store.Task:
+    """A task from a row of `COLUMNS`."""
+    delivery = None
+    if row["delivery_status"] is not None:
+        delivery = task_store.Delivery(
+            status=row["delivery_status"],
+            attempts=row["delivery_attempts"],
+            last_error=row["last_error"],
+            last_status=row["last_status"],
+        )
+    return task_store.Task(
+        lane=task_store.Lane(tenant=row["tenant"], agent=row["agent"], environment=row["environment"]),
+        phase=RunPhase(row["phase"]),
+        delivery=delivery,
+        **{name: row[name] for name in _SAME},
+    )
+
+
+def _task_of(entry: task_store.Submission, row: Mapping[Any, Any]) -> task_store.Task:
+    return task_store.Task(
+        id=entry.id,
+        number=row["number"],
+        lane=entry.lane,
+        principal=entry.principal,
+        phase=RunPhase.PENDING,
+        attempt=0,
+        last_seq=0,
+        progress=None,
+        message=None,
+        session_id=entry.session_id,
+        output=None,
+        metadata=None,
+        error=None,
+        cancel_requested=False,
+        created_at=row["created_at"],
+        started_at=None,
+        finished_at=None,
+        webhook_url=entry.webhook_url,
+        idempotency_key=entry.idempotency_key,
+        digest=entry.digest,
+    )
