@@ -54,7 +54,7 @@ if [[ ! -x .venv/bin/python ]] || ! is_new_enough .venv/bin/python || ! .venv/bi
     make_venv "$python"
 fi
 say "setup: installing the locked requirements (a minute or two the first time)"
-quiet=(--quiet --disable-pip-version-check --no-input)
+quiet=(-qq --disable-pip-version-check --no-input)
 [[ $EUID -ne 0 ]] || export PIP_ROOT_USER_ACTION=ignore
 .venv/bin/python -m pip install "${quiet[@]}" --require-hashes --only-binary :all: -r requirements.lock
 .venv/bin/python -m pip install "${quiet[@]}" --no-deps --no-build-isolation --editable .

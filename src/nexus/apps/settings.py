@@ -1,0 +1,105 @@
+"""The host's own settings, read from the environment once and handed on. Called by the keeper and its processes."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nexus.core import errors
+from nexus.kit.home import Home, find_home
+
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8700
+MOST_GATEWAYS = 16
+EXIT_CODES: Mapping[str, int] = {
+    "internal": 1,
+    "invalid": 2,
+    "unauthenticated": 3,
+    "forbidden": 4,
+    "not_found": 5,
+    "conflict": 6,
+    "exhausted": 7,
+    "agent_failed": 8,
+    "unavailable": 9,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """What `nexus up` needs. `database_url` None: PostgreSQL is brought up from the wheel. Port 0: a free one is picked."""
+
+    home: Home
+    host: str = DEFAULT_HOST
+    port: int = DEFAULT_PORT
+    gateways: int = 1
+    database_url: str | None = None
+
+    @property
+    def origin(self) -> str:
+        return render_origin(self.host, self.port)
+
+
+def read_settings(environ: Mapping[str, str]) -> HostSettings:
+    """Raises Invalid (`setting.invalid`) naming the variable, its value and what is expected."""
+    return HostSettings(
+        home=find_home(environ.get("NEXUS_HOME")),
+        host=environ.get("NEXUS_HOST") or DEFAULT_HOST,
+        port=_number(environ, "NEXUS_PORT", DEFAULT_PORT, 0, 65535),
+        gateways=_number(environ, "NEXUS_GATEWAYS", count_cores(), 1, MOST_GATEWAYS),
+        database_url=_database(environ.get("NEXUS_DATABASE_URL")),
+    )
+
+
+def count_cores() -> int:
+    """Cores this process may use, at most `MOST_GATEWAYS`."""
+    return max(1, min(MOST_GATEWAYS, len(os.sched_getaffinity(0))))
+
+
+def render_origin(host: str, port: int) -> str:
+    """The URL a person on this machine types; an address that means "all" is shown as loopback."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{port}"
+
+
+def explain(error: errors.NexusError) -> list[str]:
+    """An error as lines for a terminal or a log."""
+    lines = [f"error: {error.message}  [{error.code}]"]
+    if error.phase:
+        lines.append(f"  phase: {error.phase}")
+    if error.cause:
+        lines.append(f"  cause: {error.cause}")
+    lines.extend(f"  | {line}" for line in error.log_tail)
+    if error.next_step:
+        lines.append(f"  next:  {error.next_step}")
+    return lines
+
+
+def _number(environ: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    if not re.fullmatch(r"\d{1,9}", text) or not least <= int(text) <= most:
+        raise errors.Invalid(
+            f"{name}={text!r} is not usable",
+            code="setting.invalid",
+            cause=f"a whole number from {least} to {most} is expected",
+            next_step=f"correct or unset {name}",
+        )
+    return int(text)
+
+
+def _database(url: str | None) -> str | None:
+    if not url:
+        return None
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise errors.Invalid(
+            "NEXUS_DATABASE_URL does not name a PostgreSQL database",
+            code="setting.invalid",
+            cause="it must begin with postgresql:// (the value is not shown: it may hold a password)",
+            next_step="for example NEXUS_DATABASE_URL=postgresql://nexus@db.internal/nexus",
+        )
+    return url
+
+
+def absolute(path: str) -> Path:
+    return Path(path).expanduser().absolute()
