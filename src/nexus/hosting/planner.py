@@ -1,0 +1,199 @@
+"""Compare one deployment's desired state with what is, and say what to do next. Pure: ages are handed in, nothing is read.
+
+A rollout starts one instance more than wanted, routes it when ready, takes an old one out of the routes, lets it drain, stops it.
+A revision whose instance fails for good before it is active fails, and the last active revision, which kept serving, is the target again.
+
+    pending ──► rolling ──► active ──► superseded
+       └───────────┴──► failed, superseded
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nexus.core.deployments import Target
+from nexus.core.phases import InstancePhase, RevisionPhase
+
+SURGE = 1
+UNROUTED_S = 1.0
+RETRY_FAILED_S = 20.0
+LONGEST_ROLLOUT_S = 3600.0
+STOP_ON_DELETE_S = 30.0
+_GONE = frozenset({InstancePhase.STOPPED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """One deployment. `phase` is the target revision's; `rolling_for_s` is how long it has been on its way."""
+
+    deployment_id: str
+    target: Target
+    replicas: int
+    revision: int | None
+    phase: RevisionPhase | None
+    active: int | None
+    rolling_for_s: float = 0.0
+    grace_s: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One instance record beside what its node says. `phase` None: the node does not know it."""
+
+    id: str
+    revision: int
+    target: Target
+    phase: InstancePhase | None
+    unrouted_for_s: float = 0.0
+    failed_for_s: float = 0.0
+    active_runs: int = 0
+    problem: Mapping[str, Any] | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Wanted, and not failed for good."""
+        return self.target is Target.RUNNING and self.phase is not InstancePhase.FAILED
+
+    @property
+    def is_ready(self) -> bool:
+        return self.is_live and self.phase is InstancePhase.READY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begin:
+    """The target revision is on its way now."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mint:
+    """Store a new instance of this revision, then start it."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Ask the node (again) for an instance that is stored but unknown to it."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retire:
+    """Take an instance out of the routes for good; it is stopped a moment later."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    instance_id: str
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forget:
+    """The node no longer knows a retired instance: drop its record."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activate:
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fail:
+    """The target revision did not make it; `back_to` is the revision that is wanted again."""
+
+    revision: int
+    back_to: int | None
+    instance_id: str | None
+    problem: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remove:
+    """Nothing is left of a deleted deployment."""
+
+
+Action = Begin | Mint | Start | Retire | Stop | Forget | Activate | Fail | Remove
+
+
+def plan(wanted: Wanted, seen: Sequence[Seen]) -> list[Action]:
+    """The next actions, in order. Applying them and planning again ends in no actions."""
+    actions = [action for one in seen if one.target is Target.STOPPED for action in _plan_retired(wanted, one)]
+    if wanted.target is Target.STOPPED:
+        actions += [Retire(instance_id=one.id) for one in seen if one.target is Target.RUNNING]
+        return actions or ([] if seen else [Remove()])
+    if wanted.revision is None:
+        return actions + [Retire(instance_id=one.id) for one in seen if one.target is Target.RUNNING]
+    if (failure := _find_failure(wanted, seen)) is not None:
+        return [*actions, failure]
+    actions += [Start(instance_id=one.id) for one in seen if one.target is Target.RUNNING and one.phase is None]
+    if wanted.phase is RevisionPhase.PENDING:
+        actions.append(Begin(revision=wanted.revision))
+    return actions + _plan_replicas(wanted, wanted.revision, seen)
+
+
+def _plan_retired(wanted: Wanted, one: Seen) -> list[Action]:
+    if one.phase is None or one.phase in _GONE:
+        return [Forget(instance_id=one.id)]
+    if one.phase is InstancePhase.STOPPING or one.unrouted_for_s < UNROUTED_S:
+        return []
+    longest = STOP_ON_DELETE_S if wanted.target is Target.STOPPED else wanted.grace_s.get(one.revision, STOP_ON_DELETE_S)
+    return [Stop(instance_id=one.id, grace_s=longest)]
+
+
+def _find_failure(wanted: Wanted, seen: Sequence[Seen]) -> Fail | None:
+    if wanted.revision is None or wanted.phase not in (RevisionPhase.PENDING, RevisionPhase.ROLLING):
+        return None
+    back_to = wanted.active if wanted.active != wanted.revision else None
+    for one in seen:
+        if one.revision == wanted.revision and one.target is Target.RUNNING and one.phase is InstancePhase.FAILED:
+            problem = one.problem or {"code": "instance.failed", "kind": "agent_failed", "detail": "an instance failed"}
+            return Fail(revision=wanted.revision, back_to=back_to, instance_id=one.id, problem=problem)
+    if wanted.rolling_for_s > LONGEST_ROLLOUT_S:
+        return Fail(revision=wanted.revision, back_to=back_to, instance_id=None, problem=_TOO_SLOW)
+    return None
+
+
+_TOO_SLOW: Mapping[str, Any] = {
+    "code": "rollout.timeout",
+    "kind": "agent_failed",
+    "phase": "start",
+    "detail": f"the revision was not ready within {LONGEST_ROLLOUT_S / 60:.0f} minutes",
+    "next_step": "see what its instances say: nexus ai agent logs",
+}
+
+
+def _plan_replicas(wanted: Wanted, revision: int, seen: Sequence[Seen]) -> list[Action]:
+    fresh = [one for one in seen if one.revision == revision and one.target is Target.RUNNING]
+    old = [one for one in seen if one.revision != revision and one.target is Target.RUNNING]
+    live, ready = [one for one in fresh if one.is_live], [one for one in fresh if one.is_ready]
+    failed = [one for one in fresh if not one.is_live]
+    actions: list[Action] = [Retire(instance_id=one.id) for one in failed if one.failed_for_s >= RETRY_FAILED_S]
+    waiting = len(failed) - len(actions)
+    room = wanted.replicas + SURGE - sum(one.is_live for one in old) - len(live)
+    missing = wanted.replicas - len(live) - waiting
+    actions += [Mint(revision=revision) for _ in range(min(missing, room) if old else missing)]
+    actions += [Retire(instance_id=one.id) for one in _superfluous(live, len(live) - wanted.replicas)]
+    if len(ready) >= wanted.replicas:
+        actions += [Retire(instance_id=one.id) for one in old]
+        if wanted.phase in (RevisionPhase.PENDING, RevisionPhase.ROLLING):
+            actions.append(Activate(revision=revision))
+        return actions
+    ready_old = [one for one in old if one.is_ready]
+    hopeless = [one for one in old if not one.is_ready and (ready or ready_old or one.revision != wanted.active)]
+    spare = _superfluous(ready_old, len(ready_old) + len(ready) - wanted.replicas)
+    return actions + [Retire(instance_id=one.id) for one in (*hopeless, *spare)]
+
+
+def _superfluous(live: Sequence[Seen], count: int) -> list[Seen]:
+    """Those to let go first: not ready, then least busy, then youngest (ids grow with time)."""
+    by_age = sorted(live, key=lambda one: one.id, reverse=True)
+    ranked = sorted(by_age, key=lambda one: (one.is_ready, one.active_runs))
+    return ranked[: max(0, count)]

@@ -1,0 +1,156 @@
+"""From a version's config, an environment and what the caller asked for, to settings, bounds and a number of replicas. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nexus.core import environments, errors
+from nexus.core.deployments import Scaling, Settings, Version
+from nexus.core.instances import HealthCheck
+from nexus.hosting import autoscale
+from nexus.kit import quantity
+from nexus.wire import project
+
+MOST_REPLICAS = 100
+LEAST_MEMORY = 16 * 1024**2
+BALANCERS = ("round-robin", "least-connections", "sticky", "health-based")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a caller said beside the config. None: nothing."""
+
+    replicas: int | None = None
+    cpu: str | None = None
+    memory: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plan_scaling(config: project.ProjectConfig, environment: str) -> Scaling:
+    """The environment's bounds, replaced where the config names its own, and the metrics that move the number."""
+    bounds = environments.default_bounds(environment)
+    replicas, scaling = config.hosting.replicas, config.scaling
+    low = _first(scaling.min_replicas if scaling else None, replicas.min)
+    high = _first(scaling.max_replicas if scaling else None, replicas.max)
+    # A bound the config does not name gives way to the one it names.
+    minimum = low if low is not None else min(bounds.minimum, high) if high is not None else bounds.minimum
+    maximum = high if high is not None else max(bounds.maximum, minimum)
+    if minimum > maximum:
+        raise errors.Invalid(
+            f"the config asks for at least {minimum} and at most {maximum} replicas",
+            code="config.invalid",
+            cause="hosting.replicas and autoscaling contradict each other",
+            next_step="name the bounds in one place",
+        )
+    targets = {metric: scaling.target(metric) if scaling else None for metric in ("cpu", "memory", "queue_depth")}
+    enabled = scaling is not None and scaling.enabled
+    if enabled and not any(targets.values()):
+        targets |= {"cpu": autoscale.DEFAULT_TARGET_CPU, "memory": autoscale.DEFAULT_TARGET_MEMORY}
+    return Scaling(
+        minimum=minimum,
+        maximum=min(maximum, MOST_REPLICAS),
+        enabled=enabled,
+        target_cpu=targets["cpu"],
+        target_memory=targets["memory"],
+        target_queue_depth=targets["queue_depth"],
+    )
+
+
+def plan_replicas(scaling: Scaling, environment: str, asked: int | None, current: int | None) -> int:
+    """What was asked for, or what there is, or the least; `Invalid` (code `replicas.out_of_bounds`) outside the bounds."""
+    if asked is None:
+        return scaling.bounds.clamp(current if current is not None else scaling.minimum)
+    if scaling.minimum <= asked <= scaling.maximum:
+        return asked
+    raise errors.Invalid(
+        f"{asked} replicas are outside what {environment} allows",
+        code="replicas.out_of_bounds",
+        cause=f"this deployment may have {scaling.minimum} to {scaling.maximum} replicas",
+        next_step="choose a number within, or write hosting.replicas.min and max into config.yaml and deploy again",
+        extra={"minimum": scaling.minimum, "maximum": scaling.maximum},
+    )
+
+
+def plan_settings(version: Version, config: project.ProjectConfig, asked: Asked, *, secrets_stamp: str) -> Settings:
+    hosting, options = config.hosting, _parse_options(asked.options)
+    kept: dict[str, Any] = {"session": {"persist": hosting.session.persist, "max_lifetime_s": hosting.session.max_lifetime}}
+    if hosting.python is not None:
+        kept["python"] = hosting.python
+    return Settings(
+        entrypoint=version.entrypoint,
+        package_digest=version.digest,
+        cpu_millis=parse_cpu(asked.cpu) if asked.cpu is not None else hosting.cpu,
+        memory_bytes=parse_memory(asked.memory) if asked.memory is not None else hosting.memory,
+        env=dict(hosting.env),
+        secrets_stamp=secrets_stamp,
+        health=HealthCheck(
+            path=hosting.health.path,
+            interval_s=hosting.health.interval,
+            timeout_s=hosting.health.timeout,
+            retries=hosting.health.retries,
+        ),
+        run_timeout_s=hosting.timeout,
+        start_timeout_s=hosting.start_timeout,
+        balancer=options.pop("load_balancer", hosting.load_balancer),
+        max_concurrency=options.pop("max_concurrency", None),
+        max_queue=options.pop("max_queue", 1000),
+        wait_s=options.pop("wait_s", 30.0),
+        options=kept,
+    )
+
+
+def parse_cpu(value: str) -> int:
+    try:
+        millis = quantity.parse_cpu(value)
+    except ValueError as error:
+        raise errors.Invalid(str(error), code="quantity.invalid", next_step="write it as 500m or 2") from error
+    if not 10 <= millis <= 1_000_000:
+        raise errors.Invalid(
+            f"{value} of CPU is out of range", code="quantity.invalid", cause="it must be 10m to 1000", next_step="try 500m"
+        )
+    return millis
+
+
+def parse_memory(value: str) -> int:
+    try:
+        size = quantity.parse_bytes(value)
+    except ValueError as error:
+        raise errors.Invalid(str(error), code="quantity.invalid", next_step="write it as 512Mi or 2GB") from error
+    if not LEAST_MEMORY <= size < 2**50:
+        raise errors.Invalid(
+            f"{value} of memory is out of range", code="quantity.invalid", cause="it must be at least 16Mi", next_step="try 512Mi"
+        )
+    return size
+
+
+def _parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Only options that do something are taken, so that a misspelt one is an error and not silence."""
+    valid = {
+        "load_balancer": lambda value: value in BALANCERS,
+        "max_concurrency": lambda value: _is_count(value, 1, 1_000_000),
+        "max_queue": lambda value: _is_count(value, 0, 1_000_000),
+        "wait_s": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 600,
+    }
+    for name, value in options.items():
+        if name not in valid:
+            raise errors.Invalid(
+                f"there is no deployment option {name[:64]!r}",
+                code="options.unknown",
+                cause=f"the options are {', '.join(valid)}",
+                next_step="leave it out, or use one of them",
+            )
+        if not valid[name](value):
+            raise errors.Invalid(
+                f"{name} cannot be {str(value)[:64]!r}",
+                code="options.invalid",
+                next_step=f"one of {', '.join(BALANCERS)}" if name == "load_balancer" else "give a number within reason",
+            )
+    return dict(options)
+
+
+def _is_count(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
