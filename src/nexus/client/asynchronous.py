@@ -1,0 +1,207 @@
+"""`AsyncClient`: performs operations and reads feeds in an event loop."""
+
+import asyncio
+import functools
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+
+import httpx2
+
+from nexus.client import calls, connection, feeds, operations, transport
+from nexus.core import errors
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A host, called from an event loop. Close it with `aclose`, or use it as an async context manager.
+
+    Arguments and methods are those of `Client`; every method is awaited and every stream is an async iterator.
+    """
+
+    def __init__(
+        self, base_url: str | None = None, api_key: str | None = None, *, timeout: float = transport.DEFAULT_TIMEOUT_S
+    ) -> None:
+        self._found = connection.find(base_url, api_key, os.environ)
+        self._timeout_s = timeout
+        self._http = httpx2.AsyncClient(**transport.settings(self._found))
+        self.agents = AsyncAgents(self)
+        self.secrets = AsyncSecrets(self)
+        self.keys = AsyncKeys(self)
+        self.tenants = AsyncTenants(self)
+        self.host = AsyncHost(self)
+
+    @property
+    def base_url(self) -> str:
+        return self._found.base_url
+
+    async def perform(self, operation: calls.Operation[T]) -> T:
+        """Drive an operation to its result."""
+        try:
+            step = next(operation)
+            while True:
+                if isinstance(step, calls.Pause):
+                    await asyncio.sleep(step.seconds)
+                    step = operation.send(calls.Reply())
+                    continue
+                try:
+                    reply = await self._fetch(step)
+                except errors.NexusError as error:
+                    step = operation.throw(error)
+                else:
+                    step = operation.send(reply)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        finally:
+            operation.close()
+
+    async def _fetch(self, call: calls.Call) -> calls.Reply:
+        with transport.translated(self._found):
+            response = await self._http.send(self._http.build_request(**transport.arguments(call, self._timeout_s)))
+            return transport.reply(response, response.content)
+
+    def open(self, feed: feeds.Feed[T]) -> "AsyncStream[T]":
+        return AsyncStream(self, feed)
+
+    async def _read(self, feed: feeds.Feed[T]) -> AsyncGenerator[T, None]:
+        while True:
+            problem: errors.NexusError | None = None
+            try:
+                async with aclosing(self._chunks(feed.call())) as chunks:
+                    async for data in chunks:
+                        for item in feed.take(data):
+                            yield item
+                        if feed.finished:
+                            return
+            except errors.Unavailable as error:
+                problem = error
+            pause_s = feed.lost(problem)
+            if pause_s is None:
+                return
+            await asyncio.sleep(pause_s)
+
+    async def _chunks(self, call: calls.Call) -> AsyncGenerator[bytes, None]:
+        with transport.translated(self._found):
+            request = self._http.build_request(**transport.arguments(call, self._timeout_s))
+            response = await self._http.send(request, stream=True)
+            try:
+                if response.status_code >= 400:
+                    raise calls.error_of(transport.reply(response, await response.aread()))
+                async for data in response.aiter_bytes():
+                    yield data
+            finally:
+                await response.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+
+class AsyncStream(Generic[T]):
+    """What a stream yields, as it comes. The request is sent at the first step; `aclose` (or leaving `async with`) ends it."""
+
+    def __init__(self, client: AsyncClient, feed: feeds.Feed[T]) -> None:
+        self._items = client._read(feed)
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        return await anext(self._items)
+
+    async def aclose(self) -> None:
+        await self._items.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+
+class _Room:
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+
+def _verb(operation: Callable[P, calls.Operation[T]]) -> Callable[Concatenate[_Room, P], Coroutine[Any, Any, T]]:
+    @functools.wraps(operation)
+    async def method(room: _Room, /, *arguments: P.args, **named: P.kwargs) -> T:
+        return await room._client.perform(operation(*arguments, **named))
+
+    return method
+
+
+def _stream(operation: Callable[P, feeds.Feed[T]]) -> Callable[Concatenate[_Room, P], AsyncStream[T]]:
+    @functools.wraps(operation)
+    def method(room: _Room, /, *arguments: P.args, **named: P.kwargs) -> AsyncStream[T]:
+        return room._client.open(operation(*arguments, **named))
+
+    return method
+
+
+class AsyncAgents(_Room):
+    """Running, deploying and watching agents."""
+
+    run = _verb(operations.run)
+    stream = _stream(operations.stream)
+    submit = _verb(operations.submit)
+    status = _verb(operations.status)
+    wait = _verb(operations.wait)
+    result = _verb(operations.result)
+    cancel = _verb(operations.cancel)
+    events = _stream(operations.events)
+    tasks = _verb(operations.tasks)
+    list = _verb(operations.list_agents)
+    show = _verb(operations.show)
+    upload = _verb(operations.upload)
+    deploy = _verb(operations.deploy)
+    deployment = _verb(operations.deployment)
+    rollout = _stream(operations.rollout)
+    history = _verb(operations.history)
+    rollback = _verb(operations.rollback)
+    scale = _verb(operations.scale)
+    delete = _verb(operations.delete)
+    logs = _stream(operations.logs)
+    runs = _verb(operations.list_runs)
+
+
+class AsyncSecrets(_Room):
+    """Secrets of an agent: set and listed by name, never read back."""
+
+    list = _verb(operations.list_secrets)
+    set = _verb(operations.set_secret)
+    delete = _verb(operations.delete_secret)
+
+
+class AsyncKeys(_Room):
+    """API keys."""
+
+    create = _verb(operations.create_key)
+    list = _verb(operations.list_keys)
+    revoke = _verb(operations.revoke_key)
+
+
+class AsyncTenants(_Room):
+    """Tenants of the host (admins only)."""
+
+    create = _verb(operations.create_tenant)
+    list = _verb(operations.list_tenants)
+
+
+class AsyncHost(_Room):
+    """The host itself."""
+
+    whoami = _verb(operations.whoami)
+    status = _verb(operations.host_status)
+    metrics = _verb(operations.metrics)

@@ -1,0 +1,382 @@
+"""Every operation of the client as a generator of steps (`calls`), or as a feed. No I/O: the transports drive them.
+
+The arguments here are the arguments of `client.agents.run(…)` and so on, for the blocking and the awaiting client alike.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from nexus.client import answers, feeds
+from nexus.client.calls import Call, Operation, Pause, ask
+from nexus.core import errors, names
+from nexus.wire import headers, problem
+
+_DONE = frozenset({"completed", "failed", "cancelled"})
+_PATIENCE = 15
+
+
+def run(
+    name: str,
+    input: Any = None,
+    *,
+    context: Mapping[str, Any] | None = None,
+    session_id: str | None = None,
+    environment: str | None = None,
+    timeout: float | None = None,
+) -> Operation[answers.RunResult]:
+    """Run an agent and wait for its answer, however long it takes unless `timeout` (seconds) is given."""
+    sent = _run_headers(session_id, environment)
+    body = {"input": input, "context": dict(context or {})}
+    call = Call(method="POST", path=_agent(name, "run"), json=body, headers=sent, patient=timeout is None, timeout_s=timeout)
+    reply = yield from ask(call)
+    answer = reply.object()
+    metadata = answer.get("metadata")
+    return answers.RunResult(
+        output=answer.get("output"),
+        metadata=metadata if isinstance(metadata, dict) else {},
+        run_id=reply.headers.get(headers.RUN_ID.lower()),
+        session_id=reply.headers.get(headers.SESSION_ID.lower()),
+        version=reply.headers.get(headers.VERSION.lower()),
+    )
+
+
+def stream(
+    name: str,
+    input: Any = None,
+    *,
+    context: Mapping[str, Any] | None = None,
+    session_id: str | None = None,
+    environment: str | None = None,
+) -> feeds.Feed[answers.Chunk]:
+    """Run an agent and iterate over what it says while it says it. Closing the stream cancels the run."""
+    sent = _run_headers(session_id, environment)
+    body = {"input": input, "context": dict(context or {})}
+    return feeds.RunFeed(Call(method="POST", path=_agent(name, "stream"), json=body, headers=sent))
+
+
+def submit(
+    name: str,
+    input: Any = None,
+    *,
+    webhook: str | None = None,
+    context: Mapping[str, Any] | None = None,
+    session_id: str | None = None,
+    environment: str | None = None,
+    idempotency_key: str | None = None,
+) -> Operation[answers.Answer]:
+    """Hand over a task and return at once: `{"task_id": "task_…", "status": "pending"}`.
+
+    `webhook` receives the result. The same `idempotency_key` twice is one task.
+    """
+    sent = _run_headers(session_id, environment)
+    if idempotency_key is not None:
+        sent[headers.IDEMPOTENCY_KEY] = _header_text(idempotency_key, "idempotency key")
+    body = {"input": input, "context": dict(context or {}), "webhook": webhook, "session_id": session_id}
+    reply = yield from ask(Call(method="POST", path=_agent(name, "tasks"), json=body, headers=sent))
+    return answers.submitted(reply.object())
+
+
+def status(task_id: str) -> Operation[answers.Answer]:
+    """How far a task is: `{"status": "running", "progress": 45}`."""
+    reply = yield from ask(Call(method="GET", path=_task(task_id)))
+    return answers.task_status(reply.object())
+
+
+def wait(task_id: str, timeout: float | None = None) -> Operation[answers.Answer]:
+    """The task once it is over, however it ended. `timeout` in seconds: then `Unavailable` (code `task.not_finished`)."""
+    waited, pause, asked, failures = 0.0, 0.05, "", 0
+    while True:
+        try:
+            reply = yield from ask(Call(method="GET", path=_task(task_id)))
+        except errors.Unavailable:
+            failures += 1
+            if failures > _PATIENCE or not asked:
+                raise
+        else:
+            failures = 0
+            view = reply.object()
+            asked = str(view.get("status"))
+            if asked in _DONE:
+                return answers.task_status(view)
+        if timeout is not None and waited >= timeout:
+            raise errors.Unavailable(
+                f"task {task_id} is {asked} after {timeout:g} s",
+                code="task.not_finished",
+                next_step=f"nexus ai agent task status {task_id}",
+            )
+        pause = min(pause * 1.5, 1.0)
+        if timeout is not None:
+            pause = max(min(pause, timeout - waited), 0.001)
+        yield Pause(seconds=pause)
+        waited += pause
+
+
+def result(task_id: str, timeout: float | None = None) -> Operation[answers.RunResult]:
+    """The output of a task, waiting for it; a failed or cancelled task raises its error."""
+    finished = yield from wait(task_id, timeout)
+    if finished["status"] == "completed":
+        view = finished.view
+        return answers.RunResult(
+            output=view.get("output"), metadata=view.get("metadata") or {}, run_id=task_id, session_id=view.get("session_id")
+        )
+    told = finished.view.get("error")
+    if isinstance(told, dict) and told.get("code"):
+        raise problem.parse(told)
+    raise errors.AgentFailed(f"task {task_id} was {finished['status']}", code=f"run.{finished['status']}")
+
+
+def cancel(task_id: str) -> Operation[answers.Answer]:
+    """Stop a task. One that has not begun never will; one that runs is interrupted."""
+    reply = yield from ask(Call(method="POST", path=_task(task_id) + "/cancel"))
+    return answers.task_status(reply.object())
+
+
+def events(task_id: str, after: str | None = None) -> feeds.Feed[answers.Chunk]:
+    """A task's events from the first (or from the one after id `after`) to its last, as they happen."""
+    return feeds.TaskFeed(Call(method="GET", path=_task(task_id) + "/events"), after=after)
+
+
+def tasks(
+    agent: str | None = None, *, status: str | None = None, limit: int | None = None, environment: str | None = None
+) -> Operation[list[answers.Answer]]:
+    """Tasks, newest first."""
+    query = {"agent": agent, "status": status, "limit": limit, "environment": environment}
+    reply = yield from ask(Call(method="GET", path="/tasks", query=query))
+    return [answers.Answer(entry) for entry in reply.items()]
+
+
+def list_agents() -> Operation[list[answers.Answer]]:
+    """Every agent of the tenant with its deployments."""
+    reply = yield from ask(Call(method="GET", path="/v1/agents"))
+    return [answers.Answer(entry) for entry in reply.items()]
+
+
+def show(name: str) -> Operation[answers.Answer]:
+    reply = yield from ask(Call(method="GET", path=_v1(name)))
+    return answers.Answer(reply.object())
+
+
+def upload(name: str, package: bytes) -> Operation[answers.Answer]:
+    """Store a version (`nexus.kit.archive.pack` makes the package). The same content again is the same version."""
+    sent = {"Content-Type": "application/gzip"}
+    reply = yield from ask(Call(method="POST", path=_v1(name, "versions"), content=package, headers=sent, patient=True))
+    return answers.Answer(reply.object())
+
+
+def deploy(
+    name: str,
+    version_id: str,
+    *,
+    environment: str = "development",
+    replicas: int | None = None,
+    cpu: str | None = None,
+    memory: str | None = None,
+) -> Operation[answers.Answer]:
+    """Make a stored version the target of an environment. Answers at once; `rollout` tells how it goes."""
+    body: dict[str, Any] = {"agent": name, "version_id": version_id, "environment": environment}
+    body |= _given(replicas=replicas, cpu=cpu, memory=memory)
+    reply = yield from ask(Call(method="POST", path="/v1/deployments", json=body))
+    return answers.Answer(reply.object())
+
+
+def deployment(deployment_id: str) -> Operation[answers.Answer]:
+    reply = yield from ask(Call(method="GET", path=f"/v1/deployments/{quote(deployment_id, safe='')}"))
+    return answers.Answer(reply.object())
+
+
+def rollout(deployment_id: str) -> feeds.Feed[answers.Answer]:
+    """The steps of a deployment on its way, to the one that is `done`."""
+    return feeds.RolloutFeed(Call(method="GET", path=f"/v1/deployments/{quote(deployment_id, safe='')}/events"))
+
+
+def history(name: str, *, environment: str | None = None) -> Operation[list[answers.Answer]]:
+    reply = yield from ask(Call(method="GET", path=_v1(name, "history"), query={"environment": environment}))
+    return [answers.Answer(entry) for entry in reply.items()]
+
+
+def rollback(name: str, *, version: str | None = None, environment: str | None = None) -> Operation[answers.Answer]:
+    """Go back to the version before, or to a named one."""
+    body = _given(version=version, environment=environment)
+    reply = yield from ask(Call(method="POST", path=_v1(name, "rollback"), json=body))
+    return answers.Answer(reply.object())
+
+
+def scale(
+    name: str,
+    *,
+    replicas: int | None = None,
+    autoscale: bool | None = None,
+    environment: str | None = None,
+    min_replicas: int | None = None,
+    max_replicas: int | None = None,
+    target_cpu: int | None = None,
+    target_memory: int | None = None,
+    cpu: str | None = None,
+    memory: str | None = None,
+) -> Operation[answers.Answer]:
+    """Change how many instances there are, how large, and whether that follows the load."""
+    body = _given(
+        replicas=replicas,
+        autoscale=autoscale,
+        environment=environment,
+        min_replicas=min_replicas,
+        max_replicas=max_replicas,
+        target_cpu=target_cpu,
+        target_memory=target_memory,
+        cpu=cpu,
+        memory=memory,
+    )
+    reply = yield from ask(Call(method="POST", path=_v1(name, "scale"), json=body))
+    return answers.Answer(reply.object())
+
+
+def delete(name: str, *, environment: str | None = None) -> Operation[None]:
+    """Remove an agent, or only its deployment in one environment. Runs in hand are finished."""
+    yield from ask(Call(method="DELETE", path=_v1(name), query={"environment": environment}))
+
+
+def logs(
+    name: str,
+    *,
+    follow: bool = False,
+    level: str | None = None,
+    since: float | str | None = None,
+    run: str | None = None,
+    session: str | None = None,
+    limit: int | None = None,
+    environment: str | None = None,
+) -> feeds.Feed[answers.Answer]:
+    """Log lines, oldest first. `since` is in seconds since the epoch; with `follow` the stream goes on until it is closed."""
+    query: dict[str, str | int | None] = {
+        "follow": "true" if follow else None,
+        "level": level,
+        "since": None if since is None else str(since),
+        "run": run,
+        "session": session,
+        "limit": limit,
+        "environment": environment,
+    }
+    return feeds.LineFeed(Call(method="GET", path=_v1(name, "logs"), query=query))
+
+
+def list_runs(agent: str | None = None, *, limit: int | None = None) -> Operation[list[answers.Answer]]:
+    """Finished runs, newest first."""
+    reply = yield from ask(Call(method="GET", path="/v1/runs", query={"agent": agent, "limit": limit}))
+    return [answers.Answer(entry) for entry in reply.items()]
+
+
+def list_secrets(agent: str) -> Operation[list[answers.Answer]]:
+    """Names and fingerprints; never a value."""
+    reply = yield from ask(Call(method="GET", path=_v1(agent, "secrets")))
+    return [answers.Answer(entry) for entry in reply.items()]
+
+
+def set_secret(agent: str, key: str, value: str) -> Operation[answers.Answer]:
+    reply = yield from ask(Call(method="PUT", path=_v1(agent, "secrets", key), json={"value": value}))
+    return answers.Answer(reply.object()) if reply.body.strip() else answers.Answer({"name": key})
+
+
+def delete_secret(agent: str, key: str) -> Operation[None]:
+    yield from ask(Call(method="DELETE", path=_v1(agent, "secrets", key)))
+
+
+def create_key(
+    name: str = "",
+    *,
+    roles: list[str] | None = None,
+    tenant: str | None = None,
+    environment: str | None = None,
+    agents: list[str] | None = None,
+    expires_in_s: float | None = None,
+    requests_per_minute: int | None = None,
+) -> Operation[answers.Answer]:
+    """A new API key; its `key` is told this once."""
+    body = {"name": name} | _given(
+        roles=roles,
+        tenant=tenant,
+        environment=environment,
+        agents=agents,
+        expires_in_s=expires_in_s,
+        requests_per_minute=requests_per_minute,
+    )
+    reply = yield from ask(Call(method="POST", path="/v1/keys", json=body))
+    return answers.Answer(reply.object())
+
+
+def list_keys() -> Operation[list[answers.Answer]]:
+    reply = yield from ask(Call(method="GET", path="/v1/keys"))
+    return [answers.Answer(entry) for entry in reply.items()]
+
+
+def revoke_key(key_id: str) -> Operation[None]:
+    yield from ask(Call(method="DELETE", path=f"/v1/keys/{quote(key_id, safe='')}"))
+
+
+def create_tenant(name: str) -> Operation[answers.Answer]:
+    reply = yield from ask(Call(method="POST", path="/v1/tenants", json={"name": names.parse_label(name, "tenant name")}))
+    return answers.Answer(reply.object())
+
+
+def list_tenants() -> Operation[list[answers.Answer]]:
+    reply = yield from ask(Call(method="GET", path="/v1/tenants"))
+    return [answers.Answer(entry) for entry in reply.items()]
+
+
+def whoami() -> Operation[answers.Answer]:
+    """The principal the key stands for."""
+    reply = yield from ask(Call(method="GET", path="/v1/whoami"))
+    return answers.Answer(reply.object())
+
+
+def host_status() -> Operation[answers.Answer]:
+    reply = yield from ask(Call(method="GET", path="/v1/status"))
+    return answers.Answer(reply.object())
+
+
+def metrics() -> Operation[str]:
+    """The metrics in Prometheus' text format."""
+    reply = yield from ask(Call(method="GET", path="/metrics"))
+    return reply.body.decode("utf-8", "replace")
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _agent(name: str, verb: str) -> str:
+    return f"/agents/{names.parse_label(name)}/{verb}"
+
+
+def _v1(name: str, *rest: str) -> str:
+    return "/".join(("/v1/agents", names.parse_label(name), *(quote(part, safe="") for part in rest)))
+
+
+def _task(task_id: str) -> str:
+    if not task_id or task_id in (".", ".."):
+        raise errors.Invalid(f"{task_id!r} is not a task id", code="task.invalid_id", next_step="nexus ai agent task list")
+    return f"/tasks/{quote(task_id, safe='')}"
+
+
+def _run_headers(session_id: str | None, environment: str | None) -> dict[str, str]:
+    sent: dict[str, str] = {}
+    if session_id is not None:
+        if not names.is_session_id(session_id):
+            raise errors.Invalid(
+                f"{session_id[:80]!r} is not a session id",
+                code="session.invalid_id",
+                cause="a session id is 1 to 256 of A-Z, a-z, 0-9 and . _ : @ -",
+                next_step="choose such an id",
+            )
+        sent[headers.SESSION_ID] = session_id
+    if environment is not None:
+        sent[headers.ENVIRONMENT] = names.parse_label(environment, "environment")
+    return sent
+
+
+def _header_text(value: str, what: str) -> str:
+    if not (value.isascii() and value.isprintable() and 0 < len(value) <= 255):
+        raise errors.Invalid(
+            f"the {what} is not 1 to 255 printable ASCII characters", code="request.invalid", next_step="choose another"
+        )
+    return value
