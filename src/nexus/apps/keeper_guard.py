@@ -12,6 +12,7 @@ from nexus.kit.home import Home
 
 _LOG = logging.getLogger(__name__)
 _PAUSE_S = 1.0
+KEEPER = (sys.executable, "-P", "-m", "nexus.apps.keeper")
 
 
 async def watch(home: Home, *, environ: Mapping[str, str] | None = None) -> None:
@@ -34,7 +35,7 @@ async def watch(home: Home, *, environ: Mapping[str, str] | None = None) -> None
 def start_keeper(home: Home, environ: dict[str, str]) -> None:
     """A keeper of its own session that adopts the processes of this home; returns once it has left us."""
     subprocess.run(
-        [sys.executable, "-P", "-m", "nexus.apps.keeper", "--detached", "--adopt"],
+        [*KEEPER, "--detached", "--adopt"],
         env={**environ, "NEXUS_HOME": str(home.root)},
         cwd=home.root,
         stdin=subprocess.DEVNULL,

@@ -23,7 +23,7 @@ from nexus.stores import embedded_binaries, embedded_leftovers
 
 USER = DATABASE = "nexus"
 _SYSTEM_USER = "nexus-postgres"
-_OUTSIDE = Path("/var/lib/nexus")
+OUTSIDE = Path("/var/lib/nexus")
 _LONGEST_SOCKET = 107 - len("/.s.PGSQL.5432.lock")
 _SETTINGS = """\
 # Written at every start by the host. Put settings of your own into tuned.conf beside this file.
@@ -101,7 +101,7 @@ def locate(home: Home) -> Place:
         identity = secrets.token_hex(8)
         record = {
             "id": identity,
-            "outside": str(_OUTSIDE / identity) if outside else "",
+            "outside": str(OUTSIDE / identity) if outside else "",
             "password": secrets.token_urlsafe(32).replace("-", "a").replace("_", "b"),
         }
         record = _write_record(home, record)
@@ -114,16 +114,21 @@ def locate(home: Home) -> Place:
     )
 
 
+def is_located(home: Home) -> bool:
+    """Whether this home's place was decided already; asking decides nothing."""
+    return (home.root / "postgres.json").exists()
+
+
 def prepare(home: Home) -> Launch:
     """Bring the cluster into a state in which it can be started; blocking, half a second the first time, else milliseconds."""
     place = locate(home)
-    _claim(home, place)
+    claim(home)
     user = _system_user(place) if place.user else None
-    major = _version_of(place.data)
+    major = read_version(place.data)
     binaries = embedded_binaries.choose(embedded_binaries.find_all(), major=major)
     if user is not None:
-        _OUTSIDE.mkdir(mode=0o755, exist_ok=True)
-        binaries = embedded_binaries.make_reachable(binaries, shelf=_OUTSIDE)
+        OUTSIDE.mkdir(mode=0o755, exist_ok=True)
+        binaries = embedded_binaries.make_reachable(binaries, shelf=OUTSIDE)
     environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "TZ": "UTC"}
     _open_way(place, user)
     if major is None:
@@ -202,7 +207,8 @@ def _run(argv: list[str], text: str, user: pwd.struct_passwd | None, environment
         )
 
 
-def _version_of(data: Path) -> int | None:
+def read_version(data: Path) -> int | None:
+    """The major version that wrote these data; None when there are none. Raises Unavailable (`database.unreadable`)."""
     try:
         return int((data / "PG_VERSION").read_text().split(".")[0])
     except FileNotFoundError:
@@ -254,9 +260,9 @@ def _sockets(home: Home, base: Path, identity: str, *, root: bool) -> Path:
     return Path("/tmp") / f"nexus-pg-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"  # noqa: S108 - owner is checked
 
 
-def _claim(home: Home, place: Place) -> None:
-    """A copied home must not start a second server on the data that the first one keeps outside."""
-    base = place.data.parent
+def claim(home: Home) -> None:
+    """A copied home must not start a second server on the data that the first one keeps outside (`database.shared`)."""
+    base = locate(home).data.parent
     if base == home.root:
         return
     base.mkdir(mode=0o711, parents=True, exist_ok=True)

@@ -1,0 +1,134 @@
+"""The layers of isolation that this kernel offers, found by asking it rather than by its version. Called by the doctor."""
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
+_LANDLOCK_VERSION = 1
+_CLONE_NEWUSER, _CLONE_NEWNS, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x00020000, 0x20000000, 0x40000000
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """One layer. `needed`: the host cannot run without it."""
+
+    name: str
+    present: bool
+    detail: str
+    mend: str = ""
+    needed: bool = False
+
+
+def read_facts() -> list[Fact]:
+    return [_pidfd(), _namespaces(), _landlock(), _seccomp(), _cgroups()]
+
+
+def read_memory() -> tuple[int, int]:
+    """Bytes in all and available."""
+    values = {}
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            values[name] = int(rest.split()[0]) * 1024
+    return values.get("MemTotal", 0), values.get("MemAvailable", 0)
+
+
+def _pidfd() -> Fact:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        return Fact(
+            name="process handles",
+            present=False,
+            needed=True,
+            detail=f"pidfd_open: {error.strerror}",
+            mend="Linux 5.3 or newer is needed, and a container must allow pidfd_open",
+        )
+    return Fact(name="process handles", present=True, detail="pidfd")
+
+
+def _namespaces() -> Fact:
+    flags = _CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWNET
+    number = _in_child(lambda: _unshare(flags))
+    if number == 0:
+        return Fact(name="namespaces", present=True, detail="user, mount, pid and network namespaces may be made")
+    return Fact(
+        name="namespaces",
+        present=False,
+        detail=f"unshare: {os.strerror(number)}",
+        mend="sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu 24.04), "
+        "user.max_user_namespaces > 0; in a container: its seccomp profile",
+    )
+
+
+def _landlock() -> Fact:
+    library = ctypes.CDLL(None, use_errno=True)
+    version = library.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_LANDLOCK_VERSION))
+    if version > 0:
+        return Fact(name="landlock", present=True, detail=f"version {version}")
+    return Fact(
+        name="landlock",
+        present=False,
+        detail=f"not offered ({os.strerror(ctypes.get_errno())})",
+        mend="boot with lsm=landlock,... (Linux 5.13 or newer)",
+    )
+
+
+def _seccomp() -> Fact:
+    actions = Path("/proc/sys/kernel/seccomp/actions_avail")
+    present = actions.exists()
+    return Fact(
+        name="seccomp",
+        present=present,
+        detail="filters" if present else "not offered",
+        mend="a kernel with CONFIG_SECCOMP_FILTER",
+    )
+
+
+def _cgroups() -> Fact:
+    if (_CGROUPS / "cgroup.controllers").exists():
+        own = _own_group_v2()
+        writable = os.access(own, os.W_OK)
+        return Fact(
+            name="cgroups",
+            present=writable,
+            detail=f"version 2 at {own}" + ("" if writable else ", not writable: memory limits are weaker"),
+            mend="run as root, or in a unit with Delegate=yes (systemd-run --user --scope -p Delegate=yes nexus up)",
+        )
+    usable = [name for name in ("memory", "cpu", "pids") if os.access(_CGROUPS / name, os.W_OK)]
+    return Fact(
+        name="cgroups",
+        present="memory" in usable,
+        detail=f"version 1: {', '.join(usable)}" if usable else "none writable: memory limits are weaker",
+        mend="run as root with /sys/fs/cgroup mounted, or use a system with cgroup version 2",
+    )
+
+
+def _own_group_v2() -> Path:
+    with contextlib.suppress(OSError, IndexError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                return _CGROUPS / line[3:].lstrip("/")
+    return _CGROUPS
+
+
+def _unshare(flags: int) -> int:
+    library = ctypes.CDLL(None, use_errno=True)
+    return 0 if library.unshare(flags) == 0 else ctypes.get_errno()
+
+
+def _in_child(ask: Callable[[], int]) -> int:
+    """Run a question that changes the asker in a child of its own; its answer is an error number below 256."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(min(255, ask()))
+        finally:
+            os._exit(255)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
