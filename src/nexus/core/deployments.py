@@ -16,10 +16,11 @@ from nexus.core.phases import RevisionPhase
 
 
 class Target(StrEnum):
-    """What is wanted of a deployment or an instance."""
+    """What is wanted of a deployment or an instance. `REMOVED`: stopped, and the agent goes with its last deployment."""
 
     RUNNING = "running"
     STOPPED = "stopped"
+    REMOVED = "removed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ class Examined:
 
     digest: str
     size_bytes: int
+    config_text: str
     config: project.ProjectConfig
     entrypoint: str
 
@@ -91,15 +92,16 @@ class PackageFolder:
 
 def _examine(draft: Path) -> Examined:
     digest = archive.digest_of(draft)
-    text = archive.read_file(draft, "config.yaml")
-    if text is None:
+    content = archive.read_file(draft, "config.yaml")
+    if content is None:
         raise errors.Invalid(
             "the package has no config.yaml",
             code="config.missing",
             next_step="write one beside the agent's code: nexus ai agent init shows how",
         )
     try:
-        config = project_file.parse_project(text.decode("utf-8"), "config.yaml")
+        text = content.decode("utf-8")
+        config = project_file.parse_project(text, "config.yaml")
     except UnicodeDecodeError as error:
         raise errors.Invalid(
             f"config.yaml is not UTF-8 (byte {error.start})", code="config.invalid", next_step="save it as UTF-8"
@@ -107,6 +109,7 @@ def _examine(draft: Path) -> Examined:
     return Examined(
         digest=digest,
         size_bytes=draft.stat().st_size,
+        config_text=text,
         config=config,
         entrypoint=_find_entrypoint(config, archive.list_files(draft)),
     )

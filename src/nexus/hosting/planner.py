@@ -1,7 +1,7 @@
 """Compare one deployment's desired state with what is, and say what to do next. Pure: ages are handed in, nothing is read.
 
 A rollout starts one instance more than wanted, routes it when ready, takes an old one out of the routes, lets it drain, stops it.
-A revision whose instance fails for good before it is active fails, and the last active revision, which kept serving, is the target again.
+A revision whose instance fails for good before it is active fails; the last active one, which kept serving, is wanted again.
 
     pending ──► rolling ──► active ──► superseded
        └───────────┴──► failed, superseded
@@ -126,7 +126,7 @@ Action = Begin | Mint | Start | Retire | Stop | Forget | Activate | Fail | Remov
 def plan(wanted: Wanted, seen: Sequence[Seen]) -> list[Action]:
     """The next actions, in order. Applying them and planning again ends in no actions."""
     actions = [action for one in seen if one.target is Target.STOPPED for action in _plan_retired(wanted, one)]
-    if wanted.target is Target.STOPPED:
+    if wanted.target is not Target.RUNNING:
         actions += [Retire(instance_id=one.id) for one in seen if one.target is Target.RUNNING]
         return actions or ([] if seen else [Remove()])
     if wanted.revision is None:
@@ -144,7 +144,7 @@ def _plan_retired(wanted: Wanted, one: Seen) -> list[Action]:
         return [Forget(instance_id=one.id)]
     if one.phase is InstancePhase.STOPPING or one.unrouted_for_s < UNROUTED_S:
         return []
-    longest = STOP_ON_DELETE_S if wanted.target is Target.STOPPED else wanted.grace_s.get(one.revision, STOP_ON_DELETE_S)
+    longest = STOP_ON_DELETE_S if wanted.target is not Target.RUNNING else wanted.grace_s.get(one.revision, STOP_ON_DELETE_S)
     return [Stop(instance_id=one.id, grace_s=longest)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import psycopg
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from nexus.core import errors
@@ -21,7 +22,7 @@ def create_engine(url: str, *, pool_size: int = 10, max_overflow: int = 10) -> A
     async def connect() -> psycopg.AsyncConnection:
         return await psycopg.AsyncConnection.connect(url, connect_timeout=CONNECT_TIMEOUT_S, application_name="nexus")
 
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+psycopg://",
         async_creator=connect,
         pool_size=pool_size,
@@ -30,6 +31,28 @@ def create_engine(url: str, *, pool_size: int = 10, max_overflow: int = 10) -> A
         pool_pre_ping=True,
         pool_recycle=1800,
     )
+    sa.event.listen(engine.sync_engine, "handle_error", _translate)
+    return engine
+
+
+def _translate(context: sa.engine.ExceptionContext) -> None:
+    """Errors of the database that are not ours become ours, for every store on this engine; the driver's is chained."""
+    original = context.original_exception
+    if context.is_disconnect or isinstance(original, psycopg.OperationalError | psycopg.InterfaceError):
+        context.chained_exception = errors.Unavailable(
+            "the database does not answer at the moment",
+            code="database.unreachable",
+            cause=type(original).__name__,
+            next_step="try again in a moment; if it lasts: nexus doctor",
+            retry_after_s=1.0,
+        )
+    elif isinstance(original, psycopg.DataError):
+        context.chained_exception = errors.Invalid(
+            "a value in this request cannot be stored",
+            code="request.invalid",
+            cause=_first_line(original),
+            next_step="leave out NUL and other impossible characters and numbers",
+        )
 
 
 @asynccontextmanager

@@ -1,0 +1,226 @@
+"""Do what the planner said: store first, then ask the driver. Every action is idempotent and looks again under the lock, so a
+plan made from an old picture does no harm."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nexus.core import deployments, errors, ids, instances
+from nexus.core.deployments import Deployment, Instance, Revision, Target
+from nexus.core.phases import RevisionPhase
+from nexus.hosting import changes, planner
+from nexus.kit import clock
+from nexus.ports import driver, hosting_store
+
+_LOG = logging.getLogger(__name__)
+_LOG_LINES = 20
+SecretValues = Callable[[str, str], Awaitable[Mapping[str, str]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Of an instance: the token itself and the form that is stored."""
+
+    derive: Callable[[str], str]
+    hash: Callable[[str], str]
+
+
+class Executor:
+    def __init__(
+        self,
+        *,
+        store: hosting_store.HostingStore,
+        driver: driver.Driver,
+        secret_values: SecretValues,
+        tokens: Tokens,
+        door_of: Callable[[str], str],
+        forget_agent: Callable[[str, str], Awaitable[None]],
+        clock: clock.Clock,
+    ) -> None:
+        self._store = store
+        self._driver = driver
+        self._secret_values = secret_values
+        self._tokens = tokens
+        self._door_of = door_of
+        self._forget_agent = forget_agent
+        self._clock = clock
+
+    async def apply(self, deployment: Deployment, action: planner.Action, revisions: Mapping[int, Revision]) -> None:
+        """Perform one action of a plan for this deployment."""
+        match action:
+            case planner.Begin():
+                await self._begin(deployment, action.revision)
+            case planner.Mint():
+                await self._mint(deployment, action.revision)
+            case planner.Start():
+                await self._start_again(deployment, action.instance_id, revisions)
+            case planner.Retire():
+                await self._retire(deployment, action.instance_id)
+            case planner.Stop():
+                await self._driver.stop(action.instance_id, grace_s=action.grace_s)
+            case planner.Forget():
+                await self._forget(deployment, action.instance_id)
+            case planner.Activate():
+                await self._activate(deployment, action.revision)
+            case planner.Fail():
+                await self._fail(deployment, action)
+            case planner.Remove():
+                await self._remove(deployment)
+
+    async def note(self, deployment: Deployment, revision: int, status: instances.InstanceStatus) -> None:
+        """Write an instance's step into the rollout's events, and remember when it was ready first."""
+        async with self._change(deployment) as change:
+            if change.deployment is None:
+                return
+            event = {
+                "phase": status.phase.value,
+                "message": f"instance {status.phase.value}",
+                "instance_id": status.id,
+                "step": status.step,
+                "detail": status.detail,
+                "done": False,
+            }
+            await change.add_event(revision, self._clock.time(), event)
+
+    async def rescale(self, deployment: Deployment, replicas: int) -> None:
+        """The autoscaler's wish becomes desired state, unless a person changed the deployment meanwhile."""
+        async with self._change(deployment) as change:
+            now = change.deployment
+            if now is None or not now.scaling.enabled or now.replicas != deployment.replicas:
+                return
+            await change.put_deployment(replace(now, replicas=replicas, updated_at=self._clock.time()))
+        _LOG.info("%s in %s goes from %d to %d replicas", deployment.agent, deployment.environment, deployment.replicas, replicas)
+
+    def _change(self, deployment: Deployment) -> Any:
+        return self._store.change(deployment.tenant, deployment.agent, deployment.environment)
+
+    async def _begin(self, deployment: Deployment, number: int) -> None:
+        async with self._change(deployment) as change:
+            revision = await _in_hand(change, deployment, number)
+            if revision is None or revision.phase is not RevisionPhase.PENDING:
+                return
+            await change.put_revision(replace(revision, phase=RevisionPhase.ROLLING))
+            wanted = f"{change.deployment.replicas} instance{'s' if change.deployment.replicas != 1 else ''}"
+            event = {"phase": RevisionPhase.ROLLING.value, "message": f"starting {wanted}", "done": False}
+            await change.add_event(number, self._clock.time(), event)
+
+    async def _mint(self, deployment: Deployment, number: int) -> None:
+        async with self._change(deployment) as change:
+            now = change.deployment
+            if now is None or now.target is not Target.RUNNING or now.target_revision != number:
+                return
+            revision = next((one for one in await change.revisions() if one.number == number), None)
+            if revision is None:
+                return
+            instance_id = ids.new_id(ids.INSTANCE)
+            minted = Instance(
+                id=instance_id,
+                deployment_id=now.id,
+                tenant=now.tenant,
+                revision=number,
+                target=Target.RUNNING,
+                token_hash=self._tokens.hash(self._tokens.derive(instance_id)),
+                created_at=self._clock.time(),
+            )
+            await change.put_instance(minted)
+        await self._driver.start(await self._spec(deployment, revision, instance_id))
+
+    async def _start_again(self, deployment: Deployment, instance_id: str, revisions: Mapping[int, Revision]) -> None:
+        for one in await self._store.instances(deployment.tenant, deployment.id):
+            if one.id == instance_id and one.target is Target.RUNNING and one.revision in revisions:
+                await self._driver.start(await self._spec(deployment, revisions[one.revision], instance_id))
+
+    async def _spec(self, deployment: Deployment, revision: Revision, instance_id: str) -> instances.InstanceSpec:
+        settings = revision.settings
+        return instances.InstanceSpec(
+            id=instance_id,
+            tenant=deployment.tenant,
+            agent=deployment.agent,
+            environment=deployment.environment,
+            deployment_id=deployment.id,
+            version_id=revision.version_id,
+            version=revision.version,
+            package_digest=settings.package_digest,
+            entrypoint=settings.entrypoint,
+            token=self._tokens.derive(instance_id),
+            door=self._door_of(instance_id),
+            env=settings.env,
+            secrets=await self._secret_values(deployment.tenant, deployment.agent),
+            memory_bytes=settings.memory_bytes,
+            cpu_millis=settings.cpu_millis,
+            health=settings.health,
+            start_timeout_s=settings.start_timeout_s,
+            run_timeout_s=settings.run_timeout_s,
+            options=settings.options,
+        )
+
+    async def _retire(self, deployment: Deployment, instance_id: str) -> None:
+        async with self._change(deployment) as change:
+            for one in await change.instances():
+                if one.id == instance_id:
+                    await change.put_instance(replace(one, target=Target.STOPPED))
+
+    async def _forget(self, deployment: Deployment, instance_id: str) -> None:
+        async with self._change(deployment) as change:
+            if change.deployment is not None:
+                await change.drop_instance(instance_id)
+
+    async def _activate(self, deployment: Deployment, number: int) -> None:
+        async with self._change(deployment) as change:
+            revision = await _in_hand(change, deployment, number)
+            if revision is None:
+                return
+            now = self._clock.time()
+            for past in await change.revisions():
+                if past.phase is RevisionPhase.ACTIVE:
+                    await change.put_revision(replace(past, phase=RevisionPhase.SUPERSEDED, ended_at=now))
+            await change.put_revision(replace(revision, phase=RevisionPhase.ACTIVE))
+            await change.put_deployment(replace(change.deployment, active_revision=number, updated_at=now))
+            event = {"phase": RevisionPhase.ACTIVE.value, "message": f"version {revision.version} is active", "done": True}
+            await change.add_event(number, now, event)
+
+    async def _fail(self, deployment: Deployment, action: planner.Fail) -> None:
+        problem = dict(action.problem)
+        if action.instance_id is not None and not problem.get("log_tail"):
+            problem["log_tail"] = await self._log_tail(action.instance_id)
+        problem.setdefault("next_step", f"mend it and deploy again; its log: nexus ai agent logs {deployment.agent}")
+        async with self._change(deployment) as change:
+            revision = await _in_hand(change, deployment, action.revision)
+            if revision is None:
+                return
+            now = self._clock.time()
+            await change.put_revision(replace(revision, phase=RevisionPhase.FAILED, ended_at=now, problem=problem))
+            await change.put_deployment(replace(change.deployment, target_revision=action.back_to, updated_at=now))
+            kept = f"; revision {action.back_to} goes on serving" if action.back_to is not None else ""
+            event = {
+                "phase": RevisionPhase.FAILED.value,
+                "message": f"version {revision.version} did not start{kept}",
+                "instance_id": action.instance_id,
+                "done": True,
+                "problem": problem,
+            }
+            await change.add_event(action.revision, now, event)
+
+    async def _log_tail(self, instance_id: str) -> list[str]:
+        try:
+            return list(await self._driver.log_tail(instance_id, lines=_LOG_LINES))
+        except errors.NexusError:
+            return []
+
+    async def _remove(self, deployment: Deployment) -> None:
+        async with self._change(deployment) as change:
+            now = change.deployment
+            if now is None or now.target is Target.RUNNING or await change.instances():
+                return
+            await change.drop_deployment()
+        if now.target is Target.REMOVED:
+            await self._forget_agent(deployment.tenant, deployment.agent)
+
+
+async def _in_hand(change: hosting_store.Change, deployment: Deployment, number: int) -> deployments.Revision | None:
+    """The target revision, if it is still this one and still on its way."""
+    now = change.deployment
+    if now is None or now.id != deployment.id or now.target_revision != number:
+        return None
+    return next((one for one in await change.revisions() if one.number == number and one.phase in changes.IN_HAND), None)
