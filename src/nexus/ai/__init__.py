@@ -1,0 +1,1 @@
+"""What authors import. Standard library and the rows below only, so it loads fast next to any framework."""

@@ -1,0 +1,6 @@
+"""`from nexus.ai.agents import Agent`: subclass it, write `process`, and the host does the rest."""
+
+from nexus.ai.agents.agent import Agent
+from nexus.ai.agents.llm import Llm, Reply
+
+__all__ = ["Agent", "Llm", "Reply"]
