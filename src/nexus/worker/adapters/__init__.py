@@ -1,0 +1,32 @@
+"""One small module for each kind of entry point. `choose` looks at type names and imports no framework.
+
+To add a framework: write a module with `matches(names)` and `adapt(target, names)`, and list it in `_TABLE`.
+"""
+
+from types import ModuleType
+
+from nexus.core import errors
+from nexus.worker.adapters import agent, functions, langgraph
+from nexus.worker.adapters.contract import Adapter, type_names
+
+_TABLE: tuple[ModuleType, ...] = (agent, langgraph, functions)
+ACCEPTED = "an Agent subclass or object, a function or generator (sync or async), or a compiled LangGraph graph"
+
+__all__ = ["ACCEPTED", "Adapter", "choose"]
+
+
+def choose(target: object) -> Adapter:
+    """The adapter for an entry object. Raises `AgentFailed` (code `entrypoint.not_an_agent`) naming what is accepted."""
+    names = type_names(target)
+    for module in _TABLE:
+        if module.matches(target, names):
+            adapter: Adapter = module.adapt(target)
+            return adapter
+    hint = " (an uncompiled graph: call .compile() on it)" if any(name.endswith(".StateGraph") for name in names) else ""
+    raise errors.AgentFailed(
+        f"the entry point is a {type(target).__name__}, which cannot be run{hint}",
+        code="entrypoint.not_an_agent",
+        phase="import",
+        cause=f"its type is {names[0] if names else type(target)!r}",
+        next_step=f"point entrypoint at {ACCEPTED}",
+    )

@@ -1,0 +1,170 @@
+"""Compiled LangGraph graphs (`langgraph.pregel.Pregel`), seen by type name.
+
+Text becomes the first user message of graphs with a `messages` state; a dict is the graph's input as it is. The output is
+the last message's text, or the final state. Message chunks stream as `message.delta`, node updates as `step`.
+Source: https://docs.langchain.com/oss/python/langgraph/streaming (stream modes "messages", "updates", "values").
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nexus.core import errors
+from nexus.wire import runs as wire
+from nexus.worker import outputs, runs
+
+_PREGEL = ("langgraph.pregel.Pregel", "langgraph.pregel.main.Pregel")
+_MODES = ["messages", "updates", "values"]
+
+
+def matches(target: object, names: tuple[str, ...]) -> bool:
+    return not isinstance(target, type) and any(name in _PREGEL for name in names)
+
+
+def adapt(target: Any) -> "GraphAdapter":
+    return GraphAdapter(target)
+
+
+class GraphAdapter:
+    """The session is the graph's thread when it has a checkpointer of its own."""
+
+    name = "langgraph"
+    uses_state = False
+
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+        self._remembers = getattr(graph, "checkpointer", None) not in (None, False)
+        self._channels = _channels(graph)
+
+    async def run(self, run: runs.Run) -> Any:
+        given = self._input(run.call.input)
+        config = self._config(run)
+        state: Any = None
+        seen: set[str] = set()
+        async for mode, value in self._graph.astream(given, config, stream_mode=_MODES):
+            if mode == "values":
+                state = value
+            elif mode == "updates":
+                self._step(run, value, seen)
+            else:
+                _delta(run, value, seen)
+            await run.room()
+        return _output(state)
+
+    def _input(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if "messages" in self._channels or not self._channels:
+            return {"messages": [("user", value)]}
+        if len(self._channels) == 1:
+            return {self._channels[0]: value}
+        raise errors.Invalid(
+            "this graph needs an object as input",
+            code="input.not_an_object",
+            phase="run",
+            cause=f"its state has the fields {', '.join(self._channels)} and no messages",
+            next_step='send {"input": {"' + self._channels[0] + '": ...}}',
+        )
+
+    def _config(self, run: runs.Run) -> dict[str, Any]:
+        config: dict[str, Any] = {
+            "metadata": {"run_id": run.run_id, "session_id": run.session_id},
+            "run_name": getattr(self._graph, "name", None) or "graph",
+        }
+        configurable = dict(run.context)
+        if self._remembers:
+            configurable["thread_id"] = run.session_id
+        if configurable:
+            config["configurable"] = configurable
+        return config
+
+    def _step(self, run: runs.Run, update: Any, seen: set[str]) -> None:
+        if not isinstance(update, Mapping):
+            return
+        for node, change in update.items():
+            for message in _messages(change):
+                _tool_events(run, message, seen)
+                _count(run, message)
+            if run.streaming:
+                run.emit(wire.STEP, {"name": str(node), "data": _shown(change)})
+
+
+def _channels(graph: Any) -> list[str]:
+    """The input fields of the graph, in order; empty when they cannot be told."""
+    channels = getattr(graph, "input_channels", None)
+    if isinstance(channels, str):
+        fields = getattr(getattr(graph, "builder", None), "input_schema", None) or getattr(graph, "input_schema", None)
+        hints = getattr(fields, "__annotations__", None) or getattr(fields, "model_fields", None) or {}
+        return [str(name) for name in hints]
+    return [str(name) for name in channels or ()]
+
+
+def _delta(run: runs.Run, value: Any, seen: set[str]) -> None:
+    """A chunk of an AI message, once: a whole message that was streamed before comes again as an update, not here."""
+    message = value[0] if isinstance(value, tuple) and value else value
+    if getattr(message, "type", None) not in ("ai", "AIMessageChunk"):
+        return
+    text = _text(getattr(message, "content", ""))
+    if text:
+        run.emit(wire.MESSAGE_DELTA, {"text": text})
+
+
+def _tool_events(run: runs.Run, message: Any, seen: set[str]) -> None:
+    for call in getattr(message, "tool_calls", None) or ():
+        key = f"call:{call.get('id')}"
+        if key not in seen:
+            seen.add(key)
+            run.emit(wire.TOOL_CALL, {"id": call.get("id"), "name": call.get("name"), "arguments": call.get("args")})
+    if getattr(message, "type", None) == "tool":
+        key = f"result:{getattr(message, 'tool_call_id', None)}"
+        if key not in seen:
+            seen.add(key)
+            run.emit(
+                wire.TOOL_RESULT,
+                {"id": getattr(message, "tool_call_id", None), "name": getattr(message, "name", None), "output": message.content},
+            )
+
+
+def _count(run: runs.Run, message: Any) -> None:
+    usage = getattr(message, "usage_metadata", None)
+    if isinstance(usage, Mapping):
+        run.add_usage(input_tokens=int(usage.get("input_tokens") or 0), output_tokens=int(usage.get("output_tokens") or 0))
+
+
+def _messages(change: Any) -> Iterator[Any]:
+    """Messages anywhere in the first level of a node's update."""
+    values = change.values() if isinstance(change, Mapping) else ()
+    for value in values:
+        for entry in value if isinstance(value, list | tuple) else (value,):
+            if hasattr(entry, "type") and hasattr(entry, "content"):
+                yield entry
+
+
+def _shown(change: Any) -> Any:
+    """A node's update as JSON; what has no JSON form is named by its type instead of failing the run."""
+    try:
+        return outputs.plain(change)
+    except errors.AgentFailed:
+        if isinstance(change, Mapping):
+            return {str(name): _shown(value) for name, value in change.items()}
+        return f"<{type(change).__name__}>"
+
+
+def _output(state: Any) -> Any:
+    messages = state.get("messages") if isinstance(state, Mapping) else None
+    if isinstance(messages, list | tuple) and messages:
+        content = getattr(messages[-1], "content", messages[-1])
+        return _text(content) or content
+    return _shown(state)
+
+
+def _text(content: Any) -> str:
+    """Text of a message's content, which may be text or a list of blocks."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "".join(
+            block if isinstance(block, str) else str(block.get("text") or "")
+            for block in content
+            if isinstance(block, str) or (isinstance(block, Mapping) and block.get("type") in (None, "text"))
+        )
+    return ""

@@ -1,0 +1,100 @@
+"""The worker's own calls through the platform's door: token usage of a run, and session state."""
+
+import http.client
+import json
+import socket
+from typing import Any
+
+from nexus.core import errors
+from nexus.kit import http1
+from nexus.wire import problem
+
+_TIMEOUT_S = 10.0
+
+
+class Door:
+    """Calls on the unix socket `path` with the instance's token. Each raises `errors.Unavailable` when nobody answers."""
+
+    def __init__(self, path: str, token: str) -> None:
+        self.path, self.token = path, token
+        self.target = http1.Target(unix=path, host="door")
+
+    async def call(self, method: str, path: str, body: bytes = b"", *, content_type: str = "application/json") -> http1.Answer:
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": content_type, "Accept": "application/json"}
+        try:
+            return await http1.request(method, self.target, path, headers=headers, body=body, timeout_s=_TIMEOUT_S)
+        except (OSError, TimeoutError, http1.ProtocolError) as error:
+            raise _unreachable(error) from error
+
+    def call_blocking(self, method: str, path: str, body: bytes = b"", *, content_type: str = "application/json") -> http1.Answer:
+        """The same from a thread, or where no loop can be waited for."""
+        connection = _UnixConnection(self.path)
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": content_type, "Accept": "application/json"}
+        try:
+            connection.request(method, path, body=body, headers=headers)
+            answer = connection.getresponse()
+            return http1.Answer(answer.status, [(key.lower(), value) for key, value in answer.getheaders()], answer.read())
+        except (OSError, http.client.HTTPException) as error:
+            raise _unreachable(error) from error
+        finally:
+            connection.close()
+
+    async def usage(self, run_id: str) -> tuple[int, int]:
+        """Input and output tokens this gateway counted for the run."""
+        answer = await self.call("GET", f"/door/runs/{run_id}/usage")
+        value = _object(answer)
+        return int(value.get("input_tokens") or 0), int(value.get("output_tokens") or 0)
+
+    async def load_state(self, session_id: str) -> dict[str, Any]:
+        return _state(await self.call("GET", f"/door/sessions/{session_id}/state"))
+
+    def load_state_blocking(self, session_id: str) -> dict[str, Any]:
+        return _state(self.call_blocking("GET", f"/door/sessions/{session_id}/state"))
+
+    async def save_state(self, session_id: str, state: bytes) -> None:
+        answer = await self.call("PUT", f"/door/sessions/{session_id}/state", state)
+        if answer.status >= 300:
+            raise _refused(answer)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("door", timeout=_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_TIMEOUT_S)
+        self.sock.connect(self._path)
+
+
+def _state(answer: http1.Answer) -> dict[str, Any]:
+    return {} if answer.status == 404 else _object(answer)
+
+
+def _object(answer: http1.Answer) -> dict[str, Any]:
+    if answer.status >= 300:
+        raise _refused(answer)
+    try:
+        value = json.loads(answer.body)
+    except ValueError as error:
+        raise _unreachable(error) from error
+    if not isinstance(value, dict):
+        raise _unreachable(TypeError("the answer is not an object"))
+    return value
+
+
+def _refused(answer: http1.Answer) -> errors.NexusError:
+    try:
+        return problem.parse(json.loads(answer.body))
+    except (ValueError, AttributeError):
+        return errors.Unavailable(f"the platform's door answered {answer.status}", code="door.refused")
+
+
+def _unreachable(error: Exception) -> errors.Unavailable:
+    return errors.Unavailable(
+        "the platform's door does not answer",
+        code="door.unreachable",
+        cause=f"{type(error).__name__}: {error}",
+        next_step="nexus status shows whether the gateway runs",
+    )

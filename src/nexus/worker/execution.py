@@ -1,0 +1,176 @@
+"""Runs from beginning to end: the session's turn, a free slot, the author's code, its output, state and usage."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from nexus.core import errors
+from nexus.kit import guard
+from nexus.ports import run as ports
+from nexus.worker import adapters, bodies, faults, logs, outputs, sessions, settings
+from nexus.worker import door as doors
+from nexus.worker import runs as one_run
+
+_LOG = logging.getLogger("nexus.worker")
+_MOST_WAITING = 10_000
+
+
+class Tracer(Protocol):
+    def span(self, run: one_run.Run) -> contextlib.AbstractContextManager[None]:
+        """The run's own span, current while its author's code runs."""
+        ...
+
+
+class Counter(Protocol):
+    def model_calls(self, run_id: str) -> int:
+        """How many model calls of this run have passed since it began; asking forgets the run."""
+        ...
+
+
+class Executor:
+    """Owns every run of this process. `attribution` gives the headers a model call of a run should carry."""
+
+    def __init__(
+        self,
+        config: settings.Settings,
+        adapter: adapters.Adapter,
+        *,
+        door: doors.Door | None = None,
+        counter: Counter | None = None,
+        tracer: Tracer | None = None,
+        capture: logs.Capture | None = None,
+        attribution: Callable[[one_run.Run, str, int], dict[str, str]] | None = None,
+    ) -> None:
+        self.adapter = adapter
+        self.active: dict[str, one_run.Run] = {}
+        self.finished = 0
+        self.last_activity: float | None = None
+        self._config, self._door, self._counter = config, door, counter
+        self._tracer, self._capture, self._attribution = tracer, capture, attribution
+        self._sessions = sessions.Sessions(door)
+        self._slots = asyncio.Semaphore(config.concurrency) if config.concurrency else None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(
+        self, call: bodies.Call, *, run_id: str, session_id: str, streaming: bool, timeout_s: float, traceparent: str
+    ) -> one_run.Run:
+        """Start a run; `run.done` tells how it ended. Raises `Exhausted` when too many are waiting already."""
+        if len(self._tasks) >= _MOST_WAITING:
+            raise errors.Exhausted(
+                f"{len(self._tasks)} runs are waiting in this instance",
+                code="limit.queue_full",
+                next_step="try again later, or scale the agent out",
+                retry_after_s=1.0,
+            )
+        run = one_run.Run(
+            run_id=run_id,
+            session_id=session_id,
+            call=call,
+            streaming=streaming,
+            timeout_s=timeout_s,
+            traceparent=traceparent,
+            attribution=self._attribution,
+        )
+        self.active[run_id] = run
+        self.last_activity = time.time()
+        run.task = guard.spawn(self._perform(run), name=run_id, owner=self._tasks)
+        return run
+
+    async def drain(self, grace_s: float) -> None:
+        """Let runs finish for `grace_s`, then stop them and wait a moment for their clean-up."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=grace_s)
+        for run in list(self.active.values()):
+            run.stop("shutdown")
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=2.0)
+
+    @property
+    def busy_threads(self) -> int:
+        """Runs whose synchronous code still runs although they were stopped."""
+        return sum(1 for run in self.active.values() if run.leftover is not None)
+
+    async def _perform(self, run: one_run.Run) -> None:
+        ports.CURRENT.set(run)
+        session = run.session = self._sessions.enter(run.session_id)
+        held: list[Callable[[], object]] = [lambda: self._sessions.leave(session)]
+        try:
+            await session.turn.acquire()
+            held.append(session.turn.release)
+            if self._slots is not None:
+                await self._slots.acquire()
+                held.append(self._slots.release)
+            with self._tracer.span(run) if self._tracer is not None else contextlib.nullcontext():
+                outcome = await self._work(run, session)
+        except asyncio.CancelledError as error:
+            outcome = run.stopped_outcome() if run.stop_reason else self._failed(run, error)
+        except BaseException as error:  # noqa: BLE001 - SystemExit of an author must not end the worker
+            outcome = run.stopped_outcome() if run.stop_reason else self._failed(run, error)
+        if len(held) > 1:
+            session.forget()
+        if self._capture is not None:
+            self._capture.flush_open()
+        run.finish(outcome)
+        self._release_after(run, held)
+
+    def _release_after(self, run: one_run.Run, held: list[Callable[[], object]]) -> None:
+        """Give back turn and slot, once a thread that was left behind has ended too."""
+
+        def release(_: object = None) -> None:
+            for give_back in reversed(held):
+                give_back()
+            if self.active.get(run.run_id) is run:
+                del self.active[run.run_id]
+            self.finished += 1
+            self.last_activity = time.time()
+
+        if run.leftover is not None and not run.leftover.done():
+            _LOG.warning("run %s was stopped, but its synchronous code still runs", run.run_id)
+            run.leftover.add_done_callback(release)
+        else:
+            release()
+
+    async def _work(self, run: one_run.Run, session: sessions.Session) -> one_run.Outcome:
+        if self.adapter.uses_state:
+            await session.load()
+        value = await self.adapter.run(run)
+        output = outputs.encode(value)
+        await session.keep()
+        input_tokens, output_tokens = await self._usage(run)
+        metadata: dict[str, Any] = {
+            "tokens_used": input_tokens + output_tokens,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "run_id": run.run_id,
+            "session_id": run.session_id,
+            "version": self._config.version,
+            "duration_ms": round((time.monotonic() - run.started_s) * 1000, 3),
+        }
+        return one_run.Outcome(output=output, metadata=metadata)
+
+    async def _usage(self, run: one_run.Run) -> tuple[int, int]:
+        """What the door counted; without a door, what the model clients reported."""
+        if self._counter is None or self._door is None:
+            return run.usage
+        if not self._counter.model_calls(run.run_id):
+            return 0, 0
+        try:
+            return await self._door.usage(run.run_id)
+        except errors.NexusError as error:
+            _LOG.warning("the tokens of run %s are not known: %s", run.run_id, error.cause or error.message)
+            return run.usage
+
+    def _failed(self, run: one_run.Run, error: BaseException) -> one_run.Outcome:
+        failure = faults.run_failed(error, self._config.source)
+        token = self._config.token
+        if token and failure.cause and token in failure.cause:
+            failure.cause = failure.cause.replace(token, "***")
+        if failure.kind in ("agent_failed", "internal") or failure is not error:
+            lines = faults.short_traceback(error, self._config.source)
+            _LOG.error("run failed: %s\n%s", failure.cause or failure.message, "\n".join(lines))
+        else:
+            _LOG.error("run failed: %s (%s)", failure.message, failure.code)
+        return one_run.Outcome(error=failure)

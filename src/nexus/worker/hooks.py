@@ -1,0 +1,139 @@
+"""Says which run a model call belongs to: adds the relay's headers to requests of the common HTTP libraries.
+
+Each library is patched when the author imports it (or at once, if it is there), never imported by us. Calls to other
+addresses are left untouched.
+"""
+
+import functools
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import logging
+import sys
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from nexus.ports import run as ports
+
+_LOG = logging.getLogger("nexus.worker")
+
+
+def headers_for(url: str) -> Mapping[str, str]:
+    """What a request to this address should carry; empty outside runs and for other addresses."""
+    run = ports.CURRENT.get()
+    if run is None or not url.startswith("http://"):
+        return {}
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return run.outgoing_headers(parts.hostname or "", parts.port or 80)
+    except ValueError:
+        return {}
+
+
+def _patch_httpx(module: ModuleType) -> None:
+    for cls in (module.Client, module.AsyncClient):
+        _wrap(cls, "send", lambda request: request.headers.update(headers_for(str(request.url))))
+
+
+def _patch_requests(module: ModuleType) -> None:
+    _wrap(module.Session, "send", lambda request: request.headers.update(headers_for(str(request.url))))
+
+
+def _wrap(cls: Any, name: str, prepare: Callable[[Any], None]) -> None:
+    original = getattr(cls, name)
+
+    @functools.wraps(original)
+    def send(self: Any, request: Any, *arguments: Any, **more: Any) -> Any:
+        prepare(request)
+        return original(self, request, *arguments, **more)
+
+    setattr(cls, name, send)
+
+
+def _patch_urllib(module: ModuleType) -> None:
+    original = module.OpenerDirector.open
+
+    @functools.wraps(original)
+    def open_url(self: Any, fullurl: Any, *arguments: Any, **more: Any) -> Any:
+        url = fullurl if isinstance(fullurl, str) else fullurl.full_url
+        if added := headers_for(url):
+            data = arguments[0] if arguments else more.get("data")
+            fullurl = module.Request(url, data) if isinstance(fullurl, str) else fullurl
+            for name, value in added.items():
+                fullurl.add_unredirected_header(name, value)
+        return original(self, fullurl, *arguments, **more)
+
+    module.OpenerDirector.open = open_url
+
+
+def _patch_aiohttp(module: ModuleType) -> None:
+    original = module.ClientSession._request
+
+    @functools.wraps(original)
+    async def request(self: Any, method: str, str_or_url: Any, **more: Any) -> Any:
+        if added := headers_for(str(str_or_url)):
+            given = more.get("headers")
+            pairs = list(given.items()) if isinstance(given, Mapping) else list(given or ())
+            more["headers"] = [*pairs, *added.items()]
+        return await original(self, method, str_or_url, **more)
+
+    module.ClientSession._request = request
+
+
+_PATCHES: Mapping[str, Callable[[ModuleType], None]] = {
+    "httpx": _patch_httpx,
+    "httpx2": _patch_httpx,
+    "requests": _patch_requests,
+    "urllib.request": _patch_urllib,
+    "aiohttp": _patch_aiohttp,
+}
+
+
+def install() -> None:
+    """Patch what is imported already, and the rest as it comes. Calling it twice changes nothing."""
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    for name in _PATCHES:
+        if (module := sys.modules.get(name)) is not None:
+            _apply(name, module)
+    sys.meta_path.insert(0, _Finder())
+
+
+def _apply(name: str, module: ModuleType) -> None:
+    try:
+        _PATCHES[name](module)
+    except Exception as error:  # noqa: BLE001 - another version of the library must not break the agent
+        _LOG.warning("model calls made with %s may not be tied to their run: %s", name, error)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Lets the other finders find, and patches the module once it has been executed."""
+
+    def __init__(self) -> None:
+        self._busy: set[str] = set()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in _PATCHES or fullname in self._busy:
+            return None
+        self._busy.add(fullname)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._busy.discard(fullname)
+        if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
+            _execute_then_patch(spec.loader, fullname)
+        return spec
+
+
+def _execute_then_patch(loader: Any, name: str) -> None:
+    original = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        original(module)
+        _apply(name, module)
+
+    loader.exec_module = exec_module

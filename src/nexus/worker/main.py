@@ -1,0 +1,139 @@
+"""The worker's life: settings, log, relay, the author's code, then serving until SIGTERM. The only place that reads the
+environment. Exit codes: 0 after a stop, 70 when the agent could not be started (the status file says why)."""
+
+import asyncio
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from nexus.core import errors
+from nexus.wire import problem
+from nexus.worker import adapters, app, entry, execution, hooks, logs, relay, runs, serving, settings, status
+from nexus.worker import door as doors
+
+EXIT_FAILED = 70
+_LOG = logging.getLogger("nexus.worker")
+
+
+def main() -> None:
+    """Never returns."""
+    faulthandler.enable(file=2)
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=False)
+    try:
+        config = settings.parse_settings(os.environ)
+    except ValueError as error:
+        print(f"nexus worker: {error}", file=sys.stderr)  # noqa: T201 - the log is not there yet
+        sys.exit(EXIT_FAILED)
+    capture = logs.install(config.log_level)
+    code = Worker(config, capture).live()
+    capture.flush_open()
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    """Exit as Python does, and without ceremony when the author's threads will not end."""
+    last_resort = threading.Timer(2.0, os._exit, (code,))
+    last_resort.daemon = True
+    last_resort.start()
+    sys.exit(code)
+
+
+class Worker:
+    """One process, one agent."""
+
+    def __init__(self, config: settings.Settings, capture: logs.Capture) -> None:
+        self._config, self._capture = config, capture
+        self._door = doors.Door(config.door, config.token or "") if config.door else None
+        self._relay: relay.Relay | None = None
+        self._traces: Any = None
+        self._executor: execution.Executor | None = None
+
+    def live(self) -> int:
+        """Everything, in order; the exit code."""
+        status.write(self._config.status_file, "importing")
+        try:
+            os.chdir(self._config.source)
+            self._open_doors()
+            entry.add_to_path(self._config.source)
+            adapter = entry.load(self._config.entrypoint, self._config.source)
+            factory = serving.loop_factory(self._config)
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(self._serve(adapter))
+        except errors.NexusError as error:
+            return self._failed(error)
+        except OSError as error:
+            return self._failed(
+                errors.AgentFailed("the worker could not start", code="worker.start_failed", phase="start", cause=str(error))
+            )
+        finally:
+            if self._traces is not None:
+                self._traces.stop()
+            if self._relay is not None:
+                self._relay.stop()
+        return 0
+
+    def _failed(self, error: errors.NexusError) -> int:
+        status.write(self._config.status_file, "failed", error.message, problem=problem.render(error))
+        _LOG.critical("%s: %s", error.message, error.cause or error.code)
+        for line in error.log_tail:
+            _LOG.error("%s", line)
+        return EXIT_FAILED
+
+    def _open_doors(self) -> None:
+        """Relay, hooks and traces: before the author's code, which may build its clients while it is imported."""
+        config = self._config
+        if self._door is None or config.door is None or config.token is None:
+            return
+        own = [os.environ.get(name, "") for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY")]
+        self._relay = relay.Relay(config.door, config.token, keys=own, active_runs=self._active_runs)
+        self._relay.start()
+        relay.export(relay.environment(self._relay.port, config.token, os.environ))
+        hooks.install()
+        if config.traces:
+            try:
+                from nexus.worker import traces
+
+                self._traces = traces.Traces(config, self._door)
+            except ImportError as error:
+                _LOG.warning("traces are off: the agent's opentelemetry does not fit the host's SDK (%s)", error)
+
+    def _active_runs(self) -> list[str]:
+        return [] if self._executor is None else list(self._executor.active)
+
+    def _attribution(self, run: runs.Run, host: str, port: int) -> dict[str, str]:
+        return {} if self._relay is None else self._relay.attribution(run.run_id, host, port)
+
+    async def _serve(self, adapter: adapters.Adapter) -> None:
+        config = self._config
+        executor = self._executor = execution.Executor(
+            config,
+            adapter,
+            door=self._door,
+            counter=self._relay,
+            tracer=self._traces,
+            capture=self._capture,
+            attribution=self._attribution,
+        )
+        asgi = app.App(config, executor)
+        server = serving.build(asgi, config)
+        listener = serving.bind(config)
+        listener.listen(2048)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _stop, asgi, server)
+        status.write(config.status_file, "ready", f"listening with the {adapter.name} adapter")
+        _LOG.info("ready: %s %s (%s)", config.agent, config.version, adapter.name)
+        await server.serve(sockets=[listener])
+        await executor.drain(0.0 if server.force_exit else config.grace_s)
+
+
+def _stop(asgi: app.App, server: serving.Server) -> None:
+    """First signal: finish what runs. Second: at once."""
+    if asgi.phase == "stopping":
+        server.force_exit = True
+    asgi.phase = "stopping"
+    server.should_exit = True

@@ -1,0 +1,278 @@
+"""The relay: a thread that listens on a loopback port and forwards model calls to the platform's door.
+
+It adds the instance's token, so that no key has to be in the author's code, and says which run is calling. Only callers
+that show one of the keys given to this process are served: other agents on the machine can reach the port too.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import os
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from nexus.core import errors, names
+from nexus.kit import http1
+from nexus.wire import headers as header_names
+from nexus.wire import problem
+
+_LOG = logging.getLogger("nexus.worker")
+_HOP = frozenset(
+    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "host", "content-length"}
+)
+_OURS = frozenset(
+    {"authorization", "x-api-key", "api-key", "expect", "cookie", "nexus-relay", header_names.RUN_ID.lower(), "nexus-tenant",
+     "nexus-principal"}
+)  # fmt: skip
+_IDLE_S = 3600.0
+_HEAD_S = 3600.0
+RELAY_KEY = "Nexus-Relay"
+_MODEL_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages")
+
+
+class _Reader(asyncio.StreamReader):
+    """Tells at once when the peer leaves, also while nobody reads: `waiting` is cancelled then."""
+
+    waiting: "asyncio.Task[None] | None" = None
+
+    def feed_eof(self) -> None:
+        super().feed_eof()
+        self._leave()
+
+    def set_exception(self, exc: Exception) -> None:
+        super().set_exception(exc)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.waiting is not None:
+            self.waiting.cancel()
+
+
+class Relay:
+    """`port` is set once started. `active_runs` tells the ids of the runs in hand (called from the relay's thread)."""
+
+    def __init__(self, door: str, token: str, *, keys: Sequence[str], active_runs: Callable[[], Sequence[str]]) -> None:
+        self.port = 0
+        self._target = http1.Target(unix=door, host="door")
+        self._token = token
+        self._key = secrets.token_urlsafe(24)
+        self._keys = [token, *(key for key in keys if key)]
+        self._active = active_runs
+        self._calls: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+
+    def start(self) -> None:
+        """Listening when this returns. Raises OSError when no loopback port can be had."""
+        threading.Thread(target=self._thread, name="relay", daemon=True).start()
+        self._ready.wait(timeout=10)
+        if self._error is not None:
+            raise OSError(f"the relay did not start: {self._error}") from self._error
+
+    def stop(self) -> None:
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def attribution(self, run_id: str, host: str, port: int) -> dict[str, str]:
+        """Headers for a call to `host:port` made in a run; empty unless it is this relay."""
+        if port != self.port or host not in ("127.0.0.1", "localhost"):
+            return {}
+        return {header_names.RUN_ID: run_id, RELAY_KEY: self._key}
+
+    def model_calls(self, run_id: str) -> int:
+        with self._lock:
+            return self._calls.pop(run_id, 0)
+
+    def _thread(self) -> None:
+        loop = self._loop = asyncio.new_event_loop()
+        try:
+            server = loop.run_until_complete(loop.create_server(lambda: self._protocol(loop), "127.0.0.1", 0))
+            self.port = server.sockets[0].getsockname()[1]
+        except BaseException as error:  # noqa: BLE001 - told to whoever waits in start
+            self._error = error
+            return
+        finally:
+            self._ready.set()
+        loop.run_forever()
+
+    def _protocol(self, loop: asyncio.AbstractEventLoop) -> asyncio.StreamReaderProtocol:
+        reader = _Reader(limit=128 * 1024, loop=loop)
+        return asyncio.StreamReaderProtocol(reader, lambda _, writer: self._connected(reader, writer), loop=loop)
+
+    async def _connected(self, reader: _Reader, writer: asyncio.StreamWriter) -> None:
+        upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        try:
+            while True:
+                async with asyncio.timeout(_IDLE_S):
+                    head = await http1.read_head(reader)
+                if head is None:
+                    return
+                if (refusal := self._refusal(head)) is not None:
+                    await _refuse(writer, refusal)
+                    return
+                if upstream is not None and upstream[0].at_eof():
+                    upstream[1].close()
+                    upstream = None
+                if upstream is None:
+                    upstream = await http1.connect(self._target)
+                if not await self._exchange(head, reader, writer, upstream):
+                    return
+                reader.waiting = None
+        except asyncio.CancelledError:
+            return
+        except http1.ProtocolError as error:
+            await _refuse(writer, errors.Invalid("the relay could not read this", code="http.malformed", cause=str(error)))
+        except (OSError, TimeoutError) as error:
+            await _refuse(writer, _unreachable(error))
+        finally:
+            for side in (writer, upstream[1] if upstream is not None else None):
+                if side is not None:
+                    side.close()
+
+    async def _exchange(
+        self,
+        head: http1.Head,
+        reader: _Reader,
+        writer: asyncio.StreamWriter,
+        upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> bool:
+        """One request and its answer; whether both connections can be used again.
+
+        A client that leaves in the middle cancels this, which closes the door's side: nobody pays for an unread answer.
+        """
+        up_reader, up_writer = upstream
+        run_id = self._run_of(head)
+        up_writer.write(self._forwarded(head, run_id))
+        if (head.get("expect") or "").lower() == "100-continue":
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await _copy(reader, up_writer, head, until_close=False)
+        if reader.at_eof():
+            return False
+        reader.waiting = asyncio.current_task()
+        answer = await self._answer_head(up_reader)
+        if answer is None:
+            await _refuse(writer, _unreachable(ConnectionResetError("the door closed without an answer")))
+            return False
+        if run_id and head.line[0] == "POST" and head.line[1].partition("?")[0] in _MODEL_PATHS:
+            with self._lock:
+                self._calls[run_id] += 1
+        bodiless = head.line[0] == "HEAD" or answer.status in (204, 304)
+        framed = answer.chunked or answer.length is not None or bodiless
+        keep = framed and not _closes(head) and not _closes(answer)
+        writer.write(_answer(answer, keep=keep))
+        if bodiless:
+            await writer.drain()
+            return keep
+        await _copy(up_reader, writer, answer, until_close=True)
+        return keep
+
+    async def _answer_head(self, up_reader: asyncio.StreamReader) -> http1.Head | None:
+        async with asyncio.timeout(_HEAD_S):
+            answer = await http1.read_head(up_reader)
+            while answer is not None and 100 <= answer.status < 200:
+                answer = await http1.read_head(up_reader)
+        return answer
+
+    def _refusal(self, head: http1.Head) -> errors.NexusError | None:
+        shown = [head.get("x-api-key") or "", head.get("api-key") or "", _bearer(head), head.get("nexus-relay") or ""]
+        for key in (*self._keys, self._key):
+            if any(hmac.compare_digest(given.encode(), key.encode()) for given in shown if given):
+                return None
+        return errors.Unauthenticated(
+            "this model door belongs to another process, or the call carries no key",
+            code="relay.refused",
+            next_step="send the API key found in OPENAI_API_KEY or ANTHROPIC_API_KEY",
+        )
+
+    def _run_of(self, head: http1.Head) -> str:
+        """The run that calls: said by the hook, or the only one in hand; empty when it cannot be told."""
+        active = self._active()
+        given = head.get(header_names.RUN_ID.lower())
+        if given and given in active:
+            return given
+        return active[0] if len(active) == 1 else ""
+
+    def _forwarded(self, head: http1.Head, run_id: str) -> bytes:
+        method, path, _ = head.line
+        headers = [(name, value) for name, value in head.headers if name not in _HOP and name not in _OURS]
+        headers.append(("authorization", f"Bearer {self._token}"))
+        if run_id and names.is_session_id(run_id):
+            headers.append((header_names.RUN_ID.lower(), run_id))
+        return _render(f"{method} {path} HTTP/1.1", [("host", "door"), *headers], head)
+
+
+def environment(port: int, token: str, present: Mapping[str, str]) -> dict[str, str]:
+    """Variables that lead model clients to the relay; keys the author set are left alone."""
+    found = {"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{port}"}
+    found["OPENAI_API_BASE"] = found["OPENAI_BASE_URL"]
+    found |= {name: token for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY") if not present.get(name)}
+    bypass = present.get("NO_PROXY") or present.get("no_proxy") or ""
+    if "127.0.0.1" not in bypass and any(present.get(name) for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")):
+        found["NO_PROXY"] = found["no_proxy"] = f"{bypass},127.0.0.1,localhost".lstrip(",")
+    return found
+
+
+def export(variables: Mapping[str, str]) -> None:
+    os.environ.update(variables)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: http1.Head, *, until_close: bool) -> None:
+    chunked = head.chunked
+    async for piece in http1.read_body(reader, head, until_close=until_close):
+        writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        await writer.drain()
+    if chunked:
+        writer.write(b"0\r\n\r\n")
+    await writer.drain()
+
+
+def _bearer(head: http1.Head) -> str:
+    scheme, _, key = (head.get("authorization") or "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _closes(head: http1.Head) -> bool:
+    return "close" in (head.get("connection") or "").lower() or "HTTP/1.0" in head.line
+
+
+def _answer(answer: http1.Head, *, keep: bool) -> bytes:
+    headers = [(name, value) for name, value in answer.headers if name not in _HOP]
+    if not keep:
+        headers.append(("connection", "close"))
+    return _render(" ".join(("HTTP/1.1", *answer.line[1:])), headers, answer)
+
+
+def _render(line: str, headers: http1.Headers, framing: http1.Head) -> bytes:
+    lines = [line, *(f"{name}: {value}" for name, value in headers)]
+    if framing.chunked:
+        lines.append("transfer-encoding: chunked")
+    elif (length := framing.get("content-length")) is not None:
+        lines.append(f"content-length: {length}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+async def _refuse(writer: asyncio.StreamWriter, error: errors.NexusError) -> None:
+    """An answer that model clients understand too: a problem with OpenAI's `error` object in it."""
+    error.extra.setdefault("error", {"message": error.message, "type": error.kind, "code": error.code})
+    body = problem.encode(error)
+    status = problem.status_of(error)
+    head = f"HTTP/1.1 {status} {error.code}\r\ncontent-type: {problem.CONTENT_TYPE}\r\ncontent-length: {len(body)}\r\n"
+    with contextlib.suppress(OSError):
+        writer.write(f"{head}connection: close\r\n\r\n".encode() + body)
+        await writer.drain()
+
+
+def _unreachable(error: Exception) -> errors.Unavailable:
+    _LOG.warning("a model call did not reach the platform: %s: %s", type(error).__name__, error)
+    return errors.Unavailable(
+        "the platform's model door does not answer",
+        code="door.unreachable",
+        cause=f"{type(error).__name__}: {error}",
+        next_step="nexus status shows whether the gateway runs",
+    )

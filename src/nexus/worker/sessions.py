@@ -1,0 +1,119 @@
+"""Sessions of this process: one run at a time, in the order of arrival, and the JSON object they share (`self.state`).
+
+State is a transaction of its run: read when the run begins, written when it completed and changed it, forgotten when it
+failed. Another instance may have served the session in between, so with a door it is read anew for every run.
+"""
+
+import asyncio
+import json
+import logging
+from collections import OrderedDict
+from typing import Any
+
+from nexus.core import errors
+from nexus.worker import door as doors
+from nexus.worker import outputs
+
+_LOG = logging.getLogger("nexus.worker")
+_KEPT = 10_000
+
+
+class Session:
+    """`saved` is the state as it was last read or written, as JSON; `unsaved` when the door could not take it yet."""
+
+    __slots__ = ("_door", "id", "known", "live", "saved", "turn", "unsaved", "users")
+
+    def __init__(self, session_id: str, door: doors.Door | None) -> None:
+        self.id = session_id
+        self.turn = asyncio.Lock()
+        self.users = 0
+        self.saved = "{}"
+        self.known = door is None
+        self.unsaved = False
+        self.live: dict[str, Any] | None = None
+        self._door = door
+
+    async def load(self) -> None:
+        """Read the state for the run that begins now."""
+        if self._door is not None and not self.unsaved:
+            try:
+                self._take(await self._door.load_state(self.id))
+            except errors.NexusError as error:
+                self._fall_back(error)
+        self.live = json.loads(self.saved)
+
+    def load_blocking(self) -> dict[str, Any]:
+        """The same for code that touches `self.state` where nobody foresaw it."""
+        if self.live is None:
+            if self._door is not None and not self.unsaved:
+                try:
+                    self._take(self._door.load_state_blocking(self.id))
+                except errors.NexusError as error:
+                    self._fall_back(error)
+            self.live = json.loads(self.saved)
+        return self.live
+
+    async def keep(self) -> None:
+        """Write what a completed run changed. Raises `AgentFailed` (not JSON) or the door's refusal (too large)."""
+        live, self.live = self.live, None
+        if live is None:
+            return
+        changed = outputs.encode(live)
+        if changed == self.saved and not self.unsaved:
+            return
+        if self._door is not None:
+            try:
+                await self._door.save_state(self.id, changed.encode())
+                self.unsaved = False
+            except errors.Unavailable as error:
+                _LOG.error("session %s: its state is kept in memory until the door answers: %s", self.id, error.cause or error)
+                self.unsaved = True
+        self.saved, self.known = changed, True
+
+    def forget(self) -> None:
+        """Drop what a failed run changed."""
+        self.live = None
+
+    def _take(self, value: dict[str, Any]) -> None:
+        self.saved, self.known = outputs.encode(value), True
+
+    def _fall_back(self, error: errors.NexusError) -> None:
+        if not self.known:
+            raise errors.Unavailable(
+                f"the state of session {self.id} cannot be read",
+                code="state.unavailable",
+                phase="run",
+                cause=error.cause or error.message,
+                next_step="try again; nexus status shows whether control runs",
+            ) from error
+        _LOG.warning("session %s: going on with the state last seen here: %s", self.id, error.cause or error)
+
+
+class Sessions:
+    """The sessions in use and the most recent others; the oldest idle ones are forgotten first."""
+
+    def __init__(self, door: doors.Door | None, *, kept: int = _KEPT) -> None:
+        self._door, self._kept = door, kept
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+
+    def enter(self, session_id: str) -> Session:
+        session = self._sessions.get(session_id)
+        if session is None:
+            session = self._sessions[session_id] = Session(session_id, self._door)
+            self._shrink()
+        else:
+            self._sessions.move_to_end(session_id)
+        session.users += 1
+        return session
+
+    def leave(self, session: Session) -> None:
+        session.users -= 1
+        if not session.users and not session.known and not session.unsaved:
+            self._sessions.pop(session.id, None)
+
+    def _shrink(self) -> None:
+        excess = len(self._sessions) - self._kept
+        if excess > 0:
+            idle = (key for key, session in self._sessions.items() if not session.users and not session.unsaved)
+            for key in [key for key, _ in zip(idle, range(excess), strict=False)]:
+                del self._sessions[key]
