@@ -127,13 +127,17 @@ class Finish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """Back to the queue after `pause_s`. `began` False: the agent never saw it, so the attempt does not count."""
+    """Back to the queue after `pause_s`. `began` False: the agent never saw it, so the attempt does not count.
+
+    `note` says what the task waits for.
+    """
 
     task_id: str
     fence: int
     pause_s: float
     began: bool
     strike: bool
+    note: str | None = None
 
 
 Write = Append | Finish | Release

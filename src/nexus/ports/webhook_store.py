@@ -1,7 +1,7 @@
 """The seam between webhook delivery and where the outbox is kept. Rows are born with a task's terminal result."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from nexus.ports import task_store
@@ -28,13 +28,6 @@ class Attempted:
     retry_in_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SealedSecret:
-    """A tenant's signing secret as it is stored: sealed by the host's key."""
-
-    sealed: bytes = field(repr=False)
-
-
 class WebhookStore(Protocol):
     """Raises `Unavailable` (code `database.unavailable`) when the store cannot be asked."""
 
@@ -48,8 +41,4 @@ class WebhookStore(Protocol):
 
     async def requeue(self, tenant: str, task_id: str) -> bool:
         """Send a dead delivery again from the beginning of the schedule. False: there is no dead one."""
-        ...
-
-    async def secret(self, tenant: str, *, fresh: bytes) -> bytes:
-        """The tenant's sealed secret; `fresh` becomes it when there is none."""
         ...

@@ -42,7 +42,7 @@ _CLAIM = sa.text(
       LIMIT :limit
     )
     UPDATE tasks SET phase = 'running', owner = :owner, fence = fence + 1, attempt = attempt + 1,
-      started_at = coalesce(started_at, CAST(:now AS float8))
+      started_at = coalesce(started_at, CAST(:now AS float8)), message = CASE WHEN deferrals = 0 THEN message END
     FROM picked WHERE tasks.id = picked.id
     RETURNING tasks.id, tenant, agent, environment, principal, body, fence, attempt, strikes, deferrals, max_attempts,
       last_seq, session_id, traceparent, number
@@ -102,9 +102,10 @@ _RELEASE = sa.text(
       available_at = CASE WHEN v.pause > 0 THEN nexus_now() + v.pause END,
       attempt = t.attempt - CASE WHEN v.began THEN 0 ELSE 1 END,
       strikes = t.strikes + CASE WHEN v.strike THEN 1 ELSE 0 END,
-      deferrals = CASE WHEN v.began THEN 0 ELSE t.deferrals + 1 END
+      deferrals = CASE WHEN v.began THEN 0 ELSE t.deferrals + 1 END,
+      message = coalesce(v.note, t.message)
     FROM unnest(CAST(:ids AS text[]), CAST(:fences AS bigint[]), CAST(:pauses AS float8[]), CAST(:began AS bool[]),
-      CAST(:strikes AS bool[])) AS v(id, fence, pause, began, strike)
+      CAST(:strikes AS bool[]), CAST(:notes AS text[])) AS v(id, fence, pause, began, strike, note)
     WHERE t.id = v.id AND t.fence = v.fence AND t.phase = 'running' RETURNING t.id, t.fence, t.cancel_requested
     """
 )
@@ -210,6 +211,7 @@ async def _release(connection: AsyncConnection, entries: Sequence[task_store.Rel
             "pauses": [entry.pause_s for entry in entries],
             "began": [entry.began for entry in entries],
             "strikes": [entry.strike for entry in entries],
+            "notes": [entry.note for entry in entries],
         },
     )
     rows = result.all()

@@ -98,14 +98,6 @@ WEBHOOK_DELIVERIES = sa.Table(
     sa.Index("ix_webhook_deliveries_due", "next_at", postgresql_where=sa.text("status = 'pending'")),
 )
 
-WEBHOOK_SECRETS = sa.Table(
-    "webhook_secrets",
-    METADATA,
-    sa.Column("tenant", sa.Text, primary_key=True),
-    sa.Column("sealed", sa.LargeBinary, nullable=False),
-    sa.Column("created_at", _TIME, nullable=False),
-)
-
 RUN_RECORDS = sa.Table(
     "run_records",
     METADATA,

@@ -100,14 +100,6 @@ _STATEMENTS = (
     CREATE INDEX ix_webhook_deliveries_due ON webhook_deliveries (next_at) WHERE status = 'pending'
     """,
     """
-    CREATE TABLE webhook_secrets (
-      tenant TEXT NOT NULL,
-      sealed BYTEA NOT NULL,
-      created_at DOUBLE PRECISION NOT NULL,
-      CONSTRAINT pk_webhook_secrets PRIMARY KEY (tenant)
-    )
-    """,
-    """
     CREATE TABLE run_records (
       id TEXT NOT NULL,
       tenant TEXT NOT NULL,
@@ -175,7 +167,6 @@ _TABLES = (
     "session_states",
     "model_records",
     "run_records",
-    "webhook_secrets",
     "webhook_deliveries",
     "task_owners",
     "task_events",

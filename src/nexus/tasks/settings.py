@@ -1,0 +1,40 @@
+"""What can be set about tasks and webhooks; the composition root fills it in."""
+
+from dataclasses import dataclass
+
+from nexus.kit import backoff
+
+_RETRY = backoff.Backoff(first_s=1.0, longest_s=30.0, least_s=0.2)
+_DEFER = backoff.Backoff(first_s=0.5, longest_s=15.0, least_s=0.1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSettings:
+    """Times in seconds. `lease_s`: how long an owner may be silent; `orphan_s`: the same once its connection is gone."""
+
+    concurrency: int = 128
+    per_lane: int = 64
+    max_pending: int = 100_000
+    max_attempts: int = 3
+    most_attempts: int = 50
+    beat_s: float = 1.0
+    lease_s: float = 15.0
+    orphan_s: float = 1.0
+    poll_s: float = 1.0
+    run_timeout_s: float = 8 * 3600.0 + 300.0
+    connect_timeout_s: float = 5.0
+    max_event_bytes: int = 16 * 1024 * 1024
+    retry: backoff.Backoff = _RETRY
+    defer: backoff.Backoff = _DEFER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookSettings:
+    """`schedule_s`: the pause after each failed attempt; after the last one the delivery is dead. About four days in all."""
+
+    schedule_s: tuple[float, ...] = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 43200, 57600, 86400, 86400)
+    timeout_s: float = 15.0
+    concurrency: int = 64
+    per_host: int = 4
+    max_answer_bytes: int = 16 * 1024
+    poll_s: float = 1.0

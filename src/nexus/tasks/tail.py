@@ -1,0 +1,69 @@
+"""Live readers of task events: each sleeps until its task is named by a notification, and looks by itself now and then."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from nexus.ports import task_store
+from nexus.wire import runs
+
+_PAGE = 500
+
+
+class Wakeups:
+    """Who waits for which task. `wake("")` wakes everybody: notifications may have been missed."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+
+    def wake(self, task_id: str) -> None:
+        groups = self._waiting.values() if not task_id else [self._waiting.get(task_id, set())]
+        for group in groups:
+            for event in group:
+                event.set()
+
+    def subscribe(self, task_id: str) -> asyncio.Event:
+        event = asyncio.Event()
+        self._waiting.setdefault(task_id, set()).add(event)
+        return event
+
+    def unsubscribe(self, task_id: str, event: asyncio.Event) -> None:
+        group = self._waiting.get(task_id, set())
+        group.discard(event)
+        if not group:
+            self._waiting.pop(task_id, None)
+
+
+async def tail(
+    store: task_store.TaskStore, wakeups: Wakeups, task_id: str, *, after: int, idle_s: float = 15.0, repair_s: float = 1.0
+) -> AsyncIterator[task_store.TaskEvent | None]:
+    """Events behind `after`, in order and without gaps, as they come; ends after the terminal one. None: still waiting."""
+    woken = wakeups.subscribe(task_id)
+    quiet = 0.0
+    try:
+        while True:
+            woken.clear()
+            events = await store.events_after(task_id, after, limit=_PAGE)
+            for event in events:
+                yield event
+                after = event.seq
+                if event.name in runs.TERMINAL:
+                    return
+            if events:
+                quiet = 0.0
+                continue
+            if await _nothing_within(woken, repair_s):
+                quiet += repair_s
+            if quiet >= idle_s:
+                quiet = 0.0
+                yield None
+    finally:
+        wakeups.unsubscribe(task_id, woken)
+
+
+async def _nothing_within(woken: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await woken.wait()
+    except TimeoutError:
+        return True
+    return False
