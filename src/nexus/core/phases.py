@@ -39,14 +39,14 @@ _I, _R, _T = InstancePhase, RevisionPhase, RunPhase
 
 INSTANCE_MOVES: dict[InstancePhase, frozenset[InstancePhase]] = {
     _I.PENDING: frozenset({_I.BUILDING, _I.STARTING, _I.STOPPING, _I.FAILED}),
-    _I.BUILDING: frozenset({_I.STARTING, _I.STOPPING, _I.FAILED}),
-    _I.STARTING: frozenset({_I.READY, _I.STOPPING, _I.FAILED}),
-    _I.READY: frozenset({_I.UNHEALTHY, _I.STARTING, _I.STOPPING, _I.FAILED}),
-    _I.UNHEALTHY: frozenset({_I.READY, _I.STARTING, _I.STOPPING, _I.FAILED}),
+    _I.BUILDING: frozenset({_I.STARTING, _I.STOPPING, _I.FAILED, _I.PENDING}),
+    _I.STARTING: frozenset({_I.READY, _I.STOPPING, _I.FAILED, _I.PENDING}),
+    _I.READY: frozenset({_I.UNHEALTHY, _I.STARTING, _I.STOPPING, _I.FAILED, _I.PENDING}),
+    _I.UNHEALTHY: frozenset({_I.READY, _I.STARTING, _I.STOPPING, _I.FAILED, _I.PENDING}),
     _I.STOPPING: frozenset({_I.STOPPED}),
     _I.STOPPED: frozenset({_I.STARTING}),
-    _I.FAILED: frozenset({_I.STARTING, _I.STOPPING}),
-}
+    _I.FAILED: frozenset({_I.BUILDING, _I.STARTING, _I.STOPPING}),
+}  # back to PENDING: it ended while its supervisor was down, and waits for its secrets from control
 REVISION_MOVES: dict[RevisionPhase, frozenset[RevisionPhase]] = {
     _R.PENDING: frozenset({_R.ROLLING, _R.SUPERSEDED, _R.FAILED}),
     _R.ROLLING: frozenset({_R.ACTIVE, _R.SUPERSEDED, _R.FAILED}),
