@@ -1,0 +1,274 @@
+"""Control groups, version 1, 2 or both at once: limits, accounting, and one kill for all processes of an instance.
+
+`detect` finds what this machine lets us use; `Group` is one instance's group in every hierarchy. Where a controller is missing
+the driver says so in its capabilities and goes on without.
+Source: Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst of the Linux kernel.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_LOG = logging.getLogger(__name__)
+_WANTED = ("memory", "pids", "cpu", "cpuacct")
+PROCESSES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The folder, for each controller, below which groups may be made. `unified` is the version 2 hierarchy, if any.
+
+    `v2` names the controllers that live there; those in `v1` have a hierarchy of their own.
+    """
+
+    v1: Mapping[str, Path] = field(default_factory=dict)
+    v2: frozenset[str] = frozenset()
+    unified: Path | None = None
+
+    def has(self, controller: str) -> bool:
+        return controller in self.v1 or controller in self.v2
+
+
+def detect(name: str, *, mounts: str | None = None, own: str | None = None) -> Layout:
+    """What can be used here; `name` is the folder (one for each host) that our groups go into."""
+    mounts = Path("/proc/self/mounts").read_text() if mounts is None else mounts
+    own = Path("/proc/self/cgroup").read_text() if own is None else own
+    v1: dict[str, Path] = {}
+    unified: Path | None = None
+    v2: frozenset[str] = frozenset()
+    for controllers, mount in parse_mounts(mounts):
+        path = parse_own(own).get(",".join(controllers), "/")
+        if controllers:
+            for controller in controllers & set(_WANTED):
+                if (base := _first_usable(_candidates(mount, _path_of(own, controller)), name)) is not None:
+                    v1[controller] = base
+        else:
+            unified, v2 = _unified(mount, path, name)
+    return Layout(v1=v1, v2=v2 - v1.keys(), unified=unified)
+
+
+def parse_mounts(mounts: str) -> list[tuple[frozenset[str], Path]]:
+    """`(controllers, mount point)` of every cgroup mount; no controllers means version 2."""
+    found = []
+    for line in mounts.splitlines():
+        _, at, kind, options, *_ = [*line.split(" "), "", "", "", ""]
+        if kind == "cgroup2":
+            found.append((frozenset[str](), Path(at)))
+        elif kind == "cgroup":
+            controllers = frozenset(options.split(",")) & frozenset(_WANTED)
+            if controllers:
+                found.append((controllers, Path(at)))
+    return found
+
+
+def parse_own(own: str) -> dict[str, str]:
+    """Our own group's path by controller list, as `/proc/self/cgroup` names it; `""` is version 2."""
+    return {parts[1]: parts[2] for line in own.splitlines() if len(parts := line.split(":", 2)) == 3}
+
+
+def _path_of(own: str, controller: str) -> str:
+    return next((path for names, path in parse_own(own).items() if controller in names.split(",")), "/")
+
+
+def _candidates(mount: Path, path: str) -> list[Path]:
+    return [mount / path.strip("/"), mount]
+
+
+def _first_usable(candidates: Sequence[Path], name: str) -> Path | None:
+    for base in candidates:
+        with contextlib.suppress(OSError):
+            (base / name).mkdir(exist_ok=True)
+            return base / name
+    return None
+
+
+def _unified(mount: Path, path: str, name: str) -> tuple[Path | None, frozenset[str]]:
+    """A group beside our own (a group with processes may not hand controllers down), or below the root."""
+    own = mount / path.strip("/")
+    for parent in [own if own == mount else own.parent, mount]:
+        base = _first_usable([parent], name)
+        if base is None:
+            continue
+        for controller in ("memory", "pids", "cpu"):
+            for folder in (parent, base):
+                with contextlib.suppress(OSError):
+                    (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+        return base, frozenset(_read(base / "cgroup.subtree_control").split()) & frozenset(_WANTED)
+    return None, frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """One instance's folders, in version 1 by controller and in version 2. Survives us: `paths()` is what adoption needs."""
+
+    v1: Mapping[str, Path] = field(default_factory=dict)
+    unified: Path | None = None
+
+    def paths(self) -> dict[str, str]:
+        return {**{name: str(path) for name, path in self.v1.items()}, **({"": str(self.unified)} if self.unified else {})}
+
+    def join(self, pid: int) -> None:
+        for folder in self._folders():
+            with contextlib.suppress(OSError):
+                (folder / "cgroup.procs").write_text(str(pid))
+
+    def processes(self) -> list[int]:
+        """Every process in the group, whatever its parent."""
+        for folder in self._folders():
+            with contextlib.suppress(OSError, ValueError):
+                return [int(pid) for pid in (folder / "cgroup.procs").read_text().split()]
+        return []
+
+    def kill(self) -> None:
+        """SIGKILL for every process in the group; new ones forked meanwhile die too."""
+        if self.unified is not None:
+            with contextlib.suppress(OSError):
+                (self.unified / "cgroup.kill").write_text("1")
+                return
+        for _ in range(50):
+            pids = self.processes()
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            if not pids:
+                return
+
+    def memory_kills(self) -> int:
+        """How often the kernel killed here because the memory limit was reached."""
+        if "memory" in self.v1:
+            return _count(self.v1["memory"] / "memory.oom_control", "oom_kill")
+        return _count(self.unified / "memory.events", "oom_kill") if self.unified else 0
+
+    def memory_bytes(self) -> int | None:
+        """Memory in use that cannot be reclaimed at once (what `kubectl top` shows); None when it is not counted here."""
+        if "memory" in self.v1:
+            used, inactive = _number(self.v1["memory"] / "memory.usage_in_bytes"), "total_inactive_file"
+            folder = self.v1["memory"]
+        elif self.unified is not None and (self.unified / "memory.current").exists():
+            used, inactive, folder = _number(self.unified / "memory.current"), "inactive_file", self.unified
+        else:
+            return None
+        return max(0, used - _count(folder / "memory.stat", inactive))
+
+    def cpu_s(self) -> float | None:
+        if "cpuacct" in self.v1:
+            return _number(self.v1["cpuacct"] / "cpuacct.usage") / 1e9
+        if self.unified is not None and (self.unified / "cpu.stat").exists():
+            return _count(self.unified / "cpu.stat", "usage_usec") / 1e6
+        return None
+
+    def remove(self) -> bool:
+        """True when every folder is gone. A killed process may hold its folder for a moment: ask again."""
+        gone = True
+        for folder in self._folders():
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                gone = False
+        return gone
+
+    def _folders(self) -> list[Path]:
+        return [*self.v1.values(), *([self.unified] if self.unified else [])]
+
+
+def make(layout: Layout, instance_id: str, *, memory_bytes: int | None, cpu_millis: int | None) -> Group:
+    """The group with its limits set, made anew or taken over. A limit that cannot be set is logged."""
+    group = Group(
+        v1={controller: base / instance_id for controller, base in layout.v1.items()},
+        unified=layout.unified / instance_id if layout.unified else None,
+    )
+    for folder in group._folders():
+        with contextlib.suppress(OSError):
+            folder.mkdir(exist_ok=True)
+    for folder, name, value in _settings(layout, group, memory_bytes, cpu_millis):
+        try:
+            (folder / name).write_text(value)
+        except OSError as error:
+            _LOG.warning("cannot set %s of %s to %s: %s", name, instance_id, value, error.strerror)
+    return group
+
+
+def from_paths(paths: Mapping[str, str]) -> Group:
+    """The group a record names."""
+    return Group(
+        v1={name: Path(path) for name, path in paths.items() if name},
+        unified=Path(paths[""]) if paths.get("") else None,
+    )
+
+
+def leftovers(layout: Layout, keep: set[str]) -> list[Group]:
+    """Groups of ours that no known instance owns, as after a crash of the machine's supervisor."""
+    bases = {"": layout.unified, **layout.v1}
+    names = {folder.name for base in bases.values() if base for folder in base.iterdir() if folder.is_dir()} - keep
+    return [
+        Group(v1={key: base / name for key, base in layout.v1.items()}, unified=layout.unified / name if layout.unified else None)
+        for name in sorted(names)
+    ]
+
+
+def release(layout: Layout) -> None:
+    """Remove our folders where no group is left in them."""
+    for base in {*layout.v1.values(), *([layout.unified] if layout.unified else [])}:
+        with contextlib.suppress(OSError):
+            base.rmdir()
+
+
+def _settings(layout: Layout, group: Group, memory: int | None, cpu: int | None) -> list[tuple[Path, str, str]]:
+    settings: list[tuple[Path, str, str]] = []
+    period = 100_000
+    if "pids" in group.v1:
+        settings.append((group.v1["pids"], "pids.max", str(PROCESSES)))
+    if memory is not None and "memory" in group.v1:
+        settings.append((group.v1["memory"], "memory.limit_in_bytes", str(memory)))
+        if (group.v1["memory"] / "memory.memsw.limit_in_bytes").exists():
+            settings.append((group.v1["memory"], "memory.memsw.limit_in_bytes", str(memory)))
+    if cpu is not None and "cpu" in group.v1:
+        settings.append((group.v1["cpu"], "cpu.cfs_period_us", str(period)))
+        settings.append((group.v1["cpu"], "cpu.cfs_quota_us", str(max(1000, cpu * period // 1000))))
+    if group.unified is not None:
+        if "pids" in layout.v2:
+            settings.append((group.unified, "pids.max", str(PROCESSES)))
+        if memory is not None and "memory" in layout.v2:
+            settings += [(group.unified, "memory.max", str(memory)), (group.unified, "memory.oom.group", "1")]
+            if (group.unified / "memory.swap.max").exists():
+                settings.append((group.unified, "memory.swap.max", "0"))
+        if cpu is not None and "cpu" in layout.v2:
+            settings.append((group.unified, "cpu.max", f"{max(1000, cpu * period // 1000)} {period}"))
+    return settings
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int:
+    text = _read(path).strip()
+    return int(text) if text.isdigit() else 0
+
+
+def _count(path: Path, name: str) -> int:
+    for line in _read(path).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.isdigit():
+            return int(value)
+    return 0
+
+
+def wait_removed(group: Group, *, tries: int = 100, pause_s: float = 0.01) -> bool:
+    """Kill and remove, waiting for the kernel to let go (call it from a thread)."""
+    for _ in range(tries):
+        group.kill()
+        if group.remove():
+            return True
+        time.sleep(pause_s)
+    return False

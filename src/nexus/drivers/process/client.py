@@ -1,0 +1,111 @@
+"""`ports.driver.Driver` and `ports.logs.LogSource` by asking the supervisor on its unix socket. Used by control."""
+
+import contextlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+from nexus.core import errors, instances
+from nexus.ports import driver, logs
+from nexus.wire import node, problem
+
+_HEARTBEAT_MISSED_S = 10.0
+
+
+class ProcessDriver:
+    """An async context manager that keeps a few connections. Every verb may be called while the supervisor restarts: it then
+    raises `Unavailable` (`driver.unreachable`) and may be called again."""
+
+    def __init__(self, socket: Path, *, timeout_s: float = 10.0) -> None:
+        self._socket = socket
+        self._client = httpx2.AsyncClient(
+            transport=httpx2.AsyncHTTPTransport(uds=str(socket)),
+            base_url="http://supervisor",
+            timeout=timeout_s,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._client.aclose()
+
+    async def capabilities(self) -> driver.Capabilities:
+        found = await self._ask("GET", "/capabilities")
+        return driver.Capabilities(**{**found, "missing": tuple(found.get("missing", ()))})
+
+    async def start(self, spec: instances.InstanceSpec) -> None:
+        await self._ask("PUT", f"/instances/{spec.id}", content=json.dumps(node.spec_to_json(spec)).encode())
+
+    async def stop(self, instance_id: str, *, grace_s: float) -> None:
+        await self._ask("DELETE", f"/instances/{instance_id}", params={"grace_s": f"{grace_s:g}"})
+
+    async def statuses(self) -> Sequence[instances.InstanceStatus]:
+        found = await self._ask("GET", "/instances")
+        return [node.status_from_json(status) for status in found["instances"]]
+
+    async def watch(self) -> AsyncIterator[instances.InstanceStatus]:
+        async with contextlib.aclosing(self._lines("/events", {}, read_timeout_s=_HEARTBEAT_MISSED_S)) as lines:
+            async for line in lines:
+                yield node.status_from_json(line)
+
+    async def log_tail(self, instance_id: str, *, lines: int) -> Sequence[str]:
+        found = await self._ask("GET", f"/instances/{instance_id}/log", params={"lines": str(lines)})
+        return [str(line) for line in found["lines"]]
+
+    async def logs(self, query: logs.LogQuery) -> AsyncIterator[node.LogLine]:
+        asked = {
+            "tenant": query.tenant,
+            "agent": query.agent,
+            "environment": query.environment,
+            "instance": query.instance_id,
+            "level": query.level,
+            "since": None if query.since is None else repr(query.since),
+            "run": query.run_id,
+            "session": query.session_id,
+            "limit": str(query.limit),
+            "follow": "1" if query.follow else None,
+        }
+        params = {name: value for name, value in asked.items() if value is not None}
+        async with contextlib.aclosing(self._lines("/logs", params, read_timeout_s=None)) as lines:
+            async for line in lines:
+                yield line  # type: ignore[misc]
+
+    async def _ask(
+        self, method: str, path: str, *, content: bytes | None = None, params: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        try:
+            response = await self._client.request(method, path, content=content, params=dict(params or {}))
+            value = response.json()
+        except (httpx2.HTTPError, ValueError) as error:
+            raise self._unreachable(error) from error
+        if response.status_code >= 400:
+            raise problem.parse(value)
+        return dict(value)
+
+    async def _lines(
+        self, path: str, params: Mapping[str, str], *, read_timeout_s: float | None
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        timeout = httpx2.Timeout(10.0, read=read_timeout_s)
+        try:
+            async with self._client.stream("GET", path, params=dict(params), timeout=timeout) as response:
+                if response.status_code >= 400:
+                    raise problem.parse(json.loads(await response.aread()))
+                async for line in response.aiter_lines():
+                    if line:
+                        yield json.loads(line)
+        except (httpx2.HTTPError, ValueError) as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> errors.Unavailable:
+        return errors.Unavailable(
+            "the node supervisor cannot be asked",
+            code="driver.unreachable",
+            cause=f"{type(error).__name__} on {self._socket.name}",
+            next_step="see the host's processes with: nexus status",
+            retry_after_s=1.0,
+        )

@@ -1,0 +1,397 @@
+"""The life of one instance: prepare, launch, wait until ready, watch, start again, stop. One task each; `node` owns them.
+
+```
+pending ─► building ─► starting ─► ready ◄─► unhealthy        an end before the first ready is for good: failed
+                          ▲          │           │
+                          └──────────┴───────────┘            a later end starts it again, at once and then with growing pauses
+```
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import signal
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from nexus.core import errors, instances
+from nexus.core.phases import InstancePhase
+from nexus.drivers.process import launcher, log_lines, log_writer, paths, preparation, probe, problems, record
+from nexus.kit import backoff, guard
+from nexus.wire import problem as problem_wire
+
+_LOG = logging.getLogger(__name__)
+_TAIL = 30
+_STEADY_S = 60.0
+_DUMP_S = 1.0
+_LINGER_S = 2.0
+PAUSES = backoff.Backoff(first_s=0.5, longest_s=30.0, least_s=0.25)
+
+T = TypeVar("T")
+Problem = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What every instance of a node shares. `on_change` hears each status, `publish` each log line."""
+
+    place: Callable[[str], paths.InstancePaths]
+    logs: Callable[[instances.InstanceSpec], log_writer.LogWriter]
+    preparation: preparation.Preparation
+    launcher: launcher.Launcher
+    on_change: Callable[[instances.InstanceStatus], None]
+    pauses: backoff.Backoff = PAUSES
+    grace_s: float = 10.0
+    clock: Callable[[], float] = time.time
+
+
+class Instance:
+    """`begin` or `adopt` starts the life; `stop` ends it and forgets everything; `detach` leaves the process running."""
+
+    def __init__(self, spec: instances.InstanceSpec, tools: Tools, *, found: record.Record | None = None) -> None:
+        self._spec = spec
+        self._tools = tools
+        self._paths = tools.place(spec.id)
+        self._log: log_writer.LogWriter | None = None
+        self._running: launcher.Running | None = None
+        self._was_ready = found.was_ready if found else False
+        self._complete = found is None
+        self._streak = 0
+        self._life: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.status = (
+            found.status
+            if found
+            else instances.InstanceStatus(
+                id=spec.id,
+                phase=InstancePhase.PENDING,
+                tenant=spec.tenant,
+                agent=spec.agent,
+                version_id=spec.version_id,
+                deployment_id=spec.deployment_id,
+            )
+        )
+
+    # what the node calls
+
+    def begin(self, spec: instances.InstanceSpec) -> None:
+        """Want it with this spec: starts it unless it lives; a living one keeps the spec for its next start."""
+        self._spec, self._complete = spec, True
+        if self._life is None or self._life.done():
+            if self.status.phase is InstancePhase.FAILED:
+                self._was_ready, self._streak = False, 0
+            self._life = guard.spawn(self._guarded(self._live(None)), name=f"instance {spec.id}", owner=self._tasks)
+
+    def adopt(self, running: launcher.Running, secret_names: tuple[str, ...]) -> None:
+        """Go on watching a process that a supervisor before us started.
+
+        What it was given is read back from it, so that it can be started again even while control is down.
+        """
+        self._running = running
+        given = running.secrets_of(["NEXUS_TOKEN", *secret_names])
+        token = given.get("NEXUS_TOKEN", "")
+        secrets = {name: given[name] for name in secret_names if name in given}
+        self._spec = dataclasses.replace(self._spec, token=token, secrets=secrets)
+        self._complete = bool(token) and len(secrets) == len(secret_names)
+        if self.status.phase not in (InstancePhase.READY, InstancePhase.UNHEALTHY, InstancePhase.STOPPING):
+            self.status = dataclasses.replace(self.status, phase=InstancePhase.STARTING)
+        if self.status.phase is not InstancePhase.STOPPING:
+            self._life = guard.spawn(self._guarded(self._live(running)), name=f"instance {self._spec.id}", owner=self._tasks)
+
+    def await_spec(self, detail: str) -> None:
+        self._set(InstancePhase.PENDING, step="waiting", detail=problems.awaiting_spec(detail), address=None, pid=None)
+
+    async def stop(self, *, grace_s: float) -> None:
+        """SIGTERM, `grace_s` to finish, SIGKILL for all that is left; then nothing of it remains but its log."""
+        await self._end_life()
+        self._set(InstancePhase.STOPPING, step="stopping", detail="")
+        running = self._running
+        if running is not None:
+            running.send(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(grace_s, 0.0)):
+                    await running.wait()
+            await self._clear(running)
+        self._close_log()
+        await asyncio.to_thread(preparation.forget, self._paths)
+        self.status = dataclasses.replace(self.status, phase=InstancePhase.STOPPED, address=None, pid=None, step="", detail="")
+        self._tools.on_change(self.status)
+
+    async def detach(self) -> None:
+        """End the watching, not the process: another supervisor will adopt it."""
+        await self._end_life()
+        self._close_log()
+
+    def log_tail(self, lines: int) -> list[str]:
+        if self._log is not None:
+            return self._log.tail(lines)
+        kept = (self.status.problem or {}).get("log_tail")
+        return [str(line) for line in kept][-lines:] if isinstance(kept, list | tuple) else []
+
+    async def measure(self) -> None:
+        """Refresh `status.usage`."""
+        running = self._running
+        if running is None or self.status.phase not in (InstancePhase.READY, InstancePhase.UNHEALTHY, InstancePhase.STARTING):
+            return
+        cpu, memory = running.usage()
+        runs: int | None = None
+        if self.status.phase is not InstancePhase.STARTING:
+            runs = await probe.active_runs(self._paths.socket, timeout_s=1.0)
+        if self._running is running:
+            usage = instances.Usage(
+                cpu_s=round(cpu, 3),
+                memory_bytes=memory,
+                active_runs=self.status.usage.active_runs if runs is None else runs,
+            )
+            self.status = dataclasses.replace(self.status, usage=usage)
+
+    # the life
+
+    async def _guarded(self, life: Coroutine[Any, Any, None]) -> None:
+        try:
+            await life
+        except errors.NexusError as error:
+            await self._fail(problem_wire.render(error))
+        except Exception as error:  # noqa: BLE001 - a defect of ours must show as this instance's failure, not vanish
+            _LOG.exception("instance %s failed", self._spec.id)
+            defect = errors.Internal("the supervisor failed", code="driver.defect", phase="start", cause=repr(error))
+            await self._fail(problem_wire.render(defect))
+
+    async def _live(self, running: launcher.Running | None) -> None:
+        if running is not None:
+            self._open_log()
+        while True:
+            if running is None:
+                if not self._complete:
+                    self.await_spec("it ended while its secrets were unknown")
+                    return
+                running = await self._start()
+            began = asyncio.get_running_loop().time()
+            problem = await self._attend(running)
+            await self._clear(running)
+            running = None
+            if not self._was_ready:
+                await self._fail(problem)
+                return
+            if asyncio.get_running_loop().time() - began > _STEADY_S:
+                self._streak = 0
+            await self._pause(problem)
+
+    async def _start(self) -> launcher.Running:
+        spec = self._spec
+        if not self._was_ready:
+            self._set(InstancePhase.BUILDING, problem=None)
+        prepared = await self._tools.preparation.prepare(spec, self._on_step)
+        await asyncio.to_thread(preparation.make_folders, self._paths)
+        log = self._open_log()
+        self._set(InstancePhase.STARTING, step="launching", detail="", address=None)
+        plan = launcher.Plan(
+            instance_id=spec.id,
+            command=preparation.render_command(prepared),
+            environ=preparation.render_environ(spec, self._paths, prepared, grace_s=self._tools.grace_s),
+            folder=prepared.source,
+            output=log.descriptor(),
+            memory_bytes=spec.memory_bytes,
+            cpu_millis=spec.cpu_millis,
+        )
+        self._running = self._tools.launcher.launch(plan)
+        self._set(InstancePhase.STARTING, pid=self._running.handle.pid, started_at=self._tools.clock())
+        return self._running
+
+    async def _attend(self, running: launcher.Running) -> Problem:
+        """From launched to ended; the process is dead or about to be killed when this returns why."""
+        if self.status.phase not in (InstancePhase.READY, InstancePhase.UNHEALTHY):
+            problem = await self._await_ready(running)
+            if problem is not None:
+                return problem
+        self._was_ready = True
+        self._set(InstancePhase.READY, step="", detail="", problem=None, address=f"unix:{self._paths.socket}")
+        first = await _first_of(running.wait(), self._watch_health())
+        if isinstance(first, launcher.Exit):
+            return problem_wire.render(problems.ended(self._spec, first, self._tail()))
+        await self._dump(running)
+        return problem_wire.render(problems.unhealthy(self._spec, first, self._tail()))
+
+    async def _await_ready(self, running: launcher.Running) -> Problem | None:
+        """None once the worker is ready and its health check passes; else what went wrong."""
+        try:
+            async with asyncio.timeout(self._spec.start_timeout_s):
+                first = await _first_of(running.wait(), self._follow_start())
+        except TimeoutError:
+            await self._dump(running)
+            doing = str(self._worker_says().get("phase", ""))
+            return problem_wire.render(problems.start_timeout(self._spec, doing=doing, tail=self._tail()))
+        if isinstance(first, launcher.Exit):
+            said = self._worker_says().get("problem")
+            if isinstance(said, Mapping) and not first.out_of_memory:
+                return problems.of_worker(said, self._tail())
+            return problem_wire.render(problems.ended_while_starting(self._spec, first, self._tail()))
+        return first
+
+    async def _follow_start(self) -> Problem | None:
+        """Watches the worker's status file; None when it is ready and healthy, else what is wrong.
+
+        A worker that reports failure is about to exit, and its exit ends the wait: unless a thread of the agent's keeps it.
+        """
+        pause = 0.005
+        while (said := self._worker_says()).get("phase") != "ready":
+            if said.get("phase") == "failed" and isinstance(reported := said.get("problem"), Mapping):
+                await asyncio.sleep(_LINGER_S)
+                return problems.of_worker(reported, self._tail())
+            step, detail = str(said.get("phase", "launching")), log_lines.clean(str(said.get("detail", "")), 300)
+            if (step, detail) != (self.status.step, self.status.detail):
+                self._on_step(step, detail)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.1, 0.1)
+        check = self._spec.health
+        reason: str | None = None
+        for attempt in range(check.retries):
+            if attempt:
+                await asyncio.sleep(min(check.interval_s, 1.0))
+            reason = await probe.is_healthy(self._paths.socket, check.path, timeout_s=check.timeout_s)
+            if reason is None:
+                return None
+        return problem_wire.render(problems.unhealthy(self._spec, reason or "", self._tail()))
+
+    async def _watch_health(self) -> str:
+        """Returns why the instance must be started again: it is unhealthy and has nothing to lose, or has been for too long."""
+        loop = asyncio.get_running_loop()
+        misses, since = 0, loop.time()
+        while True:
+            check = self._spec.health
+            await asyncio.sleep(check.interval_s)
+            reason = await probe.is_healthy(self._paths.socket, check.path, timeout_s=check.timeout_s)
+            if reason is None:
+                if self.status.phase is InstancePhase.UNHEALTHY:
+                    self._set(InstancePhase.READY, problem=None)
+                misses = 0
+                continue
+            misses += 1
+            if misses == 1:
+                since = loop.time()
+            if misses < check.retries:
+                continue
+            if self.status.phase is InstancePhase.READY:
+                self._set(
+                    InstancePhase.UNHEALTHY, problem=problem_wire.render(problems.unhealthy(self._spec, reason, self._tail()))
+                )
+            runs = await probe.active_runs(self._paths.socket, timeout_s=check.timeout_s)
+            if (self.status.usage.active_runs if runs is None else runs) == 0:
+                return reason
+            if loop.time() - since > self._spec.run_timeout_s:
+                return reason
+
+    async def _dump(self, running: launcher.Running) -> None:
+        """Ask for the stacks of all threads in the log (faulthandler answers SIGABRT), so that a hang can be understood."""
+        running.send(signal.SIGABRT)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DUMP_S):
+                await running.wait()
+
+    async def _pause(self, problem: Problem) -> None:
+        pause = self._tools.pauses.pause_s(self._streak - 1) if self._streak else 0.0
+        self._streak += 1
+        detail = f"{problem.get('cause') or problem.get('detail')}; starts again" + (f" in {pause:.1f} s" if pause else "")
+        if self._log is not None:
+            self._log.note(f"the instance ended: {detail}", level="error")
+        self._set(
+            InstancePhase.STARTING,
+            step="restarting",
+            detail=detail,
+            problem=problem,
+            address=None,
+            pid=None,
+            restarts=self.status.restarts + 1,
+            usage=instances.Usage(cpu_s=self.status.usage.cpu_s),
+        )
+        await asyncio.sleep(pause)
+
+    # small parts
+
+    async def _fail(self, problem: Problem) -> None:
+        if self._running is not None:
+            await self._clear(self._running)
+        if self._log is not None and self._was_started():
+            self._log.note(f"the instance failed: {problem.get('cause') or problem.get('detail')}", level="error")
+        self._close_log()
+        self._set(InstancePhase.FAILED, step="", problem=problem, address=None, pid=None, usage=instances.Usage())
+
+    def _was_started(self) -> bool:
+        return self.status.started_at is not None
+
+    async def _clear(self, running: launcher.Running) -> None:
+        await running.close()
+        self._running = None
+        with contextlib.suppress(OSError):
+            self._paths.socket.unlink(missing_ok=True)
+
+    async def _end_life(self) -> None:
+        life, self._life = self._life, None
+        if life is not None and not life.done():
+            life.cancel()
+            await asyncio.wait({life})
+
+    def _open_log(self) -> log_writer.LogWriter:
+        if self._log is None:
+            self._log = self._tools.logs(self._spec)
+            self._log.start(self._paths.output)
+        return self._log
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _tail(self) -> list[str]:
+        if self._log is None:
+            return []
+        self._log.take_everything()
+        return self._log.tail(_TAIL)
+
+    def _worker_says(self) -> Mapping[str, object]:
+        try:
+            with self._paths.worker_status.open("rb") as file:
+                value = json.loads(file.read(64 * 1024))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def _on_step(self, step: str, detail: str) -> None:
+        self.status = dataclasses.replace(self.status, step=step, detail=detail)
+        self._tools.on_change(self.status)
+
+    def _set(self, phase: InstancePhase, **changes: Any) -> None:
+        self.status = dataclasses.replace(self.status, phase=phase, **changes)
+        self._remember()
+        self._tools.on_change(self.status)
+
+    def _remember(self) -> None:
+        kept = record.Record(
+            status=dataclasses.replace(self.status, usage=instances.Usage()),
+            spec=self._spec,
+            secret_names=tuple(self._spec.secrets),
+            handle=self._running.handle if self._running else None,
+            was_ready=self._was_ready,
+        )
+        try:
+            self._paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            record.write(self._paths.record, kept)
+        except OSError as error:
+            _LOG.warning("cannot remember instance %s: %s", self._spec.id, error.strerror)
+
+
+async def _first_of(ended: Awaitable[launcher.Exit], other: Awaitable[T]) -> launcher.Exit | T:
+    """Whichever comes first; the other is cancelled. An exit wins a tie."""
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(ended), asyncio.ensure_future(other)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        first: launcher.Exit | T = next(task for task in tasks if task.done()).result()
+        return first
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,282 @@
+"""A launch plan becomes a running process, and a recorded process is found again. The sandbox replaces this file's `Launcher`.
+
+Limits that a process keeps across exec are set by `box.py`; groups are joined from outside before the agent's code may run.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, Self
+
+import psutil
+
+from nexus.core import errors
+from nexus.drivers.process import cgroups
+
+_BOX = Path(__file__).with_name("box.py")
+_OOM_SCORE = 500
+_FILE_BYTES = 16 * 1024**3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything a launch needs. `output` is a descriptor the child inherits as standard output and error."""
+
+    instance_id: str
+    command: Sequence[str]
+    environ: Mapping[str, str] = field(repr=False)
+    folder: Path
+    output: int
+    memory_bytes: int | None
+    cpu_millis: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handle:
+    """What is needed to find the process again: its pid is only trusted with the same start time in the same boot."""
+
+    pid: int
+    born: int
+    boot: str
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How it ended; `code` and `signal` are None for an adopted process, whose parent hears it instead of us."""
+
+    code: int | None = None
+    signal: int | None = None
+    out_of_memory: bool = False
+
+    def text(self) -> str:
+        if self.out_of_memory:
+            return "it used all the memory it may have"
+        if self.signal is not None:
+            return f"it was ended by {signal.Signals(self.signal).name}"
+        return "it ended" if self.code is None else f"it exited with code {self.code}"
+
+
+class Launcher(Protocol):
+    """Starts and finds processes. `launch` may block for some milliseconds and raises `errors.NexusError`."""
+
+    def launch(self, plan: Plan) -> "Running": ...
+
+    def adopt(self, handle: Handle) -> "Running | None":
+        """The process that the handle names, or None when it has ended."""
+        ...
+
+
+class Running:
+    """One running instance: signal it, wait for its end, kill all of it, count what it used."""
+
+    def __init__(self, handle: Handle, *, pidfd: int, group: cgroups.Group, child: subprocess.Popen[bytes] | None) -> None:
+        self.handle = handle
+        self._pidfd = pidfd
+        self._group = group
+        self._child = child
+        self._kills = group.memory_kills()
+        self._exit: Exit | None = None
+
+    async def wait(self) -> Exit:
+        """Returns once the process has ended; may be called again."""
+        if self._exit is None:
+            loop = asyncio.get_running_loop()
+            ended: asyncio.Future[None] = loop.create_future()
+            watched = os.dup(self._pidfd)
+            loop.add_reader(watched, _resolve, ended)
+            try:
+                await ended
+            finally:
+                loop.remove_reader(watched)
+                os.close(watched)
+            self._exit = self._reap()
+        return self._exit
+
+    def send(self, number: signal.Signals) -> None:
+        """The signal to the first process only; nothing when it has ended."""
+        if self._pidfd < 0:
+            return
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def kill_all(self) -> None:
+        """SIGKILL for every process of the instance."""
+        tree = self._tree() if self._exit is None else []
+        self.send(signal.SIGKILL)
+        self._group.kill()
+        if born(self.handle.pid) in (None, self.handle.born):  # else the number belongs to a stranger by now
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.handle.pid, signal.SIGKILL)
+        for process in tree:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def usage(self) -> tuple[float, int]:
+        """CPU seconds and bytes of memory of all processes of the instance."""
+        cpu, memory = self._group.cpu_s(), self._group.memory_bytes()
+        if cpu is None or memory is None:
+            tree_cpu, tree_memory = 0.0, 0
+            for process in self._tree():
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    tree_cpu += times.user + times.system
+                    tree_memory += process.memory_info().rss
+            cpu = tree_cpu if cpu is None else cpu
+            memory = tree_memory if memory is None else memory
+        return cpu, memory
+
+    def secrets_of(self, names: Sequence[str]) -> dict[str, str]:
+        """Values of these variables as the process was given them: how an adopting supervisor learns what is never on disk."""
+        try:
+            block = Path(f"/proc/{self.handle.pid}/environ").read_bytes()
+        except OSError:
+            return {}
+        pairs = (entry.partition(b"=") for entry in block.split(b"\0"))
+        values = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
+        return {name: values[name] for name in names if name in values}
+
+    async def close(self) -> None:
+        """After its end: kill what it left behind and remove its group."""
+        self.kill_all()
+        await asyncio.to_thread(cgroups.wait_removed, self._group)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _tree(self) -> list[psutil.Process]:
+        try:
+            first = psutil.Process(self.handle.pid)
+            return [first, *first.children(recursive=True)]
+        except psutil.Error:
+            return []
+
+    def _reap(self) -> Exit:
+        out_of_memory = self._group.memory_kills() > self._kills
+        if self._child is None:
+            return Exit(out_of_memory=out_of_memory)
+        code = self._child.wait(timeout=5)
+        if code >= 0:
+            return Exit(code=code)
+        return Exit(signal=-code, out_of_memory=out_of_memory and -code == signal.SIGKILL)
+
+
+class ProcessLauncher:
+    """Plain processes with resource limits and, where the machine has them, control groups."""
+
+    def __init__(self, layout: cgroups.Layout, *, python: str = sys.executable) -> None:
+        self._layout = layout
+        self._python = python
+        self._boot = boot_id()
+
+    def launch(self, plan: Plan) -> Running:
+        group = cgroups.make(self._layout, plan.instance_id, memory_bytes=plan.memory_bytes, cpu_millis=plan.cpu_millis)
+        wait_end, go_end = os.pipe2(os.O_CLOEXEC)
+        try:
+            box = {"go": wait_end, "limits": self._limits(plan), "command": list(plan.command)}
+            child = subprocess.Popen(
+                [self._python, "-I", "-S", str(_BOX), json.dumps(box)],
+                stdin=subprocess.DEVNULL,
+                stdout=plan.output,
+                stderr=plan.output,
+                cwd=plan.folder,
+                env=dict(plan.environ),
+                pass_fds=(wait_end,),
+                start_new_session=True,
+                umask=0o077,
+            )
+            group.join(child.pid)
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{child.pid}/oom_score_adj").write_text(str(_OOM_SCORE))
+            handle = Handle(pid=child.pid, born=born(child.pid) or 0, boot=self._boot, groups=group.paths())
+            running = Running(handle, pidfd=os.pidfd_open(child.pid), group=group, child=child)
+            with contextlib.suppress(BrokenPipeError):
+                os.write(go_end, b"1")
+            return running
+        except OSError as error:
+            group.remove()
+            raise errors.Unavailable(
+                f"cannot start a process for {plan.instance_id}",
+                code="start.no_process",
+                phase="start",
+                cause=error.strerror,
+                next_step="see what the machine is short of with: nexus doctor",
+            ) from error
+        finally:
+            os.close(wait_end)
+            os.close(go_end)
+
+    def adopt(self, handle: Handle) -> Running | None:
+        if handle.boot != self._boot or born(handle.pid) != handle.born:
+            return None
+        try:
+            pidfd = os.pidfd_open(handle.pid)
+        except OSError:
+            return None
+        if born(handle.pid) != handle.born:
+            os.close(pidfd)
+            return None
+        return Running(handle, pidfd=pidfd, group=cgroups.from_paths(handle.groups), child=None)
+
+    def _limits(self, plan: Plan) -> dict[str, tuple[int, int]]:
+        files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1] & 0x7FFFFFFF, 65536)
+        limits = {"RLIMIT_CORE": (0, 0), "RLIMIT_NOFILE": (files, files), "RLIMIT_FSIZE": (_FILE_BYTES, _FILE_BYTES)}
+        if plan.memory_bytes is not None and not self._layout.has("memory"):
+            limits["RLIMIT_DATA"] = (plan.memory_bytes, plan.memory_bytes)
+        return limits
+
+
+def _resolve(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
+
+
+def boot_id() -> str:
+    """This boot of this kernel: pids of another one mean nothing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def born(pid: int) -> int | None:
+    """A process's start time in clock ticks since boot; None when it is gone or only waits to be reaped."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+@dataclass(slots=True)
+class Lock:
+    """Holds one supervisor per home: a lock on a file that ends with the process."""
+
+    path: Path
+    _file: int = -1
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._file)
+            raise errors.Conflict(
+                f"another supervisor runs on {self.path.parent}",
+                code="host.already_running",
+                next_step="see it with: nexus status",
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)

@@ -1,0 +1,200 @@
+"""From an instance's FIFO to its log file: read when readable, at most so many bytes a second, in files that rotate.
+
+The FIFO is open for reading and writing on both sides, so neither side's death breaks the other. Called by `instance`.
+"""
+
+import asyncio
+import collections
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nexus.drivers.process import log_lines
+from nexus.wire import node
+
+_LOG = logging.getLogger(__name__)
+_CHUNK = 128 * 1024
+_PIPE = 1024 * 1024
+_F_SETPIPE_SZ = 1031
+FILE_BYTES = 8 * 1024 * 1024
+AGENT_BYTES = 64 * 1024 * 1024
+AGENT_FILES = 200
+TAIL = 200
+
+Publish = Callable[[str, str, dict[str, object]], None]
+
+
+class LogWriter:
+    """One instance's log. `start` watches the FIFO; `finish` takes what is left in it and closes the file."""
+
+    def __init__(
+        self,
+        folder: Path,
+        origin: log_lines.Origin,
+        *,
+        publish: Publish,
+        file_bytes: int = FILE_BYTES,
+        budget: log_lines.Budget | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._file = LogFile(folder / f"{origin.instance_id}.jsonl", file_bytes)
+        self._folder = folder
+        self._origin = origin
+        self._publish = publish
+        self._budget = budget or log_lines.Budget()
+        self._now = now
+        self._splitter = log_lines.Splitter()
+        self._tail: collections.deque[str] = collections.deque(maxlen=TAIL)
+        self._dropped = 0
+        self._fd = -1
+
+    def start(self, fifo: Path) -> None:
+        """Makes the FIFO when it is not there and begins to read it."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        prune(self._folder, keep=self._file.path)
+        self._fd = open_fifo(fifo)
+        asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
+
+    def descriptor(self) -> int:
+        """The FIFO as the child inherits it."""
+        return self._fd
+
+    def tail(self, lines: int) -> list[str]:
+        """The newest messages, oldest first."""
+        return list(self._tail)[-lines:] if lines > 0 else []
+
+    def take_everything(self) -> None:
+        """What the process wrote before it ended, at most one pipe full and a little."""
+        for _ in range(2 * _PIPE // _CHUNK):
+            if not self._read():
+                break
+        self._emit([log_lines.parse_line(raw, self._origin, now=self._now()) for raw in self._splitter.drain()])
+        self._report_dropped()
+
+    def note(self, message: str, *, level: str = "warning") -> None:
+        """A line of the host's own."""
+        self._emit([log_lines.notice(message, self._origin, now=self._now(), level=level)])
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            self.take_everything()
+            os.close(self._fd)
+            self._fd = -1
+        self._file.close()
+
+    def _on_readable(self) -> None:
+        try:
+            self._read()
+        except Exception:  # noqa: BLE001 - a log must never end the supervisor; the reader stays
+            _LOG.exception("reading the output of %s failed", self._origin.instance_id)
+
+    def _read(self) -> bool:
+        try:
+            chunk = os.read(self._fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            _LOG.warning("cannot read the output of %s: %s", self._origin.instance_id, error.strerror)
+            return False
+        if self._budget.take(len(chunk), time.monotonic()):
+            self._report_dropped()
+            now = self._now()
+            self._emit([log_lines.parse_line(raw, self._origin, now=now) for raw in self._splitter.feed(chunk)])
+        else:
+            self._dropped += self._splitter.lose(chunk)
+        return True
+
+    def _report_dropped(self) -> None:
+        if self._dropped:
+            count, self._dropped = self._dropped, 0
+            self.note(f"{count} lines dropped: the agent prints faster than {int(self._budget.per_second) // 1024} KiB a second")
+
+    def _emit(self, lines: list[node.LogLine]) -> None:
+        stored = [{**line, "environment": self._origin.environment} for line in lines]
+        self._tail.extend(line["message"] for line in lines)
+        if stored:
+            self._file.write("".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in stored))
+        for line in stored:
+            self._publish(self._origin.tenant, self._origin.agent, line)
+
+
+class LogFile:
+    """A file that becomes `<name>.1.jsonl` when full. A disk that is full costs lines, which are counted, never the writer."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        self.path = path
+        self._most = most
+        self._fd = -1
+        self._size = 0
+        self._lost = 0
+
+    def write(self, text: str) -> None:
+        data = text.encode("utf-8", "replace")
+        try:
+            self._open()
+            if self._lost:
+                _LOG.warning("%s: %d writes were lost while the disk was full", self.path.name, self._lost)
+                self._lost = 0
+            written = os.write(self._fd, data)
+            self._size += written
+            if written < len(data):
+                raise OSError(errno.ENOSPC, "short write")
+        except OSError as error:
+            if not self._lost:
+                _LOG.warning("cannot write %s: %s", self.path, error.strerror)
+            self._lost += 1
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> None:
+        if self._fd >= 0 and self._size >= self._most:
+            self.close()
+            os.replace(self.path, rotated(self.path))
+        if self._fd < 0:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._fd = os.open(self.path, flags, 0o600)
+            self._size = os.fstat(self._fd).st_size
+
+
+def rotated(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".jsonl") + ".1.jsonl")
+
+
+def open_fifo(path: Path) -> int:
+    """The FIFO, made when absent, open for both reading and writing and never blocking us. Refuses anything else there."""
+    try:
+        os.mkfifo(path, 0o600)
+    except FileExistsError:
+        if not path.is_fifo():
+            path.unlink()
+            os.mkfifo(path, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE)
+    return fd
+
+
+def prune(folder: Path, *, keep: Path, most_bytes: int = AGENT_BYTES, most_files: int = AGENT_FILES) -> None:
+    """Old instances' files go, oldest first, until the agent's logs fit."""
+    found = []
+    for file in folder.glob("*.jsonl"):
+        try:
+            stat = file.stat()
+        except OSError:
+            continue
+        found.append((stat.st_mtime, stat.st_size, file))
+    total = count = 0
+    for _, size, file in sorted(found, reverse=True):
+        total, count = total + size, count + 1
+        if (total > most_bytes or count > most_files) and file not in (keep, rotated(keep)):
+            file.unlink(missing_ok=True)

@@ -1,0 +1,248 @@
+"""All instances of one machine: takes orders, finds again what an earlier supervisor started, measures, tells changes."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from nexus.core import errors, instances
+from nexus.core.phases import InstancePhase
+from nexus.drivers.process import (
+    cgroups,
+    environment_plans,
+    environments,
+    instance,
+    launcher,
+    log_lines,
+    log_query,
+    log_writer,
+    paths,
+    preparation,
+    record,
+)
+from nexus.kit import backoff, guard
+from nexus.kit.home import Home
+from nexus.ports import driver
+
+_LOG = logging.getLogger(__name__)
+_MEASURE_S = 2.0
+_QUEUE = 1024
+MOST_INSTANCES = 5000
+
+
+class Node:
+    """An async context manager. Inside it instances run; leaving it detaches from them (`stop_all` first to end them)."""
+
+    def __init__(
+        self,
+        home: Home,
+        *,
+        environ: Mapping[str, str],
+        worker_copy: Callable[[], Awaitable[Path]],
+        layout: cgroups.Layout | None = None,
+        pauses: backoff.Backoff | None = None,
+        grace_s: float = 10.0,
+    ) -> None:
+        self.home = home
+        self._layout = layout if layout is not None else cgroups.Layout()
+        self._environments = environments.Environments(home.environments, environ=environ)
+        self._worker_copy = worker_copy
+        self.hub = log_query.Hub()
+        self._instances: dict[str, instance.Instance] = {}
+        self._stopping: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watchers: set[asyncio.Queue[instances.InstanceStatus]] = set()
+        self._loops = guard.Loops()
+        self._tools = instance.Tools(
+            place=lambda instance_id: paths.of_instance(home, instance_id),
+            logs=self._logs_for,
+            preparation=preparation.Preparation(home, self._environments, worker_copy),
+            launcher=launcher.ProcessLauncher(self._layout),
+            on_change=self._publish,
+            grace_s=grace_s,
+            pauses=pauses or instance.PAUSES,
+        )
+
+    async def __aenter__(self) -> Self:
+        for folder in (self.home.instances, self.home.environments, self.home.root / "sources", self.home.logs):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await asyncio.to_thread(self._sweep_files)
+        self._find_again()
+        await self._loops.__aenter__()
+        self._loops.start("usage", self._measure)
+        guard.spawn(self._warm(), name="warm up", owner=self._tasks)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._loops.__aexit__(kind, error, trace)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(one.detach() for one in self._instances.values()))
+        cgroups.release(self._layout)
+
+    # orders
+
+    def start(self, spec: instances.InstanceSpec) -> None:
+        """See `ports.driver.Driver.start`. Raises `Invalid`, `Conflict` (`instance.stopping`) or `Exhausted`."""
+        paths.check_spec(spec)
+        if spec.id in self._stopping:
+            raise errors.Conflict(
+                f"{spec.id} is being stopped", code="instance.stopping", next_step="start another instance with an id of its own"
+            )
+        known = self._instances.get(spec.id)
+        if known is None:
+            if len(self._instances) >= MOST_INSTANCES:
+                raise errors.Exhausted(
+                    f"this node runs {MOST_INSTANCES} instances already",
+                    code="node.full",
+                    next_step="scale another deployment down or add a node",
+                )
+            known = self._instances[spec.id] = instance.Instance(spec, self._tools)
+        known.begin(spec)
+
+    def stop(self, instance_id: str, *, grace_s: float) -> asyncio.Task[None] | None:
+        """Begin to stop it; the task ends when nothing of it is left. None when there is no such instance."""
+        paths.check_instance_id(instance_id)
+        known = self._instances.get(instance_id)
+        if known is not None and instance_id not in self._stopping:
+            self._stopping[instance_id] = guard.spawn(
+                self._stop(known, instance_id, grace_s), name=f"stop {instance_id}", owner=self._tasks
+            )
+        return self._stopping.get(instance_id)
+
+    async def stop_all(self, *, grace_s: float) -> None:
+        tasks = [task for one in list(self._instances) if (task := self.stop(one, grace_s=grace_s)) is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # questions
+
+    def statuses(self) -> Sequence[instances.InstanceStatus]:
+        return [one.status for one in self._instances.values()]
+
+    async def changes(self, *, heartbeat_s: float) -> AsyncGenerator[instances.InstanceStatus | None, None]:
+        """Every status from now on; None when nothing happened for `heartbeat_s`. A watcher that is too slow is ended."""
+        queue: asyncio.Queue[instances.InstanceStatus] = asyncio.Queue(_QUEUE)
+        self._watchers.add(queue)
+        try:
+            while queue in self._watchers:
+                try:
+                    async with asyncio.timeout(heartbeat_s):
+                        status = await queue.get()
+                except TimeoutError:
+                    yield None
+                else:
+                    yield status
+        finally:
+            self._watchers.discard(queue)
+
+    def log_tail(self, instance_id: str, lines: int) -> list[str]:
+        paths.check_instance_id(instance_id)
+        known = self._instances.get(instance_id)
+        return known.log_tail(lines) if known else []
+
+    def logs(
+        self, *, tenant: str, agent: str, wanted: log_lines.Filter, limit: int, follow: bool
+    ) -> AsyncGenerator[dict[str, object], None]:
+        folder = paths.agent_logs(self.home, tenant, agent)
+        return self.hub.query(folder, tenant=tenant, agent=agent, wanted=wanted, limit=limit, follow=follow)
+
+    def capabilities(self) -> driver.Capabilities:
+        missing = ["isolation: instances run as the host's own user and see its files; run only code you trust"]
+        if not self._layout.has("memory"):
+            missing.append("memory control group: a limit holds for each process apart, by RLIMIT_DATA")
+        if not self._layout.has("cpu"):
+            missing.append("cpu control group: CPU limits are not enforced")
+        if not self._layout.has("pids"):
+            missing.append("pids control group: the number of processes of an instance is not limited")
+        if not self._layout.v1 and self._layout.unified is None:
+            missing.append("no control group at all: a daemon that an agent leaves behind may outlive it")
+        return driver.Capabilities(
+            name="process",
+            isolation="process",
+            limits_memory=True,
+            limits_cpu=self._layout.has("cpu"),
+            missing=tuple(missing),
+        )
+
+    # parts
+
+    async def _stop(self, one: instance.Instance, instance_id: str, grace_s: float) -> None:
+        try:
+            await one.stop(grace_s=grace_s)
+        finally:
+            if one.status.phase is InstancePhase.STOPPED:
+                self._instances.pop(instance_id, None)
+            self._stopping.pop(instance_id, None)
+
+    def _publish(self, status: instances.InstanceStatus) -> None:
+        for watcher in list(self._watchers):
+            try:
+                watcher.put_nowait(status)
+            except asyncio.QueueFull:
+                self._watchers.discard(watcher)
+
+    def _logs_for(self, spec: instances.InstanceSpec) -> log_writer.LogWriter:
+        origin = log_lines.Origin(
+            tenant=spec.tenant,
+            agent=spec.agent,
+            environment=spec.environment,
+            version=spec.version,
+            instance_id=spec.id,
+        )
+        return log_writer.LogWriter(paths.agent_logs(self.home, spec.tenant, spec.agent), origin, publish=self.hub.publish)
+
+    def _sweep_files(self) -> None:
+        self._environments.sweep()
+        for leftover in (self.home.root / "sources").glob(".*.unpacking"):
+            preparation.remove_tree(leftover)
+
+    def _find_again(self) -> None:
+        adopted: set[str] = set()
+        for folder in sorted(self.home.instances.iterdir()):
+            place = paths.of_instance(self.home, folder.name)
+            try:
+                found = record.decode(place.record.read_bytes())
+                paths.check_spec(found.spec)
+            except (OSError, ValueError, errors.NexusError) as error:
+                _LOG.warning("forgetting %s, which cannot be read: %s", folder.name, error)
+                preparation.forget(place)
+                continue
+            running = self._tools.launcher.adopt(found.handle) if found.handle else None
+            one = self._instances[found.spec.id] = instance.Instance(found.spec, self._tools, found=found)
+            adopted.add(found.spec.id) if running else None
+            self._settle(one, found, running)
+        for group in cgroups.leftovers(self._layout, adopted):
+            cgroups.wait_removed(group)
+
+    def _settle(self, one: instance.Instance, found: record.Record, running: launcher.Running | None) -> None:
+        fate = record.decide_fate(found, alive=running is not None)
+        _LOG.info("found %s of %s: %s", found.spec.id, found.spec.agent, fate)
+        if running is not None:
+            one.adopt(running, found.secret_names)
+        if fate == "finish_stop":
+            self.stop(found.spec.id, grace_s=self._tools.grace_s)
+        elif fate == "await_spec":
+            one.await_spec("it ended while no supervisor ran")
+
+    async def _measure(self) -> None:
+        while True:
+            await asyncio.sleep(_MEASURE_S)
+            await asyncio.gather(*(one.measure() for one in list(self._instances.values())))
+
+    async def _warm(self) -> None:
+        """Make what the first deploy would wait for: the worker copy and the empty environment."""
+        with contextlib.suppress(errors.NexusError):
+            empty = environment_plans.plan_environment(
+                self.home.environments, package_digest="", host_python=environments.host_python(), python=None
+            )
+            await self._environments.ensure(empty, _ignore)
+        with contextlib.suppress(errors.NexusError):
+            await self._worker_copy()
+
+
+def _ignore(*_: Any) -> None:
+    return None

@@ -1,0 +1,81 @@
+"""Where the process driver keeps things: one folder for each instance, one for each package, log files by tenant and agent."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nexus.core import errors, ids, instances, names
+from nexus.kit import home
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class InstancePaths:
+    """Everything of one instance lies under `root`, so removing `root` forgets it. The socket lies in the home's run folder."""
+
+    root: Path
+    socket: Path
+
+    @property
+    def record(self) -> Path:
+        return self.root / "status.json"
+
+    @property
+    def worker_status(self) -> Path:
+        return self.root / "worker.json"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "output.fifo"
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def temporary(self) -> Path:
+        return self.root / "tmp"
+
+
+def of_instance(at: home.Home, instance_id: str) -> InstancePaths:
+    return InstancePaths(at.instances / instance_id, at.instance_socket(instance_id))
+
+
+def package(at: home.Home, digest: str) -> Path:
+    return at.packages / f"{digest}.tar.gz"
+
+
+def source(at: home.Home, digest: str) -> Path:
+    return at.root / "sources" / digest
+
+
+def agent_logs(at: home.Home, tenant: str, agent: str) -> Path:
+    return at.logs / "agents" / tenant / agent
+
+
+def check_instance_id(value: str) -> str:
+    """The id itself, or `Invalid` (code `instance.bad_id`): ids become file names here."""
+    if ids.is_id(value, ids.INSTANCE):
+        return value
+    raise errors.Invalid(
+        f"{value[:80]!r} is not an instance id", code="instance.bad_id", next_step="use an id such as ins_01kaf3…"
+    )
+
+
+def check_spec(spec: instances.InstanceSpec) -> instances.InstanceSpec:
+    """The spec itself, or `Invalid`: every part that becomes a path or an environment variable is checked here."""
+    check_instance_id(spec.id)
+    names.parse_label(spec.agent)
+    names.parse_label(spec.tenant, "tenant")
+    if not _DIGEST.fullmatch(spec.package_digest):
+        raise errors.Invalid("a package digest is 64 hexadecimal digits", code="instance.bad_spec", cause="package_digest")
+    for name, value in [*spec.env.items(), *spec.secrets.items()]:
+        if not name or "=" in name or "\0" in name or "\0" in str(value):
+            raise errors.Invalid(
+                f"{name[:80]!r} cannot be an environment variable",
+                code="instance.bad_environment",
+                cause="a name is not empty and holds no '='; neither name nor value holds a NUL",
+                next_step="rename it in hosting.env or secrets",
+            )
+    return spec

@@ -1,0 +1,145 @@
+"""What must stand before a launch: unpacked source, built environment, worker copy; and the launch itself as data."""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nexus.core import errors, instances
+from nexus.drivers.process import environment_plans, environments, paths
+from nexus.kit import archive
+from nexus.kit.home import Home
+
+_PYTHON = re.compile(r"\d+\.\d+(\.\d+)?")
+OnStep = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The three folders a launch needs."""
+
+    source: Path
+    environment: Path
+    worker_copy: Path
+
+
+class Preparation:
+    """Shared by all instances of a node: each package is unpacked once and each environment built once."""
+
+    def __init__(self, home: Home, built: environments.Environments, worker_copy: Callable[[], Awaitable[Path]]) -> None:
+        self._home = home
+        self._environments = built
+        self._worker_copy = worker_copy
+        self._unpacking: dict[str, asyncio.Lock] = {}
+
+    async def prepare(self, spec: instances.InstanceSpec, on_step: OnStep) -> Prepared:
+        """Raises `errors.NexusError` with phase `build`."""
+        source = paths.source(self._home, spec.package_digest)
+        if not source.is_dir():
+            on_step("unpacking", "")
+            await self._unpack(spec.package_digest, source)
+        python = spec.options.get("python")
+        plan = await asyncio.to_thread(
+            environment_plans.plan_environment,
+            source,
+            package_digest=spec.package_digest,
+            host_python=environments.host_python(),
+            python=_checked_python(python) if python is not None else None,
+        )
+        environment = await self._environments.ensure(plan, on_step)
+        return Prepared(source=source, environment=environment, worker_copy=await self._worker_copy())
+
+    async def _unpack(self, digest: str, target: Path) -> None:
+        async with self._unpacking.setdefault(digest, asyncio.Lock()):
+            if target.is_dir():  # noqa: ASYNC240 - one stat
+                return
+            try:
+                await asyncio.to_thread(archive.unpack, paths.package(self._home, digest), target)
+            except errors.NexusError as error:
+                error.phase = error.phase or "build"
+                raise
+        self._unpacking.pop(digest, None)
+
+
+def _checked_python(value: object) -> str:
+    text = str(value)
+    if not _PYTHON.fullmatch(text) or tuple(int(part) for part in text.split(".")[:2]) < (3, 11):
+        raise errors.AgentFailed(
+            f"Python {text[:20]!r} cannot run an agent",
+            code="build.python_missing",
+            phase="build",
+            cause="3.11 or newer is needed",
+            next_step="change hosting.python",
+        )
+    return text
+
+
+def make_folders(at: paths.InstancePaths) -> None:
+    """The instance's own folders, with an empty temporary one. Raises `Exhausted` (`disk.full`) or `Unavailable`."""
+    try:
+        at.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        at.work.mkdir(exist_ok=True, mode=0o700)
+        shutil.rmtree(at.temporary, ignore_errors=True)
+        at.temporary.mkdir(mode=0o700)
+        at.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in (at.worker_status, at.socket):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise errors.Exhausted(
+            f"cannot make the folders of an instance below {at.root.parent}",
+            code="disk.full" if error.errno == 28 else "disk.failed",
+            phase="start",
+            cause=error.strerror,
+            next_step="see what the disk is short of with: df -h",
+        ) from error
+
+
+def remove_tree(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget(at: paths.InstancePaths) -> None:
+    """Nothing of the instance stays but its log. Never follows links that the agent left there."""
+    with contextlib.suppress(OSError):
+        at.socket.unlink(missing_ok=True)
+    shutil.rmtree(at.root, ignore_errors=True)
+
+
+def render_environ(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Prepared, *, grace_s: float) -> dict[str, str]:
+    """Every variable of the box and nothing of the host's. Ours win over the author's, secrets over settings."""
+    environ = {
+        "PATH": os.pathsep.join([str(ready.environment / "bin"), "/usr/local/bin", "/usr/bin", "/bin"]),
+        "HOME": str(at.work),
+        "LANG": "C.UTF-8",
+        "TMPDIR": str(at.temporary),
+        "PYTHONUNBUFFERED": "1",
+        "VIRTUAL_ENV": str(ready.environment),
+        **{name: str(value) for name, value in spec.env.items()},
+        **spec.secrets,
+        "NEXUS_INSTANCE_ID": spec.id,
+        "NEXUS_AGENT": spec.agent,
+        "NEXUS_AGENT_VERSION": spec.version,
+        "NEXUS_ENVIRONMENT": spec.environment,
+        "NEXUS_SOURCE": str(ready.source),
+        "NEXUS_ENTRYPOINT": spec.entrypoint,
+        "NEXUS_SOCKET": str(at.socket),
+        "NEXUS_DOOR": spec.door,
+        "NEXUS_TOKEN": spec.token,
+        "NEXUS_STATUS_FILE": str(at.worker_status),
+        "NEXUS_RUN_TIMEOUT_S": f"{spec.run_timeout_s:g}",
+        "NEXUS_HEALTH_PATH": spec.health.path,
+        "NEXUS_GRACE_S": f"{grace_s:g}",
+    }
+    if concurrency := spec.options.get("concurrency"):
+        environ["NEXUS_CONCURRENCY"] = str(concurrency)
+    if spec.options.get("traces"):
+        environ["NEXUS_TRACES"] = "1"
+    return environ
+
+
+def render_command(ready: Prepared) -> list[str]:
+    return [str(ready.environment / "bin" / "python"), "-P", str(ready.worker_copy / "boot.py")]

@@ -1,0 +1,92 @@
+"""What is told when an instance does not start, ends, or stops answering: pure, with phase, cause and next step."""
+
+from collections.abc import Mapping, Sequence
+
+from nexus.core import errors, instances
+from nexus.drivers.process import launcher
+
+_LOGS = "see the whole log with: nexus ai agent logs {agent}"
+
+
+def start_timeout(spec: instances.InstanceSpec, *, doing: str, tail: Sequence[str]) -> errors.NexusError:
+    return errors.AgentFailed(
+        f"{spec.agent} did not become ready within {spec.start_timeout_s:g} s",
+        code="start.timeout",
+        phase="start",
+        cause=f"it was still {doing or 'starting'}",
+        next_step="do slow work on first use, or raise hosting.start_timeout",
+        log_tail=tail,
+    )
+
+
+def ended_while_starting(spec: instances.InstanceSpec, exit_: launcher.Exit, tail: Sequence[str]) -> errors.NexusError:
+    if exit_.out_of_memory:
+        return out_of_memory(spec, tail, phase="start")
+    return errors.AgentFailed(
+        f"{spec.agent} ended before it was ready",
+        code="start.exited",
+        phase="start",
+        cause=exit_.text(),
+        next_step=_LOGS.format(agent=spec.agent),
+        log_tail=tail,
+    )
+
+
+def ended(spec: instances.InstanceSpec, exit_: launcher.Exit, tail: Sequence[str]) -> errors.NexusError:
+    if exit_.out_of_memory:
+        return out_of_memory(spec, tail, phase="run")
+    return errors.AgentFailed(
+        f"an instance of {spec.agent} ended by itself and is started again",
+        code="instance.exited",
+        phase="run",
+        cause=exit_.text(),
+        next_step=_LOGS.format(agent=spec.agent),
+        log_tail=tail,
+    )
+
+
+def out_of_memory(spec: instances.InstanceSpec, tail: Sequence[str], *, phase: str) -> errors.NexusError:
+    limit = spec.memory_bytes or 0
+    return errors.Exhausted(
+        f"an instance of {spec.agent} was ended because it used more than its {_size(limit)} of memory",
+        code="instance.out_of_memory",
+        phase=phase,
+        cause=f"hosting.memory allows {_size(limit)}",
+        next_step=f"use less, or raise the limit: nexus ai agent deploy {spec.agent} --memory {_size(2 * limit)}",
+        log_tail=tail,
+        extra={"limit_bytes": limit},
+    )
+
+
+def unhealthy(spec: instances.InstanceSpec, reason: str, tail: Sequence[str]) -> errors.NexusError:
+    return errors.AgentFailed(
+        f"{spec.agent} fails its health check",
+        code="health.failing",
+        phase="health",
+        cause=f"{reason} ({spec.health.retries} times)",
+        next_step=f"check hosting.health; {_LOGS.format(agent=spec.agent)}",
+        log_tail=tail,
+    )
+
+
+def awaiting_spec(detail: str) -> str:
+    return f"{detail}; waits for its settings from control"
+
+
+def of_worker(problem: Mapping[str, object], tail: Sequence[str]) -> dict[str, object]:
+    """The worker's own problem (it knows best what failed), with a phase and the log added when it has none."""
+    full = dict(problem)
+    full.setdefault("code", "start.failed")
+    full.setdefault("kind", "agent_failed")
+    full.setdefault("detail", full.get("title") or "the agent could not be started")
+    full.setdefault("phase", "start")
+    if not full.get("log_tail"):
+        full["log_tail"] = list(tail)
+    return full
+
+
+def _size(count: int) -> str:
+    for unit, size in (("Gi", 1024**3), ("Mi", 1024**2), ("Ki", 1024)):
+        if count >= size and count % size == 0:
+            return f"{count // size}{unit}"
+    return str(count)
