@@ -30,7 +30,7 @@ def become_keeper(environ: Mapping[str, str]) -> None:
 def start_detached(environ: Mapping[str, str], *, log: Path) -> dict[str, Any]:
     """Start a keeper in the background and wait until the host answers or has failed.
 
-    Answers the keeper's outcome: `{"ok": true, "lines", "origin", "pid", "port"}` or `{"ok": false, "lines", "exit", "code"}`.
+    Answers the keeper's outcome: `{"ok": true, "lines", "origin", "pid", "port"}` or `{"ok": false, "problem"}`.
     """
     reading, writing = os.pipe()
     try:

@@ -23,6 +23,7 @@ from nexus.apps import keeper_children, keeper_logs, keeper_probe, keeper_record
 from nexus.core import errors
 from nexus.kit.home import Home
 from nexus.stores import embedded
+from nexus.wire import problem
 
 _READY_WITHIN_S = 60.0
 _PATIENCE = 4  # exits of one process before the first readiness that end the start
@@ -404,9 +405,8 @@ def main(arguments: Sequence[str] | None = None, *, plan: Plan = keeper_children
     except errors.NexusError as error:
         for line in settings.explain(error):
             say(line)
-        code = settings.EXIT_CODES[error.kind]
-        tell({"ok": False, "lines": settings.explain(error), "exit": code, "code": error.code})
-        return code
+        tell({"ok": False, "problem": problem.render(error)})
+        return settings.EXIT_CODES[error.kind]
     return 0
 
 

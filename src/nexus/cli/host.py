@@ -30,21 +30,22 @@ def up(
     """Start the host. In the foreground it shows the processes' logs, and Ctrl-C stops it."""
     from nexus.apps import host as verbs
     from nexus.apps import settings
+    from nexus.wire import problem
 
     chosen = {"NEXUS_HOST": host, "NEXUS_PORT": port, "NEXUS_GATEWAYS": gateways, "NEXUS_HOME": home}
     environ = dict(os.environ) | {name: str(value) for name, value in chosen.items() if value is not None}
-    with _errors(as_json):
-        wanted = settings.read_settings(environ)
-        environ["NEXUS_HOME"] = str(wanted.home.root)
-        if not detach:
-            verbs.become_keeper(environ)
-        outcome = verbs.start_detached(environ, log=wanted.home.logs / "host.log")
-        if as_json:
-            typer.echo(json.dumps({name: value for name, value in outcome.items() if name != "exit"}))
-        else:
-            for line in outcome["lines"]:
-                typer.echo(line, err=not outcome["ok"])
-        raise typer.Exit(0 if outcome["ok"] else int(outcome["exit"]))
+    wanted = settings.read_settings(environ)
+    environ["NEXUS_HOME"] = str(wanted.home.root)
+    if not detach:
+        verbs.become_keeper(environ)
+    outcome = verbs.start_detached(environ, log=wanted.home.logs / "host.log")
+    if not outcome["ok"]:
+        raise problem.parse(outcome["problem"])
+    if as_json:
+        typer.echo(json.dumps(outcome))
+        return
+    for line in outcome["lines"]:
+        typer.echo(line)
 
 
 def down(
@@ -57,13 +58,12 @@ def down(
     from nexus.kit.home import find_home
 
     where = find_home(home or os.environ.get("NEXUS_HOME"))
-    with _errors(as_json):
-        environ = dict(os.environ) | {"NEXUS_HOME": str(where.root)}
-        stopped = verbs.stop(where, force=force, environ=environ, say=lambda line: typer.echo(line, err=True))
-        if as_json:
-            typer.echo(json.dumps({"stopped": stopped, "home": str(where.root)}))
-        else:
-            typer.echo("stopped" if stopped else f"no host was running on {where.root}")
+    environ = dict(os.environ) | {"NEXUS_HOME": str(where.root)}
+    stopped = verbs.stop(where, force=force, environ=environ, say=lambda line: typer.echo(line, err=True))
+    if as_json:
+        typer.echo(json.dumps({"stopped": stopped, "home": str(where.root)}))
+    else:
+        typer.echo("stopped" if stopped else f"no host was running on {where.root}")
 
 
 def status(home: HomeOption = None, as_json: Json = False) -> None:
@@ -72,14 +72,13 @@ def status(home: HomeOption = None, as_json: Json = False) -> None:
     from nexus.kit.home import find_home
 
     where = find_home(home or os.environ.get("NEXUS_HOME"))
-    with _errors(as_json):
-        found = verbs.status(where, api_key=os.environ.get("NEXUS_API_KEY") or verbs.read_admin_key(where))
-        if as_json:
-            typer.echo(json.dumps(found))
-        else:
-            for line in render_status(found):
-                typer.echo(line)
-        raise typer.Exit(0 if found["running"] else 9)
+    found = verbs.status(where, api_key=os.environ.get("NEXUS_API_KEY") or verbs.read_admin_key(where))
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        for line in render_status(found):
+            typer.echo(line)
+    raise typer.Exit(0 if found["running"] else 9)
 
 
 def doctor(home: HomeOption = None, as_json: Json = False) -> None:
@@ -88,14 +87,13 @@ def doctor(home: HomeOption = None, as_json: Json = False) -> None:
     from nexus.apps import settings
 
     environ = dict(os.environ) | ({"NEXUS_HOME": home} if home else {})
-    with _errors(as_json):
-        findings = checks.examine(settings.read_settings(environ), environ)
-        if as_json:
-            typer.echo(json.dumps({"ok": checks.is_fit(findings), "findings": [checks.to_json(entry) for entry in findings]}))
-        else:
-            for line in checks.render(findings, colour=sys.stdout.isatty()):
-                typer.echo(line)
-        raise typer.Exit(0 if checks.is_fit(findings) else 9)
+    findings = checks.examine(settings.read_settings(environ), environ)
+    if as_json:
+        typer.echo(json.dumps({"ok": checks.is_fit(findings), "findings": [checks.to_json(entry) for entry in findings]}))
+    else:
+        for line in checks.render(findings, colour=sys.stdout.isatty()):
+            typer.echo(line)
+    raise typer.Exit(0 if checks.is_fit(findings) else 9)
 
 
 def render_status(found: dict[str, Any]) -> list[str]:
@@ -141,27 +139,3 @@ def _age(seconds: float) -> str:
         if count or parts or unit == "s":
             parts.append(f"{count}{unit}")
     return "".join(parts[:2])
-
-
-class _errors:  # reads as a statement: with _errors(as_json): ...
-    """Print a NexusError as the CLI does and leave with its exit code."""
-
-    def __init__(self, as_json: bool) -> None:
-        self._as_json = as_json
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from nexus.apps import settings
-        from nexus.core import errors
-
-        if not isinstance(error, errors.NexusError):
-            return
-        if self._as_json:
-            typer.echo(json.dumps({"ok": False, "code": error.code, "message": error.message, "cause": error.cause,
-                                   "next_step": error.next_step}))  # fmt: skip
-        else:
-            for line in settings.explain(error):
-                typer.echo(line, err=True)
-        raise typer.Exit(settings.EXIT_CODES[error.kind]) from error
