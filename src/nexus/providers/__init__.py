@@ -1,0 +1,1 @@
+"""Adapters to where models run. A vendor's library stays inside its adapter."""
