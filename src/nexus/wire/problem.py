@@ -30,6 +30,11 @@ _STATUS_OF_CODE = {
     "run.timeout": 504,
     "run.memory": 500,
     "agent.bad_response": 502,
+    "agent.connection_lost": 502,
+    "control.timeout": 504,
+    "model.credential_refused": 502,
+    "model.timeout": 504,
+    "upgrade.unsupported": 501,
     "upstream.failed": 502,
     "state.too_large": 413,
 }

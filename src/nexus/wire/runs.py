@@ -56,7 +56,8 @@ class RunRecord(TypedDict):
 
 
 class ModelRecord(TypedDict):
-    """One model call that passed the models door. `run_id` is empty when it could not be told."""
+    """One model call that passed the models door. `run_id` is empty when it could not be told; `estimated` marks tokens that
+    the provider did not report."""
 
     kind: Literal["model"]
     run_id: str
@@ -68,6 +69,7 @@ class ModelRecord(TypedDict):
     provider: str
     input_tokens: int
     output_tokens: int
+    estimated: NotRequired[bool]
     status: int
     started_at: float
     duration_s: float
