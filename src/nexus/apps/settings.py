@@ -78,7 +78,7 @@ def _number(environ: Mapping[str, str], name: str, default: int, least: int, mos
     text = environ.get(name, "").strip()
     if not text:
         return default
-    if not re.fullmatch(r"\d{1,9}", text) or not least <= int(text) <= most:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
         raise errors.Invalid(
             f"{name}={text!r} is not usable",
             code="setting.invalid",
