@@ -31,6 +31,7 @@ class Services:
     hosting: Any
     secrets: Any
     home: home.Home
+    origin: str = "http://127.0.0.1:8700"
     driver: Any = None
     tasks: Any = None
     webhooks: Any = None
@@ -41,4 +42,3 @@ class Services:
     sessions: Any = None
     models: Any = None
     status: Callable[[principals.Principal], Awaitable[dict[str, Any]]] | None = None
-    max_package_bytes: int = 256 * 1024 * 1024

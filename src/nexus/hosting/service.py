@@ -4,10 +4,10 @@ Who calls: `api.agents` and `api.deployments`. `caller` is authenticated; a verb
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nexus.core import deployments, environments, errors, ids, names
+from nexus.core import deployments, environments, errors, ids, instances, names
 from nexus.core.deployments import Deployment, Revision, Target, Version
 from nexus.core.phases import RevisionPhase
 from nexus.core.principals import Action, Principal
@@ -45,6 +45,10 @@ class HostingService:
         self._clock = clock
         self._packages = asyncio.Lock()  # a package is not dropped between being kept and being named by a version
         self.wake: Callable[[], None] = lambda: None
+        self.statuses: Callable[[], Mapping[str, instances.InstanceStatus]] = dict
+
+    def now(self) -> float:
+        return self._clock.time()
 
     async def add_version(self, caller: Principal, agent: str, chunks: AsyncIterator[bytes]) -> tuple[Version, bool]:
         """Store an uploaded package as a version; False when the same version with the same content was there.

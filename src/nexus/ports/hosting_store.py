@@ -32,6 +32,7 @@ class StoredEvent:
 
     seq: int
     revision: int
+    at: float
     event: dict[str, Any]
 
 

@@ -109,12 +109,12 @@ class PostgresHostingStore:
     async def events(self, tenant: str, deployment_id: str, *, revision: int, after: int) -> Sequence[port.StoredEvent]:
         c = t.ROLLOUT_EVENTS.c
         query = (
-            sa.select(c.seq, c.revision, c.event)
+            sa.select(c.seq, c.revision, c.at, c.event)
             .where(c.tenant == tenant, c.deployment_id == deployment_id, c.revision == revision, c.seq > after)
             .order_by(c.seq)
             .limit(500)
         )
-        return [port.StoredEvent(seq=row.seq, revision=row.revision, event=row.event) for row in await self._rows(query)]
+        return [port.StoredEvent(**row._mapping) for row in await self._rows(query)]
 
     async def owner_of_token(self, token_hash: str) -> nouns.InstanceOwner | None:
         i, d, r = t.INSTANCES.c, t.DEPLOYMENTS.c, t.REVISIONS.c
