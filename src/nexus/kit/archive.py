@@ -13,7 +13,7 @@ import secrets
 import shutil
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +54,11 @@ class Packed:
     warnings: tuple[str, ...] = ()
 
 
-def pack(folder: Path, *, limits: Limits | None = None) -> Packed:
+def pack(folder: Path, *, limits: Limits | None = None, replace: Mapping[str, bytes] | None = None) -> Packed:
     """The folder without what `DEFAULT_IGNORED` and its `.nexusignore` (gitignore patterns) leave out.
 
     Links to files inside the folder become files; other links and special files are left out with a warning.
+    A file named in `replace` is packed with that content instead of its own.
     Raises `Invalid`: `package.invalid` (not a folder, empty, unreadable) or `package.too_large`.
     """
     limits = limits or Limits()
@@ -76,6 +77,7 @@ def pack(folder: Path, *, limits: Limits | None = None) -> Packed:
     ):
         for path in found:
             content, executable = _read(folder / path)
+            content = (replace or {}).get(path, content)
             entry = tarfile.TarInfo(path)
             entry.size, entry.mode = len(content), 0o755 if executable else 0o644
             archive.addfile(entry, io.BytesIO(content))
