@@ -6,7 +6,7 @@ import socket
 from typing import Any
 
 from nexus.core import errors
-from nexus.kit import http1
+from nexus.kit import http_client
 from nexus.wire import problem
 
 _TIMEOUT_S = 10.0
@@ -17,23 +17,27 @@ class Door:
 
     def __init__(self, path: str, token: str) -> None:
         self.path, self.token = path, token
-        self.target = http1.Target(unix=path, host="door")
+        self.target = http_client.Target(unix=path, host="door")
 
-    async def call(self, method: str, path: str, body: bytes = b"", *, content_type: str = "application/json") -> http1.Answer:
+    async def call(
+        self, method: str, path: str, body: bytes = b"", *, content_type: str = "application/json"
+    ) -> http_client.Answer:
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": content_type, "Accept": "application/json"}
         try:
-            return await http1.request(method, self.target, path, headers=headers, body=body, timeout_s=_TIMEOUT_S)
-        except (OSError, TimeoutError, http1.ProtocolError) as error:
+            return await http_client.request(method, self.target, path, headers=headers, body=body, timeout_s=_TIMEOUT_S)
+        except (OSError, TimeoutError, http_client.ProtocolError) as error:
             raise _unreachable(error) from error
 
-    def call_blocking(self, method: str, path: str, body: bytes = b"", *, content_type: str = "application/json") -> http1.Answer:
+    def call_blocking(
+        self, method: str, path: str, body: bytes = b"", *, content_type: str = "application/json"
+    ) -> http_client.Answer:
         """The same from a thread, or where no loop can be waited for."""
         connection = _UnixConnection(self.path)
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": content_type, "Accept": "application/json"}
         try:
             connection.request(method, path, body=body, headers=headers)
             answer = connection.getresponse()
-            return http1.Answer(answer.status, [(key.lower(), value) for key, value in answer.getheaders()], answer.read())
+            return http_client.Answer(answer.status, [(key.lower(), value) for key, value in answer.getheaders()], answer.read())
         except (OSError, http.client.HTTPException) as error:
             raise _unreachable(error) from error
         finally:
@@ -68,11 +72,11 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _state(answer: http1.Answer) -> dict[str, Any]:
+def _state(answer: http_client.Answer) -> dict[str, Any]:
     return {} if answer.status == 404 else _object(answer)
 
 
-def _object(answer: http1.Answer) -> dict[str, Any]:
+def _object(answer: http_client.Answer) -> dict[str, Any]:
     if answer.status >= 300:
         raise _refused(answer)
     try:
@@ -84,7 +88,7 @@ def _object(answer: http1.Answer) -> dict[str, Any]:
     return value
 
 
-def _refused(answer: http1.Answer) -> errors.NexusError:
+def _refused(answer: http_client.Answer) -> errors.NexusError:
     try:
         return problem.parse(json.loads(answer.body))
     except (ValueError, AttributeError):

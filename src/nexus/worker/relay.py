@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from nexus.core import errors, names
-from nexus.kit import http1
+from nexus.kit import http_client
 from nexus.wire import headers as header_names
 from nexus.wire import problem
 
@@ -56,7 +56,7 @@ class Relay:
 
     def __init__(self, door: str, token: str, *, keys: Sequence[str], active_runs: Callable[[], Sequence[str]]) -> None:
         self.port = 0
-        self._target = http1.Target(unix=door, host="door")
+        self._target = http_client.Target(unix=door, host="door")
         self._token = token
         self._key = secrets.token_urlsafe(24)
         self._keys = [token, *(key for key in keys if key)]
@@ -110,7 +110,7 @@ class Relay:
         try:
             while True:
                 async with asyncio.timeout(_IDLE_S):
-                    head = await http1.read_head(reader)
+                    head = await http_client.read_head(reader)
                 if head is None:
                     return
                 if (refusal := self._refusal(head)) is not None:
@@ -120,13 +120,13 @@ class Relay:
                     upstream[1].close()
                     upstream = None
                 if upstream is None:
-                    upstream = await http1.connect(self._target)
+                    upstream = await http_client.connect(self._target)
                 if not await self._exchange(head, reader, writer, upstream):
                     return
                 reader.waiting = None
         except asyncio.CancelledError:
             return
-        except http1.ProtocolError as error:
+        except http_client.ProtocolError as error:
             await _refuse(writer, errors.Invalid("the relay could not read this", code="http.malformed", cause=str(error)))
         except (OSError, TimeoutError) as error:
             await _refuse(writer, _unreachable(error))
@@ -137,7 +137,7 @@ class Relay:
 
     async def _exchange(
         self,
-        head: http1.Head,
+        head: http_client.Head,
         reader: _Reader,
         writer: asyncio.StreamWriter,
         upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter],
@@ -172,14 +172,14 @@ class Relay:
         await _copy(up_reader, writer, answer, until_close=True)
         return keep
 
-    async def _answer_head(self, up_reader: asyncio.StreamReader) -> http1.Head | None:
+    async def _answer_head(self, up_reader: asyncio.StreamReader) -> http_client.Head | None:
         async with asyncio.timeout(_HEAD_S):
-            answer = await http1.read_head(up_reader)
+            answer = await http_client.read_head(up_reader)
             while answer is not None and 100 <= answer.status < 200:
-                answer = await http1.read_head(up_reader)
+                answer = await http_client.read_head(up_reader)
         return answer
 
-    def _refusal(self, head: http1.Head) -> errors.NexusError | None:
+    def _refusal(self, head: http_client.Head) -> errors.NexusError | None:
         shown = [head.get("x-api-key") or "", head.get("api-key") or "", _bearer(head), head.get("nexus-relay") or ""]
         for key in (*self._keys, self._key):
             if any(hmac.compare_digest(given.encode(), key.encode()) for given in shown if given):
@@ -190,7 +190,7 @@ class Relay:
             next_step="send the API key found in OPENAI_API_KEY or ANTHROPIC_API_KEY",
         )
 
-    def _run_of(self, head: http1.Head) -> str:
+    def _run_of(self, head: http_client.Head) -> str:
         """The run that calls: said by the hook, or the only one in hand; empty when it cannot be told."""
         active = self._active()
         given = head.get(header_names.RUN_ID.lower())
@@ -198,7 +198,7 @@ class Relay:
             return given
         return active[0] if len(active) == 1 else ""
 
-    def _forwarded(self, head: http1.Head, run_id: str) -> bytes:
+    def _forwarded(self, head: http_client.Head, run_id: str) -> bytes:
         method, path, _ = head.line
         headers = [(name, value) for name, value in head.headers if name not in _HOP and name not in _OURS]
         headers.append(("authorization", f"Bearer {self._token}"))
@@ -222,9 +222,9 @@ def export(variables: Mapping[str, str]) -> None:
     os.environ.update(variables)
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: http1.Head, *, until_close: bool) -> None:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: http_client.Head, *, until_close: bool) -> None:
     chunked = head.chunked
-    async for piece in http1.read_body(reader, head, until_close=until_close):
+    async for piece in http_client.read_body(reader, head, until_close=until_close):
         writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
         await writer.drain()
     if chunked:
@@ -232,23 +232,23 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head
     await writer.drain()
 
 
-def _bearer(head: http1.Head) -> str:
+def _bearer(head: http_client.Head) -> str:
     scheme, _, key = (head.get("authorization") or "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
-def _closes(head: http1.Head) -> bool:
+def _closes(head: http_client.Head) -> bool:
     return "close" in (head.get("connection") or "").lower() or "HTTP/1.0" in head.line
 
 
-def _answer(answer: http1.Head, *, keep: bool) -> bytes:
+def _answer(answer: http_client.Head, *, keep: bool) -> bytes:
     headers = [(name, value) for name, value in answer.headers if name not in _HOP]
     if not keep:
         headers.append(("connection", "close"))
     return _render(" ".join(("HTTP/1.1", *answer.line[1:])), headers, answer)
 
 
-def _render(line: str, headers: http1.Headers, framing: http1.Head) -> bytes:
+def _render(line: str, headers: http_client.Headers, framing: http_client.Head) -> bytes:
     lines = [line, *(f"{name}: {value}" for name, value in headers)]
     if framing.chunked:
         lines.append("transfer-encoding: chunked")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from nexus.kit import http1, sse
+from nexus.kit import http_client, sse
 from nexus.worker import bundle
 
 TOKEN = "nxi_test-token-of-the-instance"
@@ -73,9 +73,9 @@ class FakeDoor:
         return [entry for entry in self.seen if entry.path.startswith("/v1/")]
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, http1.ProtocolError, asyncio.CancelledError):
-            while (head := await http1.read_head(reader)) is not None:
-                body = b"".join([piece async for piece in http1.read_body(reader, head, until_close=False)])
+        with contextlib.suppress(OSError, http_client.ProtocolError, asyncio.CancelledError):
+            while (head := await http_client.read_head(reader)) is not None:
+                body = b"".join([piece async for piece in http_client.read_body(reader, head, until_close=False)])
                 request = Seen(head.line[0], head.line[1], dict(head.headers), body)
                 self.seen.append(request)
                 await self._answer(request, reader, writer)
@@ -169,11 +169,11 @@ class Worker:
     folder: Path
 
     @property
-    def target(self) -> http1.Target:
-        return http1.Target(unix=str(self.folder / "w.sock"), host="worker")
+    def target(self) -> http_client.Target:
+        return http_client.Target(unix=str(self.folder / "w.sock"), host="worker")
 
     async def call(self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
-        answer = await http1.request(method, self.target, path, headers=headers or {}, body=body, timeout_s=30)
+        answer = await http_client.request(method, self.target, path, headers=headers or {}, body=body, timeout_s=30)
         return Answer(answer.status, dict(answer.headers), answer.body)
 
     async def run(self, value: Any = None, *, context: Any = None, session: str | None = None, **headers: str) -> Answer:
@@ -188,7 +188,10 @@ class Worker:
     ) -> AsyncIterator[AsyncIterator[tuple[int, str, Any]]]:
         headers = {"Accept": "text/event-stream"} | ({"Nexus-Session-Id": session} if session else {})
         body = json.dumps({"input": value}).encode()
-        async with http1.open_answer("POST", self.target, "/run", headers=headers, body=body, timeout_s=30) as (head, pieces):
+        async with http_client.open_answer("POST", self.target, "/run", headers=headers, body=body, timeout_s=30) as (
+            head,
+            pieces,
+        ):
             assert head.status == 200
             yield _events(pieces)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 AGENT = "from nexus.ai.agents import Agent\n"
-HEAD = HEAD + ""
+HEAD = AGENT + "class A(Agent):\n    "
 
 FORMS: dict[str, tuple[str, str, Any]] = {
     "function": ("def run(input):\n    return input.upper()", "", "HI"),

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from nexus.core import errors
-from nexus.kit import http1, sse
+from nexus.kit import http_client, sse
 from nexus.ports import run as runs
 
 _IDLE_S = 600.0
@@ -53,7 +53,7 @@ class Llm:
         body = self._body(prompt, model, system, max_tokens, temperature, more)
         target, headers = _door()
         with _translated(target):
-            answer = await http1.request(
+            answer = await http_client.request(
                 "POST", target, "/chat/completions", headers=headers, body=_dump(body), timeout_s=_IDLE_S
             )
         if answer.status != 200:
@@ -75,7 +75,7 @@ class Llm:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         target, headers = _door()
         with _translated(target):
-            async with http1.open_answer(
+            async with http_client.open_answer(
                 "POST", target, "/chat/completions", headers=headers, body=_dump(body), timeout_s=_IDLE_S
             ) as (head, pieces):
                 if head.status != 200:
@@ -104,10 +104,10 @@ class Llm:
         return body
 
 
-def _door() -> tuple[http1.Target, dict[str, str]]:
+def _door() -> tuple[http_client.Target, dict[str, str]]:
     url = os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     try:
-        target = http1.parse_target(url)
+        target = http_client.parse_target(url)
     except ValueError as error:
         raise errors.Invalid(
             "OPENAI_BASE_URL is not usable", code="model.bad_base_url", cause=str(error), next_step="set it to http(s)://host/v1"
@@ -121,10 +121,10 @@ def _door() -> tuple[http1.Target, dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _translated(target: http1.Target) -> Any:
+def _translated(target: http_client.Target) -> Any:
     try:
         yield
-    except (OSError, TimeoutError, http1.ProtocolError) as error:
+    except (OSError, TimeoutError, http_client.ProtocolError) as error:
         raise errors.Unavailable(
             f"the model at {target.authority} did not answer",
             code="model.unreachable",
