@@ -39,6 +39,11 @@ class AsyncClient:
     def base_url(self) -> str:
         return self._found.base_url
 
+    @property
+    def connection(self) -> connection.Connection:
+        """Address and key, and where each was found."""
+        return self._found
+
     async def perform(self, operation: calls.Operation[T]) -> T:
         """Drive an operation to its result."""
         try:

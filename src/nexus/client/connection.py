@@ -18,11 +18,12 @@ DEFAULT_URL = "http://127.0.0.1:8700"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """`source` says in words where the address came from, for messages."""
+    """`source` says in words where the address came from, `key_file` names the admin key's file when that is what is used."""
 
     base_url: str
     api_key: str | None = field(repr=False)
     source: str
+    key_file: Path | None = None
 
     @property
     def is_local(self) -> bool:
@@ -50,11 +51,13 @@ def find(base_url: str | None, api_key: str | None, environ: Mapping[str, str]) 
     key = api_key or environ.get("NEXUS_API_KEY") or environ.get("NEXUS_TOKEN")
     if not key and login.get("key") and check_url(login["url"]) == url:
         key = login["key"]
+    key_file = None
     if not key and url in (_normal(local.get("origin", "")), DEFAULT_URL):
         key = _read(place.admin_key).strip()
+        key_file = place.admin_key if key else None
     if key and not (key.isascii() and key.isprintable() and " " not in key):
         raise errors.Invalid("the API key holds characters no key has", code="key.invalid", next_step="copy the key again")
-    return Connection(base_url=url, api_key=key or None, source=source)
+    return Connection(base_url=url, api_key=key or None, source=source, key_file=key_file)
 
 
 def check_url(url: str) -> str:

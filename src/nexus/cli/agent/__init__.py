@@ -1,0 +1,1 @@
+"""`nexus ai agent …`: one module for each group of commands that belong together."""

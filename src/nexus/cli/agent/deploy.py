@@ -1,0 +1,105 @@
+"""`nexus ai agent deploy`: pack, upload, deploy, watch, and say how to call it."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nexus import client
+from nexus.cli import connect, screen
+from nexus.cli.agent import project, rollout
+from nexus.cli.options import Json
+from nexus.core import errors
+from nexus.kit import archive
+
+
+def register(app: typer.Typer) -> None:
+    app.command("deploy")(deploy)
+
+
+def deploy(
+    agent: Annotated[str | None, typer.Argument(help="Name of the agent, or path of its folder; default: this folder.")] = None,
+    environment: Annotated[str, typer.Option("--env", "-e", help="development, staging or production.")] = "development",
+    replicas: Annotated[int | None, typer.Option("--replicas", min=0, help="How many instances.")] = None,
+    cpu: Annotated[str | None, typer.Option("--cpu", help="CPU per instance: 500m, 2.")] = None,
+    memory: Annotated[str | None, typer.Option("--memory", help="Memory per instance: 512Mi, 2GB.")] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", help="Deploy under (or, without a folder, again) this version.")
+    ] = None,
+    path: Annotated[Path | None, typer.Option("--path", help="The agent's folder.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch until it serves.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Deploy an agent and watch it start.
+
+    A name without a folder here means an agent the host has already: its newest version goes to the environment.
+    """
+    found = project.find(agent, path, Path.cwd())
+    progress = rollout.Progress(screen.to_user())
+    with connect.open_client() as host, progress.shown(quiet=as_json):
+        if found is not None:
+            name, version_id = _upload(host, project.with_version(found, version) if version else found, progress)
+        else:
+            name, version_id = str(agent), _stored(host, str(agent), version)
+        progress.step("deploying", environment)
+        started = host.agents.deploy(name, version_id, environment=environment, replicas=replicas, cpu=cpu, memory=memory)
+        try:
+            view = rollout.watch(host, started, progress) if wait else started
+        except KeyboardInterrupt:
+            screen.note(f"the rollout goes on without you; see it with: nexus ai agent show {name}")
+            raise
+    told = dict(view.view) | {"curl": _curl(host, view)}
+    screen.give(told, as_json=as_json, text=_summary(view, told["curl"], waited=wait))
+
+
+def _upload(host: client.Client, found: project.Project, progress: rollout.Progress) -> tuple[str, str]:
+    progress.step("packing", str(found.folder))
+    packed = archive.pack(found.folder, replace={project.CONFIG: found.text.encode()})
+    for warning in packed.warnings:
+        screen.note(f"warning: {warning}", "yellow")
+    progress.step("uploading", f"{packed.files} files, {screen.size(len(packed.data))}")
+    version = host.agents.upload(found.config.name, packed.data)
+    if not version.get("created", True):
+        progress.detail(f"version {version['version']} is there already, unchanged")
+    return found.config.name, version["id"]
+
+
+def _stored(host: client.Client, name: str, version: str | None) -> str:
+    """The id of a version the host has already: the named one, else the newest."""
+    try:
+        view = host.agents.show(name)
+    except errors.NotFound as error:
+        raise errors.NotFound(
+            f"there is no folder {name}/ here with a config.yaml, and the host has no agent {name!r}",
+            code=error.code,
+            next_step=f"go to the agent's folder, or make one: nexus ai agent init {name}",
+        ) from error
+    wanted = version or view.get("latest_version")
+    known: list[Any] = [*(view.get("versions") or ()), *(view.get("deployments") or ()), *host.agents.history(name)]
+    for entry in known:
+        if entry.get("version") == wanted:
+            return str(entry.get("version_id") or entry["id"])
+    raise errors.NotFound(
+        f"{name} has no version {wanted} that was deployed before",
+        code="version.not_found",
+        next_step=f"nexus ai agent history {name}",
+    )
+
+
+def _curl(host: client.Client, view: client.Answer) -> str:
+    found = host.connection
+    key = f"$(cat {shlex.quote(str(found.key_file))})" if found.key_file else "$NEXUS_API_KEY"
+    url = view.get("url") or f"{found.base_url}/agents/{view['agent']}/run"
+    lines = [f"curl -X POST {shlex.quote(str(url))}", f'-H "Authorization: Bearer {key}"', "-H 'Content-Type: application/json'"]
+    if view.get("environment") != "production":
+        lines.append(f"-H 'Nexus-Environment: {view.get('environment')}'")
+    lines.append("""-d '{"input": "Hello"}'""")
+    return " \\\n  ".join(lines)
+
+
+def _summary(view: client.Answer, curl: str, *, waited: bool) -> str:
+    state = f"{view.get('ready')} of {view.get('replicas')} ready" if waited else "rolling out"
+    return "\n".join(
+        (f"{view['agent']} {view.get('version')} in {view.get('environment')}: {state}", f"URL: {view.get('url')}", "", curl)
+    )

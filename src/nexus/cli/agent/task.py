@@ -1,0 +1,151 @@
+"""`nexus ai agent submit` and `task …`: asynchronous runs."""
+
+from typing import Annotated
+
+import typer
+
+from nexus import client
+from nexus.cli import connect, screen
+from nexus.cli.agent import inputs, running
+from nexus.cli.options import Agent, Environment, Json
+from nexus.core import errors
+from nexus.wire import problem
+
+TaskId = Annotated[str, typer.Argument(help="Id of the task (task_…).", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("submit")(submit)
+    task = typer.Typer(no_args_is_help=True, help="Look after tasks.")
+    for name, command in (("status", status), ("wait", wait), ("events", events), ("cancel", cancel), ("list", list_tasks)):
+        task.command(name)(command)
+    app.add_typer(task, name="task")
+
+
+def submit(
+    agent: Agent,
+    given: inputs.Input = None,
+    file: inputs.File = None,
+    data: inputs.Data = None,
+    context: inputs.Context = None,
+    session: inputs.Session = None,
+    environment: Environment = None,
+    webhook: Annotated[str | None, typer.Option("--webhook", help="URL that receives the result.")] = None,
+    key: Annotated[str | None, typer.Option("--idempotency-key", help="The same key twice is one task.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Hand over a task and return at once with its id."""
+    value, said = inputs.read(given, file, data), inputs.read_context(context)
+    with connect.open_client() as host:
+        task = host.agents.submit(
+            agent, value, webhook=webhook, context=said, session_id=session, environment=environment, idempotency_key=key
+        )
+        if wait:
+            screen.note(f"task {task.task_id}")
+            _finish(host, task.task_id, None, as_json=as_json)
+            return
+    screen.give(task.view, as_json=as_json, text=f"{task.task_id} {task.status}")
+    if not as_json:
+        screen.note(f"next: nexus ai agent task wait {task.task_id}")
+
+
+def status(task_id: TaskId, as_json: Json = False) -> None:
+    """Show how far a task is."""
+    with connect.open_client() as host:
+        task = host.agents.status(task_id)
+    if as_json:
+        screen.write_json(task.view)
+        return
+    rows = [(name, task.view.get(name)) for name in ("status", "progress", "message", "agent", "environment", "attempt")]
+    rows += [
+        (name.removesuffix("_at"), screen.moment(task.view.get(name))) for name in ("created_at", "started_at", "finished_at")
+    ]
+    if task.view.get("output") is not None:
+        rows.append(("output", screen.as_text(task.view["output"])))
+    if isinstance(task.view.get("webhook"), dict):
+        rows.append(("webhook", ", ".join(f"{name} {value}" for name, value in task.view["webhook"].items())))
+    if isinstance(task.view.get("error"), dict):
+        rows.append(("error", task.view["error"].get("cause") or task.view["error"].get("detail")))
+    screen.table(("", task_id), rows, empty="")
+
+
+def wait(
+    task_id: TaskId,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=0, help="Give up after this many seconds (exit code 9).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Wait until a task is over and print its output; a failed task is an error."""
+    with connect.open_client() as host:
+        _finish(host, task_id, timeout, as_json=as_json)
+
+
+def _finish(host: client.Client, task_id: str, timeout: float | None, *, as_json: bool) -> None:
+    task = host.agents.wait(task_id, timeout)
+    if task["status"] == "completed":
+        screen.give(task.view, as_json=as_json, text=screen.as_text(task.view.get("output")))
+        return
+    told = task.view.get("error")
+    if isinstance(told, dict) and told.get("code"):
+        raise problem.parse(told)
+    raise errors.AgentFailed(
+        f"task {task_id} was {task['status']}", code=f"run.{task['status']}", next_step=f"nexus ai agent task events {task_id}"
+    )
+
+
+def events(
+    task_id: TaskId,
+    after: Annotated[str | None, typer.Option("--after", help="Begin after the event with this id.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a task's events as they happen, to the last. With --json each is one line."""
+    with connect.open_client() as host, host.agents.events(task_id, after) as stream:
+        for chunk in stream:
+            if as_json:
+                screen.write_json({"id": chunk.id, "event": chunk.event, "data": dict(chunk.data)}, indent=None)
+                continue
+            if chunk.event == "progress":
+                words = running.progress(chunk.data)
+            else:
+                words = chunk.text or (screen.as_text(dict(chunk.data)) if chunk.data else "")
+            screen.write(f"{chunk.id or '-':>5}  {chunk.event:<15} {words}")
+
+
+def cancel(task_id: TaskId, as_json: Json = False) -> None:
+    """Stop a task."""
+    with connect.open_client() as host:
+        task = host.agents.cancel(task_id)
+    screen.give(task.view, as_json=as_json, text=f"{task_id} {task['status']}")
+
+
+def list_tasks(
+    agent: Annotated[str | None, typer.Argument(help="Only this agent's.")] = None,
+    state: Annotated[
+        str | None, typer.Option("--status", help="pending, running, waiting, completed, failed or cancelled.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List tasks, newest first."""
+    with connect.open_client() as host:
+        found = host.agents.tasks(agent, status=state, limit=limit)
+    if as_json:
+        screen.write_json(found)
+        return
+    screen.table(
+        ("TASK", "AGENT", "STATUS", "PROGRESS", "ATTEMPT", "AGE"),
+        [
+            (
+                task.get("task_id"),
+                task.get("agent"),
+                screen.phase(task.get("status")),
+                task.get("progress"),
+                task.get("attempt"),
+                screen.ago(task.get("created_at")),
+            )
+            for task in found
+        ],
+        empty="no tasks",
+    )
