@@ -1,0 +1,80 @@
+"""Which instance serves a run: pure choices over what this process knows. Called by the stage `choose_instance`."""
+
+import hashlib
+from collections.abc import Collection, Sequence
+
+from nexus.gateway import mint, routes
+
+LATENCY_WEIGHT = 0.2
+_LONGEST_OUT_S = 10.0
+
+
+def decide_instance(
+    deployment: routes.Deployment, *, session_id: str | None, now: float, without: Collection[str] = ()
+) -> routes.Instance | None:
+    """The instance for a run, or None when none can take it now. `without` are instances that this run has tried.
+
+    A session goes to the instance it was minted for while that is listed, else to its rendezvous winner among the
+    usable ones; so every gateway process agrees without talking. Without a session the deployment's balancer decides.
+    """
+    usable = [instance for instance in deployment.instances if instance.out_until <= now and instance.id not in without]
+    if not usable:
+        return None
+    limit = deployment.max_concurrency
+    if session_id is not None:
+        chosen = _home_of(session_id, deployment, usable)
+        return chosen if limit is None or chosen.active < limit else None
+    if limit is not None:
+        usable = [instance for instance in usable if instance.active < limit]
+        if not usable:
+            return None
+    if len(usable) == 1:
+        return usable[0]
+    start = next(deployment.turn) % len(usable)
+    if deployment.balancer == "round-robin":
+        return usable[start]
+    around = usable[start:] + usable[:start]
+    if deployment.balancer == "health-based":
+        return min(around, key=_burden)
+    return min(around, key=_active)
+
+
+def _home_of(session_id: str, deployment: routes.Deployment, usable: Sequence[routes.Instance]) -> routes.Instance:
+    if len(usable) == 1:
+        return usable[0]
+    tag = mint.session_tag(session_id)
+    if tag is not None:
+        tagged = deployment.tags.get(tag)
+        if tagged is not None and tagged in usable:
+            return tagged
+    return rendezvous(session_id, usable)
+
+
+def rendezvous(session_id: str, instances: Sequence[routes.Instance]) -> routes.Instance:
+    """Highest random weight: the instance whose SHA-256 of (session, instance) is greatest.
+
+    Source: Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous" (1996).
+    """
+    session = session_id.encode("utf-8", "surrogateescape")
+    return max(instances, key=lambda instance: hashlib.sha256(session + b"\0" + instance.id.encode()).digest())
+
+
+def _active(instance: routes.Instance) -> int:
+    return instance.active
+
+
+def _burden(instance: routes.Instance) -> float:
+    """Expected wait: latency so far times the runs in hand, far worse after failures."""
+    return (instance.latency_s + 0.001) * (instance.active + 1) * 4.0 ** min(instance.failures, 8)
+
+
+def note_unreachable(instance: routes.Instance, now: float) -> None:
+    """Take an instance out for a moment that grows with every refused connection in a row."""
+    instance.failures += 1
+    instance.out_until = now + min(_LONGEST_OUT_S, 0.5 * 2.0 ** min(instance.failures - 1, 6))
+
+
+def note_answer(instance: routes.Instance, *, latency_s: float, failed: bool) -> None:
+    """Remember how a run went. A 5xx of the agent counts against it in `health-based` only, and never takes it out."""
+    instance.failures = instance.failures + 1 if failed else 0
+    instance.latency_s += LATENCY_WEIGHT * (latency_s - instance.latency_s)

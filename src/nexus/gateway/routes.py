@@ -1,0 +1,234 @@
+"""The route table: what the feed says, compiled for look-ups. A table never changes; a delta makes a new one.
+
+A new table is built completely before it is put in place, so no request sees half of a change. What this process itself
+observes of an instance (`Instance.active`, `out_until` …) outlives tables: the same instance keeps the same object.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nexus.core import principals
+from nexus.gateway import mint
+from nexus.wire import feed as wire_feed
+
+SERVICE = "service"
+DEFAULT_MAX_BODY = 16 * 1024 * 1024
+
+
+class FeedBroken(Exception):
+    """The feed said something that cannot be applied; the client reconnects and takes a snapshot."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Instance:
+    """A place that serves runs, with what this process saw of it: `active` runs, `out_until` (monotonic seconds) after
+    refused connections, `failures` in a row, `latency_s` (a moving average)."""
+
+    id: str
+    address: str
+    version: str
+    tag: str
+    active: int = 0
+    out_until: float = 0.0
+    failures: int = 0
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    id: str
+    tenant: str
+    agent: str
+    environment: str
+    revision: int
+    balancer: str
+    instances: tuple[Instance, ...]
+    tags: Mapping[str, Instance]
+    timeout_s: float
+    wait_s: float
+    max_concurrency: int | None
+    max_queue: int
+    turn: Iterator[int] = field(default_factory=itertools.count, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who presented a credential: an API key's principal, the dispatcher (`service`), or an instance (`token`)."""
+
+    principal: principals.Principal
+    may_run: bool
+    service: bool = False
+    token: wire_feed.TokenEntry | None = None
+    expires_at: float | None = None
+    requests_per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteTable:
+    """`agents` maps (tenant, agent) to its deployments by environment; `keys` and `tokens` map SHA-256 to a caller."""
+
+    epoch: str = ""
+    version: int = -1
+    entries: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    agents: Mapping[tuple[str, str], Mapping[str, Deployment]] = field(default_factory=dict)
+    keys: Mapping[str, Caller] = field(default_factory=dict, repr=False)
+    tokens: Mapping[str, Caller] = field(default_factory=dict, repr=False)
+    models: Mapping[str, wire_feed.ModelEntry] = field(default_factory=dict, repr=False)
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    default_model: str | None = None
+    max_body_bytes: int = DEFAULT_MAX_BODY
+
+    @property
+    def loaded(self) -> bool:
+        return self.version >= 0
+
+
+def plan_snapshot(old: RouteTable, snapshot: wire_feed.Snapshot) -> RouteTable:
+    """The table of a snapshot, or `FeedBroken` when any entry is not of its shape."""
+    try:
+        return _compile(RouteTable(), old, snapshot["epoch"], snapshot["version"], dict(snapshot["entries"]), ())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FeedBroken(f"a snapshot cannot be read: {error!r}") from error
+
+
+def plan_delta(old: RouteTable, delta: wire_feed.Delta) -> RouteTable:
+    """The table after a delta, or `FeedBroken` when it does not follow on `old`."""
+    try:
+        if delta["epoch"] != old.epoch or delta["previous"] != old.version:
+            raise FeedBroken(f"delta {delta['previous']}->{delta['version']} does not follow {old.version}")
+        return _compile(old, old, delta["epoch"], delta["version"], dict(delta["set"]), tuple(delta["delete"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FeedBroken(f"a delta cannot be read: {error!r}") from error
+
+
+def _compile(
+    start: RouteTable, old: RouteTable, epoch: str, version: int, changed: dict[str, Any], deleted: tuple[str, ...]
+) -> RouteTable:
+    """`start` with entries set and deleted; instances that `old` knew keep their object."""
+    entries = dict(start.entries)
+    agents: dict[tuple[str, str], dict[str, Deployment]] = {name: dict(by_env) for name, by_env in start.agents.items()}
+    keys, tokens, models = dict(start.keys), dict(start.tokens), dict(start.models)
+    for path in deleted:
+        entries.pop(path, None)
+        kind, _, rest = path.partition("/")
+        if kind == "deployment":
+            tenant, agent, environment = rest.split("/")
+            by_environment = agents.get((tenant, agent), {})
+            by_environment.pop(environment, None)
+            if not by_environment:
+                agents.pop((tenant, agent), None)
+        elif kind == "key":
+            keys.pop(rest, None)
+        elif kind == "token":
+            tokens.pop(rest, None)
+        elif kind == "model":
+            models.pop(rest, None)
+    for path, value in changed.items():
+        entries[path] = value
+        kind, _, rest = path.partition("/")
+        if kind == "deployment":
+            tenant, agent, environment = rest.split("/")
+            before = old.agents.get((tenant, agent), {}).get(environment)
+            agents.setdefault((tenant, agent), {})[environment] = _deployment(tenant, agent, environment, value, before)
+        elif kind == "key":
+            keys[rest] = _key(value)
+        elif kind == "token":
+            tokens[rest] = _token(value)
+        elif kind == "model":
+            models[rest] = _model(value)
+    settings = entries.get("settings") or {}
+    return RouteTable(
+        epoch=str(epoch),
+        version=int(version),
+        entries=entries,
+        agents=agents,
+        keys=keys,
+        tokens=tokens,
+        models=models,
+        hosts=frozenset(str(name).lower() for name in settings.get("hosts", ())),
+        origins=frozenset(str(name).lower() for name in settings.get("origins", ())),
+        default_model=settings.get("default_model"),
+        max_body_bytes=int(settings.get("max_body_bytes") or DEFAULT_MAX_BODY),
+    )
+
+
+def _deployment(tenant: str, agent: str, environment: str, value: Mapping[str, Any], before: Deployment | None) -> Deployment:
+    known = {instance.id: instance for instance in before.instances} if before else {}
+    instances = []
+    for entry in value["instances"]:
+        instance = known.get(entry["id"])
+        if instance is None or instance.address != entry["address"] or instance.version != entry["version"]:
+            parse_address(entry["address"])
+            instance = Instance(id=entry["id"], address=entry["address"], version=entry["version"], tag=mint.tag_of(entry["id"]))
+        instances.append(instance)
+    limit = value["max_concurrency"]
+    return Deployment(
+        id=value["id"],
+        tenant=tenant,
+        agent=agent,
+        environment=environment,
+        revision=int(value["revision"]),
+        balancer=value["balancer"],
+        instances=tuple(instances),
+        tags={instance.tag: instance for instance in instances},
+        timeout_s=float(value["timeout_s"]),
+        wait_s=float(value["wait_s"]),
+        max_concurrency=None if limit is None else int(limit),
+        max_queue=int(value["max_queue"]),
+        turn=before.turn if before else itertools.count(),
+    )
+
+
+def _key(value: Mapping[str, Any]) -> Caller:
+    names = frozenset(value["roles"])
+    agents = value["agents"]
+    principal = principals.Principal(
+        id=value["id"],
+        tenant=value["tenant"],
+        roles=frozenset(principals.Role(name) for name in names if name in principals.Role._value2member_map_),
+        environment=value["environment"],
+        agents=None if agents is None else frozenset(agents),
+    )
+    service = SERVICE in names
+    return Caller(
+        principal=principal,
+        may_run=service or principal.may(principals.Action.RUN),
+        service=service,
+        expires_at=None if value["expires_at"] is None else float(value["expires_at"]),
+        requests_per_minute=value["requests_per_minute"],
+    )
+
+
+def _token(value: Mapping[str, Any]) -> Caller:
+    entry = wire_feed.TokenEntry(
+        instance_id=value["instance_id"], tenant=value["tenant"], agent=value["agent"], environment=value["environment"]
+    )
+    principal = principals.Principal(id=entry["instance_id"], tenant=entry["tenant"], roles=frozenset())
+    return Caller(principal=principal, may_run=False, token=entry)
+
+
+def _model(value: Mapping[str, Any]) -> wire_feed.ModelEntry:
+    entry = wire_feed.ModelEntry(
+        provider=str(value["provider"]),
+        base_url=str(value["base_url"]),
+        headers={str(name): str(text) for name, text in value["headers"].items()},
+        upstream_model=str(value["upstream_model"]),
+        dialects=[str(name) for name in value["dialects"]],
+    )
+    if any(letter in text for name, text in entry["headers"].items() for letter in "\r\n\0" for text in (name, text)):
+        raise ValueError("a model's header holds a line break")
+    return entry
+
+
+def parse_address(address: str) -> tuple[str, str, int]:
+    """`("unix", path, 0)` or `("tcp", host, port)`; ValueError otherwise."""
+    kind, _, rest = address.partition(":")
+    if kind == "unix" and rest.startswith("/"):
+        return kind, rest, 0
+    host, _, port = rest.rpartition(":")
+    if kind in ("tcp", "tls") and host and port.isdigit() and 0 < int(port) < 65536:
+        return kind, host.strip("[]"), int(port)
+    raise ValueError(f"{address!r} is neither unix:/path nor tcp:host:port")
