@@ -1,0 +1,73 @@
+"""Answers of the gateway's own: problems, small JSON bodies, CORS. Pure: values in, bytes out."""
+
+import json
+from collections.abc import Mapping
+from email.utils import formatdate
+
+from nexus.core import errors
+from nexus.gateway import http1
+from nexus.gateway.call import Call
+from nexus.wire import problem
+
+_EXPOSED = b"Nexus-Run-Id, Nexus-Session-Id, Nexus-Version, Retry-After"
+_ALLOWED_HEADERS = (
+    b"Authorization, Content-Type, Accept, X-Api-Key, Nexus-Session-Id, Nexus-Environment, Idempotency-Key, traceparent, "
+    b"Last-Event-ID"
+)
+
+
+def render(status: int, headers: list[http1.Header], body: bytes, *, close: bool, headless: bool = False) -> bytes:
+    """A whole answer. `headless`: the request was HEAD, so only the length of the body is told."""
+    fixed = [(b"Date", formatdate(usegmt=True).encode()), (b"Cache-Control", b"no-store")]
+    if status != 204:
+        fixed.append((b"Content-Length", str(len(body)).encode()))
+    if close:
+        fixed.append((b"Connection", b"close"))
+    return http1.render_head(status, headers + fixed) + (b"" if headless else body)
+
+
+def render_json(value: Mapping[str, object], call: Call) -> tuple[list[http1.Header], bytes]:
+    return [(b"Content-Type", b"application/json"), *cors(call)], json.dumps(value).encode() + b"\n"
+
+
+def render_problem(error: errors.NexusError, call: Call | None) -> tuple[int, list[http1.Header], bytes]:
+    """Status, headers and body of a typed error."""
+    headers: list[http1.Header] = [(b"Content-Type", problem.CONTENT_TYPE.encode())]
+    if isinstance(error, errors.Unauthenticated):
+        headers.append((b"WWW-Authenticate", b'Bearer realm="nexus"'))
+    if error.retry_after_s is not None:
+        headers.append((b"Retry-After", str(max(1, round(error.retry_after_s))).encode()))
+    if "allow" in error.extra:
+        headers.append((b"Allow", str(error.extra["allow"]).encode()))
+    if call is not None:
+        if call.run_id:
+            headers.append((b"Nexus-Run-Id", call.run_id.encode("latin-1")))
+        if call.session_given and call.session_id:
+            headers.append((b"Nexus-Session-Id", call.session_id.encode("latin-1")))
+        headers.extend(cors(call))
+    body = problem.encode(error, run_id=call.run_id if call is not None else None)
+    return problem.status_of(error), headers, body + b"\n"
+
+
+def cors(call: Call) -> list[http1.Header]:
+    if call.origin is None:
+        return []
+    return [
+        (b"Access-Control-Allow-Origin", call.origin),
+        (b"Access-Control-Expose-Headers", _EXPOSED),
+        (b"Vary", b"Origin"),
+    ]
+
+
+def preflight(call: Call) -> list[http1.Header]:
+    """What OPTIONS is told: everything for an allowed origin, the methods alone for anyone else."""
+    methods = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+    if call.origin is None:
+        return [(b"Allow", methods)]
+    return [
+        (b"Access-Control-Allow-Origin", call.origin),
+        (b"Access-Control-Allow-Methods", methods),
+        (b"Access-Control-Allow-Headers", _ALLOWED_HEADERS),
+        (b"Access-Control-Max-Age", b"600"),
+        (b"Vary", b"Origin"),
+    ]

@@ -1,0 +1,388 @@
+"""One request and its answer on their way: collects or streams the body, borrows an upstream connection, relays back.
+
+It knows bytes, back-pressure and life; what a kind of request means is its handler's (`doors`, `models_door`). Everything
+here is a plain callback on the loop's thread; only dialling is a task.
+"""
+
+import math
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from nexus.core import errors
+from nexus.gateway import answers, http1, stages
+from nexus.gateway.call import Call
+from nexus.gateway.upstream import Upstream
+from nexus.gateway.world import World
+from nexus.kit import guard
+
+if TYPE_CHECKING:
+    from nexus.gateway.server import ClientConnection
+
+CLIENT_GONE = 499
+
+
+class Phase(Enum):
+    QUEUED = "queued"
+    COLLECTING = "collecting"
+    WAITING = "waiting"
+    DIALING = "dialing"
+    RELAYING = "relaying"
+    DONE = "done"
+
+
+class Handler:
+    """What one kind of request does; made for one exchange. The defaults suit a door that answers by itself.
+
+    `collects`: it needs the whole body before `open`. `rewrites`: `see` and `last` may change the answer's body;
+    `watches`: `watch` is shown each part of it.
+    """
+
+    collects = False
+    rewrites = False
+    watches = False
+
+    def __init__(self, exchange: "Exchange") -> None:
+        self.exchange = exchange
+        self.call = exchange.call
+        self.world = exchange.world
+        self.max_body_bytes = exchange.world.table.max_body_bytes
+
+    def open(self) -> None:
+        """Begin: answer, wait, or connect somewhere. With `collects`, called when the body is whole."""
+        raise NotImplementedError
+
+    def request_head(self, framing: bytes) -> bytes:
+        """The head to send upstream; `framing` is the ready Content-Length or Transfer-Encoding line."""
+        raise NotImplementedError
+
+    def answer_headers(self, status: int, headers: list[http1.Header]) -> list[http1.Header]:
+        """The end-to-end headers for the client, without framing. May raise BadAnswer."""
+        return headers
+
+    def watch(self, part: bytes) -> None: ...
+
+    def see(self, part: bytes) -> bytes:
+        return part
+
+    def last(self) -> bytes:
+        return b""
+
+    def body_moved(self) -> None:
+        """A part of the request's body came while the exchange relays."""
+
+    def unreachable(self, error: Exception) -> None:
+        """No connection could be made; nothing was sent. Connect elsewhere, wait, or raise the error to answer."""
+        raise errors.Unavailable("nothing answers there", code="upstream.failed", retry_after_s=1) from error
+
+    def expired(self) -> None:
+        """The exchange's deadline has passed."""
+        self.exchange.fail(errors.Exhausted("no answer came in time", code="run.timeout"))
+
+    def broken(self, reason: str, *, lost: bool) -> errors.NexusError:
+        """The error for an answer that broke off (`lost`) or breaks the rules."""
+        return errors.Unavailable(reason, code="upstream.failed")
+
+    def close(self, *, outcome: str, status: int, code: str) -> None:
+        """Called exactly once, when the exchange is over: give back, record."""
+
+
+class Exchange:
+    """See the module. `received` says the request's body is whole, `size` how much of it came, `sent` the answer's bytes."""
+
+    __slots__ = (
+        "_chunk_request", "_chunks", "_closing", "_continue", "_kept", "answered", "call", "client", "deadline", "flushed",
+        "handler", "parts", "phase", "received", "sent", "size", "status", "upstream", "world",
+    )  # fmt: skip
+
+    def __init__(self, client: "ClientConnection", call: Call, world: World) -> None:
+        self.client = client
+        self.call = call
+        self.world = world
+        self.phase = Phase.QUEUED
+        self.handler: Handler | None = None
+        self.upstream: Upstream | None = None
+        self.parts: list[bytes] = []
+        self.received = False
+        self.size = 0
+        self.sent = 0
+        self.status = 0
+        self.answered = False
+        self.deadline = math.inf
+        self.flushed = False
+        self._kept = b""
+        self._chunk_request = False
+        self._chunks = False
+        self._closing = False
+        self._continue = False
+
+    # the client's side
+
+    def start(self) -> None:
+        """Decide, then begin. Called when the answers before it on this connection are out."""
+        self.world.counts.requests += 1
+        self.world.counts.in_flight += 1
+        self._continue = b"expect" in self.call.head.named
+        try:
+            stages.decide(self.call, self.world)
+            self.handler = self.world.open_handler(self)
+            self._check_size()
+            if self._continue and self.call.head.named[b"expect"].lower() != b"100-continue":
+                raise http1.malformed("an expectation other than 100-continue cannot be met")
+            if self.handler.collects and not self.received:
+                self.phase = Phase.COLLECTING
+                self._invite()
+            else:
+                self.handler.open()
+        except errors.NexusError as error:
+            self.fail(error)
+
+    def _check_size(self) -> None:
+        handler, length = self.handler, self.call.head.length
+        if handler is not None and (self.size if length is None else length) > handler.max_body_bytes:
+            raise errors.Invalid(
+                f"the body is larger than {handler.max_body_bytes} bytes",
+                code="body.too_large",
+                next_step="send less, or put the document where the agent can fetch it",
+            )
+
+    def take(self, part: bytes) -> None:
+        """A part of the request's body, as the parser found it. Acted on in `pump`."""
+        self.size += len(part)
+        self.parts.append(part)
+
+    def pump(self) -> None:
+        """After each read: send on what came."""
+        handler = self.handler
+        if handler is None or self.phase is Phase.DONE:
+            return
+        if self.call.head.length is None and self.size > handler.max_body_bytes:
+            try:
+                self._check_size()
+            except errors.NexusError as error:
+                self.fail(error)
+            return
+        if self.phase is Phase.RELAYING:
+            self._send_parts()
+            handler.body_moved()
+        elif self.phase is Phase.COLLECTING:
+            if self.received:
+                try:
+                    handler.open()
+                except errors.NexusError as error:
+                    self.fail(error)
+        elif not self.received and self.size > self.world.settings.buffer_bytes:
+            self.client.hold_reading()
+
+    def _send_parts(self) -> None:
+        upstream = self.upstream
+        if upstream is None:
+            return
+        out: list[bytes] = []
+        if self.parts:
+            out.append(http1.chunk(self.parts) if self._chunk_request else b"".join(self.parts))
+            self.parts.clear()
+        if self.received and self._chunk_request:
+            out.append(http1.LAST_CHUNK)
+            self._chunk_request = False
+        if out:
+            upstream.transport.write(b"".join(out))
+
+    def _invite(self) -> None:
+        """Tell a client that asked first to send its body."""
+        if self._continue and not self.received and not self.size:
+            self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._continue = False
+
+    def gone(self) -> None:
+        """The client left: whatever is under way for it ends now."""
+        self._end(outcome="cancelled", status=CLIENT_GONE, code="run.cancelled", reusable=False)
+
+    # going upstream
+
+    def connect(self, address: str) -> None:
+        upstream = self.world.pool.take(address)
+        if upstream is not None:
+            self._attach(upstream)
+            return
+        self.phase = Phase.DIALING
+        guard.spawn(self._dial(address), name="dial", owner=self.world.tasks)
+
+    async def _dial(self, address: str) -> None:
+        try:
+            upstream = await self.world.pool.dial(address)
+        except (OSError, TimeoutError, ValueError) as error:
+            if self.phase is Phase.DIALING and self.handler is not None:
+                try:
+                    self.handler.unreachable(error)
+                except errors.NexusError as problem:
+                    self.fail(problem)
+            return
+        if self.phase is Phase.DIALING:
+            self._attach(upstream)
+        else:
+            upstream.close()
+
+    def _attach(self, upstream: Upstream) -> None:
+        handler = self.handler
+        if handler is None:
+            return
+        head = self.call.head
+        self.phase = Phase.RELAYING
+        self.upstream = upstream
+        upstream.begin(self, headless=head.method == b"HEAD")
+        if self.client.stalled:
+            upstream.transport.pause_reading()
+        self._chunk_request = False
+        if self.received:
+            body = b"".join(self.parts)
+            bodiless = not body and head.method in (b"GET", b"HEAD", b"DELETE", b"OPTIONS")
+            framing = b"" if bodiless else b"Content-Length: %d\r\n" % len(body)
+            self.parts.clear()
+            self._kept = b"" if upstream.fresh else body
+            upstream.transport.write(handler.request_head(framing) + body)
+            return
+        self._chunk_request = head.length is None
+        framing = b"Transfer-Encoding: chunked\r\n" if head.length is None else b"Content-Length: %d\r\n" % head.length
+        upstream.transport.write(handler.request_head(framing))
+        self._send_parts()
+        self._invite()
+        self.client.resume_reading()
+
+    def replace_body(self, body: bytes) -> None:
+        """Only with a handler that collects: what is sent upstream in place of the client's body."""
+        self.parts = [body]
+
+    def pause_body(self) -> None:
+        self.client.hold_reading()
+
+    def resume_body(self) -> None:
+        self.client.resume_reading()
+
+    def on_upstream_lost(self, error: Exception | None) -> None:
+        upstream, self.upstream = self.upstream, None
+        if self.phase is not Phase.RELAYING or upstream is None or self.handler is None:
+            return
+        if self._was_never_read(upstream, error):
+            self.parts = [self._kept]
+            self.connect(upstream.address)
+            return
+        self.fail(self.handler.broken("the connection broke off before the answer was complete", lost=True))
+
+    def _was_never_read(self, upstream: Upstream, error: Exception | None) -> bool:
+        """Whether a reused connection was already closed when the whole request was written to it in one piece: the
+        write itself failed (EPIPE), so the peer read nothing. Anything less certain is not tried again."""
+        whole = self.received and len(self._kept) <= self.world.settings.buffer_bytes
+        return whole and isinstance(error, BrokenPipeError) and not upstream.fresh and not upstream.answered
+
+    # coming back
+
+    def on_answer(self, status: int, headers: list[http1.Header], *, length: int | None, chunked: bool) -> None:
+        handler = self.handler
+        if handler is None:
+            return
+        cleaned = handler.answer_headers(status, headers)
+        head = self.call.head
+        self.status = status
+        self._closing = not head.keep_alive or not self.received or self.world.draining
+        if head.method == b"HEAD":
+            cleaned.extend((b"Content-Length", value) for name, value in headers if name == b"content-length")
+        elif status not in (204, 304):
+            if length is not None and not handler.rewrites:
+                cleaned.append((b"Content-Length", b"%d" % length))
+            elif head.modern:
+                self._chunks = True
+                cleaned.append((b"Transfer-Encoding", b"chunked"))
+            else:
+                self._closing = True
+        if self._closing:
+            cleaned.append((b"Connection", b"close"))
+        self.answered = True
+        self.client.hold(http1.render_head(status, cleaned))
+
+    def on_answer_data(self, parts: list[bytes]) -> None:
+        handler = self.handler
+        if handler is None:
+            return
+        if handler.watches:
+            for part in parts:
+                handler.watch(part)
+        if handler.rewrites:
+            parts = [new for part in parts if (new := handler.see(part))]
+            if not parts:
+                return
+        self._pass_on(parts)
+
+    def _pass_on(self, parts: list[bytes]) -> None:
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        self.sent += len(data)
+        self.client.hold(b"%x\r\n%b\r\n" % (len(data), data) if self._chunks else data)
+
+    def flush(self) -> None:
+        """The read is over: what it held goes to the client now, an event as soon as it came."""
+        self.flushed = self.answered
+        self.client.flush()
+
+    def on_answer_end(self, *, reusable: bool) -> None:
+        handler = self.handler
+        if handler is None:
+            return
+        if handler.rewrites and (rest := handler.last()):
+            self._pass_on([rest])
+        if self._chunks:
+            self.client.hold(http1.LAST_CHUNK)
+        outcome = "completed" if self.status < 400 else "failed"
+        self._end(outcome=outcome, status=self.status, code="", reusable=reusable and self.received)
+
+    def on_bad_answer(self, reason: str) -> None:
+        self.world.counts.bad_upstream += 1
+        if self.handler is not None:
+            self.fail(self.handler.broken(reason, lost=False))
+
+    # ends
+
+    def reply(self, status: int, headers: list[http1.Header], body: bytes) -> None:
+        """Answer from here, without any upstream."""
+        self._closing = not self.call.head.keep_alive or not self.received or self.world.draining
+        self.answered, self.status = True, status
+        headless = self.call.head.method == b"HEAD"
+        self.client.hold(answers.render(status, headers, body, close=self._closing, headless=headless))
+        self._end(outcome="completed" if status < 400 else "failed", status=status, code="", reusable=False)
+
+    def fail(self, error: errors.NexusError) -> None:
+        """Answer with a problem, or cut the connection when an answer has begun: a client must not take a part for the whole."""
+        if self.phase is Phase.DONE:
+            return
+        status, headers, body = answers.render_problem(error, self.call)
+        refused = self.phase in (Phase.QUEUED, Phase.COLLECTING, Phase.WAITING)
+        if refused:
+            self.world.counts.refused += 1
+        if self.flushed:
+            self._end(outcome="failed", status=self.status, code=error.code, reusable=False, cut=True)
+            return
+        self._closing = not self.call.head.keep_alive or not self.received or self.world.draining
+        headless = self.call.head.method == b"HEAD"
+        self.answered = True
+        self.client.drop_held()
+        self.client.hold(answers.render(status, headers, body, close=self._closing, headless=headless))
+        self._end(outcome="refused" if refused else "failed", status=status, code=error.code, reusable=False)
+
+    def _end(self, *, outcome: str, status: int, code: str, reusable: bool, cut: bool = False) -> None:
+        if self.phase is Phase.DONE:
+            return
+        begun = self.phase is not Phase.QUEUED or self.answered
+        self.phase = Phase.DONE
+        self.deadline = math.inf
+        self.parts.clear()
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            if reusable:
+                upstream.release(reusable=True)
+            else:
+                upstream.close()
+        if begun:
+            self.world.counts.in_flight -= 1
+        handler, self.handler = self.handler, None
+        if handler is not None:
+            handler.close(outcome=outcome, status=status, code=code)
+        if status != CLIENT_GONE:
+            self.client.finish(self, close=self._closing or cut, cut=cut)

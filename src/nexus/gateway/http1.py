@@ -1,0 +1,132 @@
+"""The rules of HTTP/1.1 as this gateway keeps them, without I/O: what a request head must look like, what may cross a
+hop, how a head and a chunk are written. Source: RFC 9110, RFC 9112. Parsing itself is llhttp's, in its strict mode."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from nexus.core import errors
+
+Header = tuple[bytes, bytes]
+
+_TARGET = re.compile(rb"/[!-~]*")
+_HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
+_DISGUISED = re.compile(rb"//|/\.{1,2}(?:/|$)|\\|;|%(?:2f|5c|2e|3b|00|0a|0d)", re.IGNORECASE)
+_STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
+SINGLE = frozenset(
+    {
+        b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"x-api-key", b"expect", b"origin",
+        b"nexus-session-id", b"nexus-environment", b"nexus-run-id", b"nexus-tenant", b"nexus-attempt", b"idempotency-key",
+        b"last-event-id",
+    }
+)  # fmt: skip
+HOP = frozenset(
+    {
+        b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
+        b"transfer-encoding", b"upgrade", b"http2-settings", b"content-length", b"expect",
+    }
+)  # fmt: skip
+LONGEST_TARGET = 16 * 1024
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestHead:
+    """One checked request head. Header names are in lower case; `named` holds each name's first value.
+
+    `length` is the Content-Length (0 when there is no body), None when the body is chunked.
+    """
+
+    method: bytes
+    target: bytes
+    path: bytes
+    headers: list[Header]
+    named: dict[bytes, bytes]
+    length: int | None
+    modern: bool
+    keep_alive: bool
+
+
+def parse_request(*, method: bytes, target: bytes, headers: list[Header], version: str, keep_alive: bool) -> RequestHead:
+    """A checked head, or `Invalid` (`request.malformed`) saying which rule was broken: the caller answers and closes."""
+    if version not in ("1.1", "1.0"):
+        raise malformed(f"HTTP/{version} is not spoken here", next_step="use HTTP/1.1")
+    modern = version == "1.1"
+    named: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in named:
+            if name in SINGLE:
+                raise malformed(f"the header {name.decode('ascii', 'replace')} was sent twice")
+        else:
+            named[name] = value
+    host = named.get(b"host")
+    if host is None:
+        if modern:
+            raise malformed("the Host header is missing")
+    elif _HOST.fullmatch(host) is None:
+        raise malformed("the Host header is not a name or address with an optional port")
+    if len(target) > LONGEST_TARGET:
+        raise errors.Exhausted(
+            f"the request target is longer than {LONGEST_TARGET} bytes", code="headers.too_large", next_step="shorten the URL"
+        )
+    if _TARGET.fullmatch(target) is None and not (target == b"*" and method == b"OPTIONS"):
+        raise malformed("the request target must be an absolute path such as /agents/my-agent/run")
+    return RequestHead(
+        method=method,
+        target=target,
+        path=target.partition(b"?")[0],
+        headers=headers,
+        named=named,
+        length=_body_length(named, modern=modern),
+        modern=modern,
+        keep_alive=keep_alive and modern,
+    )
+
+
+def _body_length(named: dict[bytes, bytes], *, modern: bool) -> int | None:
+    coding = named.get(b"transfer-encoding")
+    length = named.get(b"content-length")
+    if coding is not None:
+        if length is not None or not modern or coding.lower() != b"chunked":
+            raise malformed("Transfer-Encoding must be chunked, alone, and without Content-Length")
+        return None
+    if length is None:
+        return 0
+    if not length.isdigit() or len(length) > 15:
+        raise malformed("Content-Length is not a number")
+    return int(length)
+
+
+def malformed(detail: str, *, next_step: str | None = None) -> errors.Invalid:
+    return errors.Invalid(f"the request is not well-formed HTTP: {detail}", code="request.malformed", next_step=next_step)
+
+
+def is_disguised(path: bytes) -> bool:
+    """Whether a path has other spellings (`//`, `/../`, `%2f` …), so that two programs might read it differently."""
+    return _DISGUISED.search(path) is not None
+
+
+def render_head(status: int, headers: Iterable[Header]) -> bytes:
+    line = _STATUS_LINE.get(status) or b"HTTP/1.1 %d Status\r\n" % status
+    return line + b"".join([b"%b: %b\r\n" % header for header in headers]) + b"\r\n"
+
+
+def status_line(status: int) -> bytes:
+    return _STATUS_LINE.get(status) or b"HTTP/1.1 %d Status\r\n" % status
+
+
+def chunk(parts: Sequence[bytes]) -> bytes:
+    """Several pieces of a body as one chunk. Never called with nothing: an empty chunk would end the body."""
+    data = b"".join(parts)
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def connection_names(value: bytes | None) -> frozenset[bytes]:
+    """The header names that a Connection header declares to be for this hop only."""
+    if not value or value.lower() in (b"keep-alive", b"close"):
+        return frozenset()
+    return frozenset(name.strip().lower() for name in value.split(b","))

@@ -1,0 +1,54 @@
+"""Everything one gateway process shares between its connections. Built by `process`, handed to each connection."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from nexus.gateway import limits, mint, outbox, routes, settings, upstream, usage
+from nexus.gateway.call import Match
+
+if TYPE_CHECKING:
+    from nexus.gateway import exchange, server, waiting
+
+
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    requests: int = 0
+    refused: int = 0
+    runs: int = 0
+    model_calls: int = 0
+    bad_upstream: int = 0
+    in_flight: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class World:
+    """`table` is replaced as a whole by the feed. `paths` and `hosts` remember what was worked out for a path or a Host."""
+
+    settings: settings.Settings
+    loop: asyncio.AbstractEventLoop
+    pool: "upstream.Pool"
+    waiting: "waiting.Room"
+    rates: limits.Rates
+    outbox: outbox.Outbox
+    ledger: usage.Ledger
+    open_handler: "Callable[[exchange.Exchange], exchange.Handler]"
+    minter: mint.Minter = field(default_factory=mint.Minter)
+    table: routes.RouteTable = field(default_factory=routes.RouteTable)
+    counts: Counts = field(default_factory=Counts)
+    connections: "set[server.ClientConnection]" = field(default_factory=set)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    paths: dict[bytes, Match | None] = field(default_factory=dict)
+    hosts: dict[bytes, bool] = field(default_factory=dict)
+    connected: bool = False
+    draining: bool = False
+    clock: Callable[[], float] = time.time
+    started_at: float = field(default_factory=time.time)
+
+    def swap(self, table: routes.RouteTable) -> None:
+        """Put a whole new table in place and let waiting runs look again."""
+        self.table = table
+        self.hosts.clear()
+        self.waiting.look_again()
