@@ -1,0 +1,327 @@
+"""Every decision about a request, in order. A stage fills in the call or raises a typed error; none does I/O.
+
+To add one: write a function of (call, world), put it in `STAGES` where it belongs, and test it with a table.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+
+from nexus.core import errors, names, principals
+from nexus.gateway import balance, http1, mint, paths, routes
+from nexus.gateway.call import Call, Door, Match
+from nexus.gateway.world import World
+from nexus.kit import keys
+
+_LOOPBACK = re.compile(r"localhost|127(?:\.\d{1,3}){3}|\[::1\]")
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_REMEMBERED = 4096
+
+
+def find_door(call: Call, world: World) -> None:
+    path = call.head.path
+    key = path if not call.inside else b"\0" + path
+    if key in world.paths:
+        match = world.paths[key]
+    else:
+        if http1.is_disguised(path):
+            raise errors.Invalid(
+                "the path has more than one reading", code="path.invalid", next_step="send it without //, .., ; or %2f"
+            )
+        match = paths.find(path, inside=call.inside)
+        if len(world.paths) >= _REMEMBERED:
+            world.paths.clear()
+        world.paths[key] = match
+    if (
+        match is not None
+        and match.methods is not None
+        and call.head.method not in match.methods
+        and call.head.method != b"OPTIONS"
+    ):
+        able = ", ".join(sorted(method.decode() for method in match.methods))
+        raise errors.Invalid(
+            f"{_shown(path)} does not take {call.head.method.decode()}",
+            code="method.not_allowed",
+            next_step=f"use {able}",
+            extra={"allow": able},
+        )
+    call.match = match
+
+
+def check_host(call: Call, world: World) -> None:
+    """Only names that are ours may be in Host: a page that rebinds its own name to loopback is refused."""
+    if call.inside:
+        return
+    host = call.head.named.get(b"host", b"localhost")
+    known = world.hosts.get(host)
+    if known is None:
+        known = _is_our_host(host.decode("ascii").lower(), world)
+        if len(world.hosts) >= _REMEMBERED:
+            world.hosts.clear()
+        world.hosts[host] = known
+    if not known:
+        raise errors.Invalid(
+            f"this host does not answer for {_shown(host)}",
+            code="host.refused",
+            cause="the Host header names none of this host's own names",
+            next_step="add the name to NEXUS_ALLOWED_HOSTS and start the host again",
+        )
+
+
+def _is_our_host(host: str, world: World) -> bool:
+    name = re.sub(r":\d+$", "", host)
+    if _LOOPBACK.fullmatch(name):
+        return True
+    bound = world.settings.host.lower()
+    if name == (f"[{bound}]" if ":" in bound else bound):
+        return True
+    allowed = world.settings.hosts | world.table.hosts
+    return "*" in allowed or name in allowed or host in allowed
+
+
+def check_origin(call: Call, world: World) -> None:
+    """A browser's page may call only from our own origin or from one that is allowed by configuration."""
+    origin = call.head.named.get(b"origin")
+    if origin is None or call.inside:
+        return
+    text = origin.decode("latin-1").lower()
+    allowed = world.settings.origins | world.table.origins
+    if text in allowed or "*" in allowed:
+        call.origin = origin
+    elif text.partition("://")[2].encode("latin-1") != call.head.named.get(b"host", b"").lower() or "://" not in text:
+        raise errors.Forbidden(
+            f"pages from {_shown(origin)} may not call this host",
+            code="origin.refused",
+            next_step="add the origin to NEXUS_ALLOWED_ORIGINS and start the host again",
+        )
+
+
+def answer_preflight(call: Call, world: World) -> None:
+    if call.head.method == b"OPTIONS":
+        call.match = Match(door=Door.PREFLIGHT, methods=None, public=True)
+    elif call.match is None:
+        raise errors.NotFound(
+            f"there is nothing at {_shown(call.head.path)}",
+            code="path.not_found",
+            next_step="agents are at /agents/{name}/run; the API is described at /docs",
+        )
+
+
+def authenticate(call: Call, world: World) -> None:
+    """One credential, one judgement: a bad one is never followed by a second try with another."""
+    match = _matched(call)
+    if match.public:
+        return
+    credential = _credential(call)
+    table = world.table
+    if not table.loaded:
+        raise errors.Unavailable(
+            "this gateway has not been told its routes yet",
+            code="routes.unavailable",
+            retry_after_s=1,
+            next_step="try again in a second; `nexus status` shows whether control is up",
+        )
+    digest = keys.hash_key(credential)
+    caller = table.keys.get(digest)
+    if caller is None and call.inside:
+        caller = table.tokens.get(digest)
+    if caller is None or (caller.service and not call.inside):
+        raise _unauthenticated("the credential is not known here", code="auth.unknown_key")
+    if caller.expires_at is not None and caller.expires_at <= call.started:
+        raise _unauthenticated("the key has expired", code="auth.expired")
+    call.caller = caller
+    call.tenant = caller.principal.tenant
+
+
+def _credential(call: Call) -> str:
+    given = call.head.named.get(b"authorization")
+    if given is not None:
+        scheme, _, rest = given.partition(b" ")
+        if scheme.lower() != b"bearer" or not rest:
+            raise _unauthenticated("the Authorization header is not of the form 'Bearer <key>'", code="auth.required")
+        return rest.strip().decode("latin-1")
+    given = call.head.named.get(b"x-api-key")
+    if given is None:
+        raise _unauthenticated("this needs an API key", code="auth.required")
+    return given.decode("latin-1")
+
+
+def _unauthenticated(message: str, *, code: str) -> errors.Unauthenticated:
+    return errors.Unauthenticated(
+        message,
+        code=code,
+        next_step="send 'Authorization: Bearer nxk_...' with a key from `nexus keys create` or $NEXUS_HOME/admin.key",
+    )
+
+
+def believe_service(call: Call, world: World) -> None:
+    """The dispatcher runs tasks in their owner's name; nobody else's claim about tenant, run or attempt is read."""
+    caller = call.caller
+    if caller is None or not caller.service:
+        return
+    named = call.head.named
+    tenant = named.get(b"nexus-tenant", caller.principal.tenant.encode()).decode("latin-1")
+    run_id = named.get(b"nexus-run-id", b"").decode("latin-1")
+    attempt = named.get(b"nexus-attempt", b"1").decode("latin-1")
+    if _TENANT.fullmatch(tenant) is None:
+        raise errors.Invalid("Nexus-Tenant is not a tenant's name", code="header.invalid")
+    if (run_id and not _RUN_ID.fullmatch(run_id)) or not attempt.isdigit() or len(attempt) > 9:
+        raise errors.Invalid("Nexus-Run-Id or Nexus-Attempt is not valid", code="header.invalid")
+    call.trusted, call.tenant, call.run_id, call.attempt = True, tenant, run_id, attempt
+
+
+def limit_rate(call: Call, world: World) -> None:
+    caller = call.caller
+    if caller is None or caller.requests_per_minute is None:
+        return
+    wait_s = world.rates.take(caller.principal.id, caller.requests_per_minute, world.loop.time())
+    if wait_s > 0:
+        raise errors.Exhausted(
+            f"key {caller.principal.id} may send {caller.requests_per_minute} requests a minute",
+            code="limit.requests",
+            retry_after_s=max(1.0, round(wait_s + 0.5)),
+            next_step="wait as long as Retry-After says, or ask for a key with a higher limit",
+        )
+
+
+def authorise(call: Call, world: World) -> None:
+    """May this caller use this door, and this agent? Asked before anything is looked up, so a no tells nothing."""
+    match, caller = _matched(call), call.caller
+    if caller is None:
+        return
+    if match.door is Door.RUN:
+        if not caller.service:
+            caller.principal.require(principals.Action.RUN, agent=match.name)
+    elif match.door is Door.MODEL and caller.token is None:
+        caller.principal.require(principals.Action.RUN)
+    elif match.door is Door.RUN_USAGE and caller.token is None:
+        raise errors.Forbidden("only an instance may ask what its runs used", next_step="see GET /v1/runs")
+    elif match.door is Door.CONTROL and caller.token is not None and not call.head.path.startswith(b"/door/"):
+        raise errors.Forbidden(
+            "an instance's token opens the models and /door/ only", next_step="call the API with an API key of its own"
+        )
+
+
+def resolve_deployment(call: Call, world: World) -> None:
+    """Agent and environment to a deployment; what belongs to another tenant looks exactly like what is absent."""
+    match, caller = _matched(call), call.caller
+    if match.door is not Door.RUN or caller is None:
+        return
+    by_environment = world.table.agents.get((call.tenant, match.name))
+    asked = call.head.named.get(b"nexus-environment")
+    environment = None if asked is None else names.parse_label(asked.decode("latin-1"), "environment")
+    narrowed = caller.principal.environment
+    if narrowed is not None and environment is not None and environment != narrowed:
+        raise errors.Forbidden(
+            f"key {caller.principal.id} is for the environment {narrowed} only",
+            code="auth.forbidden",
+            next_step=f"leave Nexus-Environment out, or use a key for {environment}",
+        )
+    if not by_environment:
+        raise errors.NotFound(
+            f"there is no agent {match.name!r}",
+            code="agent.not_found",
+            next_step="see `nexus ai agent list`, or deploy it with `nexus ai agent deploy`",
+        )
+    call.deployment = _pick(by_environment, environment or narrowed, match.name)
+
+
+def _pick(deployed: Mapping[str, routes.Deployment], wanted: str | None, agent: str) -> routes.Deployment:
+    choices = ", ".join(sorted(deployed))
+    if wanted is not None:
+        found = deployed.get(wanted)
+        if found is None:
+            raise errors.NotFound(
+                f"agent {agent!r} is not deployed in {wanted}",
+                code="environment.not_deployed",
+                cause=f"it is deployed in {choices}",
+                next_step="name one of these in Nexus-Environment",
+            )
+        return found
+    if "production" in deployed:
+        return deployed["production"]
+    if len(deployed) == 1:
+        return next(iter(deployed.values()))
+    raise errors.Invalid(
+        f"agent {agent!r} is deployed in several environments",
+        code="environment.required",
+        cause=f"it is deployed in {choices}",
+        next_step="name one of these in Nexus-Environment",
+    )
+
+
+def name_run(call: Call, world: World) -> None:
+    """Run id, trace, and the client's session if it named one."""
+    match = _matched(call)
+    if match.door is not Door.RUN:
+        return
+    if not call.run_id:
+        call.run_id = world.minter.run_id()
+    call.traceparent, call.trace_id = mint.traceparent(call.head.named.get(b"traceparent"))
+    given = call.head.named.get(b"nexus-session-id")
+    if given is not None:
+        session = given.decode("latin-1")
+        if not names.is_session_id(session):
+            raise errors.Invalid(
+                "Nexus-Session-Id is not a session id",
+                code="session.invalid",
+                cause="a session id is 1 to 256 of A-Z a-z 0-9 . _ : @ -",
+                next_step="send one such as 'customer-42', or none and use the one in the answer",
+            )
+        call.session_id, call.session_given = session, True
+
+
+def choose_instance(call: Call, world: World) -> None:
+    """The instance for this run, or none for now (the run then waits). Asked again after a wait or a refused connection."""
+    if call.deployment is None:
+        return
+    instance = balance.decide_instance(
+        call.deployment,
+        session_id=call.session_id if call.session_given else None,
+        now=world.loop.time(),
+        without=call.tried,
+    )
+    call.instance = instance
+    if instance is not None and not call.session_given:
+        call.session_id = world.minter.session_id(instance.tag)
+
+
+STAGES: tuple[Callable[[Call, World], None], ...] = (
+    check_host,
+    check_origin,
+    find_door,
+    answer_preflight,
+    authenticate,
+    believe_service,
+    limit_rate,
+    authorise,
+    resolve_deployment,
+    name_run,
+    choose_instance,
+)
+
+
+def decide(call: Call, world: World) -> None:
+    """Run every stage on a call; the first error ends it."""
+    for stage in STAGES:
+        stage(call, world)
+
+
+def refresh_deployment(call: Call, world: World) -> bool:
+    """Look the call's deployment up again after a wait; False when it is gone."""
+    old = call.deployment
+    if old is None:
+        return False
+    call.deployment = world.table.agents.get((old.tenant, old.agent), {}).get(old.environment)
+    return call.deployment is not None
+
+
+def _matched(call: Call) -> Match:
+    if call.match is None:
+        raise errors.Internal("a stage ran before the path was matched")
+    return call.match
+
+
+def _shown(text: bytes) -> str:
+    """What a client sent, cut and without anything that could move a terminal."""
+    return repr(text[:80].decode("latin-1"))
