@@ -1,0 +1,142 @@
+"""Counting tokens from what a model provider answers, as JSON or as a stream; and the sums per run.
+
+A provider that reports nothing is estimated, and the record says so. Pure: bytes in, numbers (and bytes) out.
+"""
+
+import collections
+import json
+from dataclasses import dataclass
+from typing import Any
+
+_LONGEST_EVENT = 4 * 1024 * 1024
+_LETTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    input: int = 0
+    output: int = 0
+
+
+def parse_usage(answer: Any) -> Tokens | None:
+    """The usage in a provider's JSON: OpenAI chat and completions (`prompt_tokens`), responses and Anthropic (`input_tokens`,
+    with what was read from or written to its cache), embeddings. None when there is none."""
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    if not isinstance(usage, dict):
+        return None
+    given = _count(usage, "prompt_tokens")
+    if given is None:
+        given = _count(usage, "input_tokens")
+        if given is not None:
+            given += (_count(usage, "cache_creation_input_tokens") or 0) + (_count(usage, "cache_read_input_tokens") or 0)
+    made = _count(usage, "completion_tokens")
+    if made is None:
+        made = _count(usage, "output_tokens")
+    if given is None and made is None:
+        return None
+    return Tokens(given or 0, made or 0)
+
+
+def _count(usage: dict[str, Any], name: str) -> int | None:
+    value = usage.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def estimate(size: int) -> int:
+    """Tokens in so many bytes of text, roughly."""
+    return -(-size // _LETTERS_PER_TOKEN)
+
+
+class StreamCounter:
+    """Reads a provider's SSE as it passes. `tokens` is what it reported so far, `pieces` how many events carried text.
+
+    With `hide_usage` the extra chunk that only `stream_options.include_usage` brings (no choices, a usage) is kept
+    from the client, who had not asked for it; then events are passed on whole, each as soon as it is complete.
+    """
+
+    def __init__(self, *, hide_usage: bool) -> None:
+        self.tokens: Tokens | None = None
+        self.pieces = 0
+        self._hide = hide_usage
+        self._rest = b""
+        self._lost = False
+
+    def feed(self, part: bytes) -> bytes:
+        """The next bytes of the stream, and what of it may be passed on now."""
+        if self._lost:
+            return part
+        self._rest += part
+        passed: list[bytes] = []
+        while (end := _event_end(self._rest)) > 0:
+            event, self._rest = self._rest[:end], self._rest[end:]
+            if not (self._take(event) and self._hide):
+                passed.append(event)
+        if len(self._rest) > _LONGEST_EVENT:
+            self._lost = True
+            passed.append(self.flush())
+        return b"".join(passed) if self._hide else part
+
+    def flush(self) -> bytes:
+        """What is left when the stream ends in the middle of an event."""
+        rest, self._rest = self._rest, b""
+        return rest if self._hide else b""
+
+    def _take(self, event: bytes) -> bool:
+        """Count one event; True when it is the extra usage chunk."""
+        data = b"".join(line[5:] for line in event.splitlines() if line.startswith(b"data:")).strip()
+        if not data or data == b"[DONE]":
+            return False
+        self.pieces += 1
+        if b'"usage"' not in data:
+            return False
+        try:
+            chunk = json.loads(data)
+        except (ValueError, RecursionError):
+            return False
+        if not isinstance(chunk, dict):
+            return False
+        found = parse_usage(chunk)
+        for inner in ("message", "response"):
+            found = found or parse_usage(chunk.get(inner))
+        if found is None:
+            return False
+        before = self.tokens or Tokens()
+        self.tokens = Tokens(max(before.input, found.input), max(before.output, found.output))
+        return chunk.get("choices") == []
+
+
+def _event_end(data: bytes) -> int:
+    """Where the first event in `data` ends (behind its blank line); 0 when it is not complete."""
+    ends = [place + len(mark) for mark in (b"\n\n", b"\r\n\r\n") if (place := data.find(mark)) >= 0]
+    return min(ends, default=0)
+
+
+class Ledger:
+    """What each run's model calls used, for the newest runs only."""
+
+    def __init__(self, *, most: int = 20_000) -> None:
+        self._most = most
+        self._runs: collections.OrderedDict[tuple[str, str], list[int]] = collections.OrderedDict()
+
+    def add(self, instance_id: str, run_id: str, *, tokens: Tokens, calls: int, estimated: bool = False) -> None:
+        if not run_id:
+            return
+        key = (instance_id, run_id)
+        sums = self._runs.get(key)
+        if sums is None:
+            sums = self._runs[key] = [0, 0, 0, 0]
+            if len(self._runs) > self._most:
+                self._runs.popitem(last=False)
+        else:
+            self._runs.move_to_end(key)
+        sums[0] += tokens.input
+        sums[1] += tokens.output
+        sums[2] += calls
+        sums[3] |= estimated
+
+    def of_run(self, instance_id: str, run_id: str) -> dict[str, object]:
+        given, made, calls, estimated = self._runs.get((instance_id, run_id), (0, 0, 0, 0))
+        value: dict[str, object] = {"input_tokens": given, "output_tokens": made, "calls": calls}
+        if estimated:
+            value["estimated"] = True
+        return value
