@@ -1,0 +1,63 @@
+"""Records on their way to control: batched, numbered, kept until acknowledged, bounded. Adding one never waits.
+
+Pure bookkeeping; `feed` carries the batches. A batch that is sent twice is stored once, because records carry ids.
+"""
+
+import asyncio
+import collections
+
+from nexus.wire import runs as wire_runs
+
+BATCH = 500
+_MOST_PENDING = 50_000
+_MOST_UNACKNOWLEDGED = 8
+
+
+class Outbox:
+    """When control is away for long, the oldest records are dropped and counted; a run is never held up for its record."""
+
+    def __init__(self, *, most: int = _MOST_PENDING) -> None:
+        self._waiting: collections.deque[wire_runs.Record] = collections.deque()
+        self._sent: dict[int, list[wire_runs.Record]] = {}
+        self._most = most
+        self._next = 1
+        self.dropped = 0
+        self.full_batch = asyncio.Event()
+        self.all_stored = asyncio.Event()
+        self.all_stored.set()
+
+    @property
+    def pending(self) -> int:
+        return len(self._waiting) + sum(len(batch) for batch in self._sent.values())
+
+    def add(self, record: wire_runs.Record) -> None:
+        waiting = self._waiting
+        waiting.append(record)
+        if len(waiting) >= BATCH:
+            self.full_batch.set()
+            if len(waiting) > self._most:
+                waiting.popleft()
+                self.dropped += 1
+        self.all_stored.clear()
+
+    def take_batch(self) -> tuple[int, list[wire_runs.Record]] | None:
+        """The next batch to send, or None when there is nothing or too much is unacknowledged."""
+        self.full_batch.clear()
+        if not self._waiting or len(self._sent) >= _MOST_UNACKNOWLEDGED:
+            return None
+        batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        number, self._next = self._next, self._next + 1
+        self._sent[number] = batch
+        return number, batch
+
+    def unacknowledged(self) -> list[tuple[int, list[wire_runs.Record]]]:
+        """What was sent and never acknowledged, oldest first: all of it is sent again on a new connection."""
+        return list(self._sent.items())
+
+    def acknowledge(self, number: int) -> None:
+        self._sent.pop(number, None)
+        if self._waiting:
+            if len(self._waiting) >= BATCH:
+                self.full_batch.set()
+        elif not self._sent:
+            self.all_stored.set()
