@@ -1,0 +1,1 @@
+"""Fakes and contract suites: one of each for every port."""
