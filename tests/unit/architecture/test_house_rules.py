@@ -72,7 +72,7 @@ def test_the_lock_covers_what_the_project_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     extras = project["project"]["optional-dependencies"]
     wanted = [*project["project"]["dependencies"], *extras["server"], *extras["offline"], *project["dependency-groups"]["dev"]]
-    names = {re.split(r"[\[>=<~! ;]", entry)[0].lower().replace("_", "-") for entry in wanted}
+    names = {re.split(r"[\[>=<~! ;]", entry)[0].lower().replace("_", "-").replace(".", "-") for entry in wanted}
     locked = {
         line.split("==")[0].split("[")[0] for line in (ROOT / "requirements.lock").read_text("utf-8").splitlines() if "==" in line
     }
