@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -189,16 +190,20 @@ class Instance:
         await asyncio.to_thread(preparation.make_folders, self._paths)
         log = self._open_log()
         self._set(InstancePhase.STARTING, step="launching", detail="", address=None)
-        plan = launcher.Plan(
-            instance_id=spec.id,
-            command=preparation.render_command(prepared),
-            environ=preparation.render_environ(spec, self._paths, prepared, grace_s=self._tools.grace_s),
-            folder=prepared.source,
-            output=log.descriptor(),
-            memory_bytes=spec.memory_bytes,
-            cpu_millis=spec.cpu_millis,
-        )
-        self._running = self._tools.launcher.launch(plan)
+        output = log.open_for_child()
+        try:
+            plan = launcher.Plan(
+                instance_id=spec.id,
+                command=preparation.render_command(prepared),
+                environ=preparation.render_environ(spec, self._paths, prepared, grace_s=self._tools.grace_s),
+                folder=prepared.source,
+                output=output,
+                memory_bytes=spec.memory_bytes,
+                cpu_millis=spec.cpu_millis,
+            )
+            self._running = self._tools.launcher.launch(plan)
+        finally:
+            os.close(output)
         self._set(InstancePhase.STARTING, pid=self._running.handle.pid, started_at=self._tools.clock())
         return self._running
 

@@ -52,18 +52,20 @@ class LogWriter:
         self._splitter = log_lines.Splitter()
         self._tail: collections.deque[str] = collections.deque(maxlen=TAIL)
         self._dropped = 0
+        self._fifo = Path()
         self._fd = -1
 
     def start(self, fifo: Path) -> None:
         """Makes the FIFO when it is not there and begins to read it."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         prune(self._folder, keep=self._file.path)
+        self._fifo = fifo
         self._fd = open_fifo(fifo)
         asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
 
-    def descriptor(self) -> int:
-        """The FIFO as the child inherits it."""
-        return self._fd
+    def open_for_child(self) -> int:
+        """The FIFO as a child inherits it: a description of its own, since ours does not block. The caller closes it."""
+        return os.open(self._fifo, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def tail(self, lines: int) -> list[str]:
         """The newest messages, oldest first."""
