@@ -1,10 +1,10 @@
-"""The seam for the history of runs and model calls that gateways report."""
+"""The seam for the history of runs and model calls that gateways report: `wire.runs` RunRecord and ModelRecord as mappings."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from nexus.wire import runs
+Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class RunFilter:
 class FinishedRun:
     """A run of the past with the tokens its model calls took."""
 
-    record: runs.RunRecord
+    record: Record
     input_tokens: int
     output_tokens: int
 
@@ -32,10 +32,11 @@ class FinishedRun:
 class RunStore(Protocol):
     """Raises `Unavailable` (code `database.unavailable`) when the store cannot be asked."""
 
-    async def add(
-        self, run_records: Sequence[runs.RunRecord], model_records: Sequence[tuple[str, runs.ModelRecord]]
-    ) -> frozenset[str]:
-        """Store in one commit; ids known already are left alone. The ids that were new (model records come with theirs)."""
+    async def add(self, run_records: Sequence[Record], model_records: Sequence[tuple[str, Record]]) -> frozenset[str]:
+        """Store in one commit; what is known already is left alone. The keys that were new.
+
+        A run's key is `id@started_at@instance_id`: attempts of a task share their id. Model records come with theirs.
+        """
         ...
 
     async def runs(self, which: RunFilter) -> Sequence[FinishedRun]:

@@ -13,6 +13,7 @@ class Due:
 
     id: str
     url: str
+    host: str
     attempt: int
     task: task_store.Task
 

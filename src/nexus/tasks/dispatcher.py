@@ -15,7 +15,7 @@ from typing import Self
 
 from nexus.core import errors
 from nexus.kit import clock as clocks
-from nexus.kit import guard, sse
+from nexus.kit import guard, http1, sse
 from nexus.ports import task_store
 from nexus.tasks import door, grouping, leases, pacing, verdict
 from nexus.tasks.settings import TaskSettings
@@ -215,7 +215,7 @@ class Dispatcher:
             self._pacing.began(hand.claim.lane)
             return await self._follow(hand, stream)
 
-    async def _follow(self, hand: _Hand, stream: door.RunStream) -> verdict.Verdict:
+    async def _follow(self, hand: _Hand, stream: http1.AnswerStream) -> verdict.Verdict:
         if hand.claim.attempt > 1:
             text = verdict.text_of({"attempt": hand.claim.attempt})
             await self._record(hand, [sse.Event(data=text, name=RETRIED)])

@@ -1,6 +1,6 @@
 """The dispatcher's way into a gateway: `POST /agents/{name}/run` over its door socket, one connection for one run.
 
-Closing the connection is how a run is cancelled, so connections are not shared. HTTP is parsed by httptools.
+Closing the connection is how a run is cancelled, so connections are not shared. The caller reads the answer inside the context.
 """
 
 import asyncio
@@ -8,81 +8,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httptools
-
 from nexus.core import errors
+from nexus.kit import http1
 from nexus.ports import task_store
 from nexus.wire import headers
-
-_CHUNK = 64 * 1024
-_MAX_HEAD = 64 * 1024
-
-
-class RunStream:
-    """One answer: `status` and `fields` (lower-case names) are there, the body comes from `chunks`."""
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-        self._parser = httptools.HttpResponseParser(self)
-        self._body: list[bytes] = []
-        self._head_bytes = 0
-        self._head_done = False
-        self._done = False
-        self.status = 0
-        self.fields: dict[str, str] = {}
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_headers_complete(self) -> None:
-        self.status = self._parser.get_status_code()
-        self._head_done = self.status >= 200
-
-    def on_body(self, body: bytes) -> None:
-        self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        self._done = self._head_done
-
-    async def head(self) -> None:
-        """Read up to the end of the header. Raises `Unavailable` (code `upstream.failed`)."""
-        while not self._head_done:
-            self._head_bytes += await self._feed()
-            if self._head_bytes > _MAX_HEAD and not self._head_done:
-                raise _lost("the gateway's answer has an endless header")
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises `Unavailable` (code `upstream.failed`) when it is cut off before its end."""
-        while True:
-            if self._body:
-                pieces, self._body = self._body, []
-                yield b"".join(pieces)
-            elif self._done:
-                return
-            else:
-                await self._feed()
-
-    async def body(self, limit: int) -> bytes:
-        """The whole body, at most `limit` bytes."""
-        whole = bytearray()
-        async for piece in self.chunks():
-            whole += piece
-            if len(whole) > limit:
-                raise _lost(f"the answer is larger than {limit} bytes")
-        return bytes(whole)
-
-    async def _feed(self) -> int:
-        try:
-            data = await self._reader.read(_CHUNK)
-        except OSError as error:
-            raise _lost("the connection broke") from error
-        if not data:
-            raise _lost("the connection ended before the run did")
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            raise _lost(f"the gateway's answer is not HTTP: {error}") from error
-        return len(data)
 
 
 class GatewayDoor:
@@ -95,18 +24,17 @@ class GatewayDoor:
         self._turn = 0
 
     @asynccontextmanager
-    async def run(self, claim: task_store.Claim) -> AsyncIterator[RunStream]:
+    async def run(self, claim: task_store.Claim) -> AsyncIterator[http1.AnswerStream]:
         """The answer, its head read. Raises `Unavailable`: `gateway.unreachable` if nothing was sent, else `upstream.failed`."""
         reader, writer = await self._connect()
         try:
-            try:
-                writer.write(render_request(claim, token=self._token))
-                await writer.drain()
-            except OSError as error:
-                raise _lost("the connection broke while the run was sent") from error
-            stream = RunStream(reader)
+            writer.write(render_request(claim, token=self._token))
+            await writer.drain()
+            stream = http1.AnswerStream(reader)
             await stream.head()
             yield stream
+        except (http1.Broken, OSError) as error:
+            raise errors.Unavailable("the run was lost on its way", code="upstream.failed", cause=str(error)) from error
         finally:
             writer.transport.abort()
 
@@ -118,7 +46,7 @@ class GatewayDoor:
             path = sockets[(self._turn + step) % len(sockets)]
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    return await asyncio.open_unix_connection(path, limit=4 * _CHUNK)
+                    return await asyncio.open_unix_connection(path, limit=256 * 1024)
             except (OSError, TimeoutError) as error:
                 causes.append(f"{path.name}: {type(error).__name__}")
         raise errors.Unavailable("no gateway takes runs at the moment", code="gateway.unreachable", cause=", ".join(causes))
@@ -143,7 +71,3 @@ def render_request(claim: task_store.Claim, *, token: str) -> bytes:
     }
     lines = [f"POST /agents/{claim.lane.agent}/run HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items() if value)]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + claim.body
-
-
-def _lost(why: str) -> errors.Unavailable:
-    return errors.Unavailable("the run was lost on its way", code="upstream.failed", cause=why)

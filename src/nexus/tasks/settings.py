@@ -34,7 +34,7 @@ class WebhookSettings:
 
     schedule_s: tuple[float, ...] = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 43200, 57600, 86400, 86400)
     timeout_s: float = 15.0
-    concurrency: int = 64
+    concurrency: int = 256
     per_host: int = 4
     max_answer_bytes: int = 16 * 1024
     poll_s: float = 1.0

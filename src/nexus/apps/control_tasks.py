@@ -1,0 +1,151 @@
+"""Composes tasks, webhooks, records, metrics, traces and session state for the control process.
+
+`async with run_tasks(…) as parts` starts their loops; the fields of `parts` are those of `api.services.Services`.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from nexus.core import ids, principals
+from nexus.kit import clock as clocks
+from nexus.kit import egress, guard
+from nexus.stores.postgres import run_store, session_store, task_listener, task_store, task_webhook_store
+from nexus.tasks import dispatcher, door, service, sessions, tail, webhooks
+from nexus.tasks.settings import TaskSettings, WebhookSettings
+from nexus.telemetry import metrics, records, traces
+
+_REMEMBERED_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskParts:
+    """`telemetry.store` takes what gateways report; `tasks.queue_depth` is for the autoscaler."""
+
+    tasks: service.TaskService
+    webhooks: webhooks.WebhookSender
+    telemetry: records.RecordSink
+    runs: records.RunHistory
+    metrics: metrics.Metrics
+    traces: traces.TraceForwarder
+    sessions: sessions.SessionStates
+    dispatcher: dispatcher.Dispatcher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEnvironment:
+    """What the composition root read from the environment. `service_token` and `webhook_key` are secrets of this host."""
+
+    database_url: str
+    service_token: str
+    webhook_key: bytes
+    egress_allow: egress.Allowance
+    traces: traces.TraceSettings = traces.TraceSettings()  # noqa: RUF009 - frozen
+    tasks: TaskSettings = TaskSettings()  # noqa: RUF009 - frozen
+    webhooks: WebhookSettings = WebhookSettings()  # noqa: RUF009 - frozen
+
+
+@asynccontextmanager
+async def run_tasks(
+    engine: AsyncEngine,
+    *,
+    environment: TaskEnvironment,
+    door_sockets: Callable[[], Sequence[Path]],
+    resolve_target: service.ResolveTarget,
+    clock: clocks.Clock | None = None,
+) -> AsyncIterator[TaskParts]:
+    """`door_sockets` names the gateways' door sockets; `resolve_target` is `hosting_targets(hosting)` or the like."""
+    clock = clock or clocks.SystemClock()
+    owner = ids.new_id("own")
+    store, wakeups = task_store.PostgresTaskStore(engine), tail.Wakeups()
+    gateway = door.GatewayDoor(sockets=door_sockets, token=environment.service_token)
+    runner = dispatcher.Dispatcher(store=store, door=gateway, owner=owner, clock=clock, settings=environment.tasks)
+    sender = webhooks.WebhookSender(
+        store=task_webhook_store.PostgresWebhookStore(engine),
+        key=environment.webhook_key,
+        allowance=environment.egress_allow,
+        clock=clock,
+        settings=environment.webhooks,
+    )
+    rooms = service.TaskService(
+        store=store,
+        resolve_target=remember_targets(resolve_target),
+        wakeups=wakeups,
+        allowance=environment.egress_allow,
+        submitted=runner.wake,
+        settings=environment.tasks,
+    )
+    ears = task_listener.Listener(
+        url=environment.database_url, channels=_CHANNELS, receive=_hear(runner, sender, wakeups), owner=owner
+    )
+    history, counted = run_store.PostgresRunStore(engine), metrics.Metrics()
+    async with guard.Loops() as loops, rooms, traces.TraceForwarder(settings=environment.traces) as forwarder:
+        loops.start("task-listener", ears.run)
+        async with sender, runner:
+            yield TaskParts(
+                tasks=rooms,
+                webhooks=sender,
+                telemetry=records.RecordSink(store=history, metrics=counted),
+                runs=records.RunHistory(store=history),
+                metrics=counted,
+                traces=forwarder,
+                sessions=sessions.SessionStates(store=session_store.PostgresSessionStore(engine)),
+                dispatcher=runner,
+            )
+
+
+_CHANNELS = (
+    task_listener.CHANNEL_QUEUE,
+    task_listener.CHANNEL_EVENTS,
+    task_listener.CHANNEL_CANCEL,
+    task_listener.CHANNEL_WEBHOOKS,
+)
+
+
+def _hear(runner: dispatcher.Dispatcher, sender: webhooks.WebhookSender, wakeups: tail.Wakeups) -> Callable[[str, str], None]:
+    """An empty channel means: (re)connected, anything may have been missed."""
+
+    def receive(channel: str, payload: str) -> None:
+        if channel in ("", task_listener.CHANNEL_QUEUE):
+            runner.wake()
+        if channel in ("", task_listener.CHANNEL_EVENTS):
+            wakeups.wake(payload)
+        if channel in ("", task_listener.CHANNEL_WEBHOOKS):
+            sender.wake()
+        if channel == task_listener.CHANNEL_CANCEL:
+            runner.cancel(payload)
+
+    return receive
+
+
+def hosting_targets(hosting: Any) -> service.ResolveTarget:
+    """Targets as `HostingService` knows them: its errors for what is absent, ambiguous or not the caller's."""
+
+    async def resolve(caller: principals.Principal, agent: str, environment: str | None) -> str:
+        found = await hosting.history(caller, agent, environment)
+        return str(found.deployment.environment)
+
+    return resolve
+
+
+def remember_targets(resolve: service.ResolveTarget, *, now: Callable[[], float] = time.monotonic) -> service.ResolveTarget:
+    """The same, asked at most every two seconds for each caller and agent. Only answers are remembered, never errors."""
+    known: dict[tuple[object, ...], tuple[float, str]] = {}
+
+    async def remembering(caller: principals.Principal, agent: str, environment: str | None) -> str:
+        key = (caller.id, caller.tenant, agent, environment)
+        at, answer = known.get(key, (float("-inf"), ""))
+        if now() - at < _REMEMBERED_S:
+            return answer
+        answer = await resolve(caller, agent, environment)
+        if len(known) >= 10_000:
+            known.clear()
+        known[key] = (now(), answer)
+        return answer
+
+    return remembering

@@ -1,0 +1,86 @@
+"""`ports.run_store.RunStore` on PostgreSQL."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from nexus.ports import run_store
+from nexus.stores.postgres import task_schema, task_session
+
+_RUN_COLUMNS = tuple(column.name for column in task_schema.RUN_RECORDS.columns)
+_MODEL_COLUMNS = tuple(column.name for column in task_schema.MODEL_RECORDS.columns)
+_WITH_TOKENS = """
+    SELECT r.*, coalesce(m.input_tokens, 0) AS input_tokens, coalesce(m.output_tokens, 0) AS output_tokens
+    FROM run_records r LEFT JOIN LATERAL (
+      SELECT sum(input_tokens)::bigint AS input_tokens, sum(output_tokens)::bigint AS output_tokens
+      FROM model_records WHERE tenant = r.tenant AND run_id = r.id
+        AND started_at BETWEEN r.started_at - 1 AND r.started_at + r.duration_s + 1
+    ) m ON true
+"""
+_PAGE = sa.text(
+    f"""{_WITH_TOKENS} WHERE r.tenant = :tenant
+    AND (CAST(:agents AS text[]) IS NULL OR r.agent = ANY(CAST(:agents AS text[])))
+    AND (CAST(:environment AS text) IS NULL OR r.environment = :environment)
+    AND (CAST(:session_id AS text) IS NULL OR r.session_id = :session_id)
+    AND (CAST(:outcome AS text) IS NULL OR r.outcome = :outcome)
+    AND (CAST(:at AS float8) IS NULL OR (r.started_at, r.id) < (CAST(:at AS float8), CAST(:id AS text)))
+    ORDER BY r.started_at DESC, r.id DESC LIMIT :limit"""
+)
+_ONE = sa.text(f"{_WITH_TOKENS} WHERE r.tenant = :tenant AND r.id = :id ORDER BY r.started_at DESC LIMIT 1")
+
+
+class PostgresRunStore:
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def add(
+        self, run_records: Sequence[run_store.Record], model_records: Sequence[tuple[str, run_store.Record]]
+    ) -> frozenset[str]:
+        fresh: set[str] = set()
+        async with task_session.begin(self._engine, "storing records") as connection:
+            if run_records:
+                table = task_schema.RUN_RECORDS
+                values = [{name: record.get(name) for name in _RUN_COLUMNS} for record in run_records]
+                added = await connection.execute(
+                    postgresql.insert(table)
+                    .values(values)
+                    .on_conflict_do_nothing()
+                    .returning(table.c.id, table.c.started_at, table.c.instance_id)
+                )
+                fresh |= {f"{row.id}@{row.started_at!r}@{row.instance_id}" for row in added}
+            if model_records:
+                models = task_schema.MODEL_RECORDS
+                values = [{**{name: record.get(name) for name in _MODEL_COLUMNS}, "id": key} for key, record in model_records]
+                inserted = await connection.execute(
+                    postgresql.insert(models).values(values).on_conflict_do_nothing().returning(models.c.id)
+                )
+                fresh |= set(inserted.scalars())
+        return frozenset(fresh)
+
+    async def runs(self, which: run_store.RunFilter) -> Sequence[run_store.FinishedRun]:
+        at, run_id = which.before or (None, None)
+        values = {
+            "tenant": which.tenant,
+            "agents": None if which.agents is None else sorted(which.agents),
+            "environment": which.environment,
+            "session_id": which.session_id,
+            "outcome": which.outcome,
+            "at": at,
+            "id": run_id,
+            "limit": which.limit,
+        }
+        async with task_session.begin(self._engine, "reading run history") as connection:
+            return [_finished(row) for row in (await connection.execute(_PAGE, values)).mappings()]
+
+    async def run(self, tenant: str, run_id: str) -> run_store.FinishedRun | None:
+        async with task_session.begin(self._engine, "reading a run") as connection:
+            row = (await connection.execute(_ONE, {"tenant": tenant, "id": run_id})).mappings().first()
+        return None if row is None else _finished(row)
+
+
+def _finished(row: Mapping[Any, Any]) -> run_store.FinishedRun:
+    record = {"kind": "run", **{name: row[name] for name in _RUN_COLUMNS if row[name] is not None}}
+    return run_store.FinishedRun(record=record, input_tokens=row["input_tokens"], output_tokens=row["output_tokens"])

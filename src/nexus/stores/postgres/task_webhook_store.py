@@ -1,0 +1,81 @@
+"""`ports.webhook_store.WebhookStore` on PostgreSQL: the outbox that `task_queue` fills."""
+
+from collections.abc import Collection, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from nexus.ports import webhook_store
+from nexus.stores.postgres import task_listener, task_queue, task_session, task_store
+
+# Due: its time has come, or the clock was set back behind the moment that time was set.
+_DUE = sa.text(
+    """
+    WITH moment AS MATERIALIZED (SELECT nexus_now() AS now), ranked AS (
+      SELECT id, row_number() OVER (PARTITION BY host ORDER BY next_at) AS place
+      FROM webhook_deliveries, moment
+      WHERE status = 'pending' AND (next_at <= now OR set_at > now) AND host <> ALL(CAST(:full AS text[]))
+    ), picked AS (
+      SELECT d.id, now FROM webhook_deliveries d JOIN ranked USING (id), moment
+      WHERE ranked.place <= :per_host AND d.status = 'pending' AND (d.next_at <= now OR d.set_at > now)
+      ORDER BY d.next_at LIMIT :limit FOR UPDATE OF d SKIP LOCKED
+    )
+    UPDATE webhook_deliveries d SET attempts = attempts + 1, next_at = now + :hold, set_at = now
+    FROM picked WHERE d.id = picked.id RETURNING d.id, d.url, d.host, d.attempts, d.tenant, d.task_id
+    """
+)
+_TASKS = sa.text(
+    f"SELECT {task_store.COLUMNS} FROM tasks t LEFT JOIN webhook_deliveries d ON d.task_id = t.id WHERE t.id = ANY(:ids)"  # noqa: S608
+)
+_SETTLE = sa.text(
+    """
+    UPDATE webhook_deliveries SET
+      status = CASE WHEN CAST(:error AS text) IS NULL THEN 'delivered' WHEN CAST(:pause AS float8) IS NULL THEN 'dead'
+        ELSE 'pending' END,
+      last_error = :error, last_status = :status, set_at = nexus_now(), next_at = nexus_now() + coalesce(:pause, 0),
+      ended_at = CASE WHEN CAST(:error AS text) IS NULL OR CAST(:pause AS float8) IS NULL THEN nexus_now() END
+    WHERE id = :id AND attempts = :attempt AND status = 'pending'
+    """
+)
+_REQUEUE = sa.text(
+    """
+    UPDATE webhook_deliveries SET status = 'pending', attempts = 0, ended_at = NULL, next_at = nexus_now(), set_at = nexus_now()
+    WHERE tenant = :tenant AND task_id = :task AND status = 'dead'
+    """
+)
+
+
+class PostgresWebhookStore:
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def due(self, *, limit: int, hold_s: float, full_hosts: Collection[str], per_host: int) -> Sequence[webhook_store.Due]:
+        async with task_session.begin(self._engine, "taking webhooks in hand") as connection:
+            values = {"limit": limit, "hold": hold_s, "full": list(full_hosts), "per_host": per_host}
+            rows = (await connection.execute(_DUE, values)).all()
+            if not rows:
+                return []
+            found = await connection.execute(_TASKS, {"ids": [row.task_id for row in rows]})
+            tasks = {task.id: task for task in map(task_store.read_task, found.mappings())}
+        return [
+            webhook_store.Due(id=row.id, url=row.url, host=row.host, attempt=row.attempts, task=tasks[row.task_id])
+            for row in rows
+        ]
+
+    async def settle(self, attempted: webhook_store.Attempted) -> None:
+        values = {
+            "id": attempted.id,
+            "attempt": attempted.attempt,
+            "error": attempted.error,
+            "status": attempted.status,
+            "pause": attempted.retry_in_s,
+        }
+        async with task_session.begin(self._engine, "recording a webhook's attempt") as connection:
+            await connection.execute(_SETTLE, values)
+
+    async def requeue(self, tenant: str, task_id: str) -> bool:
+        async with task_session.begin(self._engine, "replaying a webhook") as connection:
+            done = await connection.execute(_REQUEUE, {"tenant": tenant, "task": task_id})
+            if done.rowcount:
+                await task_queue.notify(connection, task_listener.CHANNEL_WEBHOOKS, [""])
+            return bool(done.rowcount)

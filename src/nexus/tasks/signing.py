@@ -1,0 +1,33 @@
+"""Standard Webhooks: the tenant's secret, the signature and the body. Pure. Source: https://www.standardwebhooks.com (1.0)."""
+
+import base64
+import hashlib
+import hmac
+from datetime import UTC, datetime
+
+from nexus.ports import task_store
+from nexus.tasks import verdict, views
+
+
+def derive_secret(key: bytes, tenant: str) -> str:
+    """The tenant's `whsec_…`: 256 bits that follow from the platform's key, so that none is stored."""
+    return "whsec_" + base64.b64encode(hmac.digest(key, b"webhook secret\0" + tenant.encode(), "sha256")).decode()
+
+
+def sign(secret: str, *, message_id: str, timestamp: int, body: bytes) -> str:
+    """The value of `webhook-signature`: `v1,` and the base64 of HMAC-SHA256 over `id.timestamp.body`."""
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    signed = b".".join([message_id.encode(), str(timestamp).encode(), body])
+    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+
+
+def render_body(task: task_store.Task) -> bytes:
+    """The same bytes for every attempt: a finished task no longer changes, and how delivery went is left out."""
+    data = views.render_task(task).model_dump(exclude={"webhook"})
+    finished = datetime.fromtimestamp(task.finished_at or 0.0, UTC)
+    message = {
+        "type": f"task.{task.phase}",
+        "timestamp": finished.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "data": data,
+    }
+    return verdict.text_of(message).encode()

@@ -1,0 +1,179 @@
+"""Delivers webhooks: at least once, signed, retried for days, no receiver able to hold up another.
+
+The outbox is written with the task's result; this loop only reads it, calls and records. The URL is judged again at each
+call and the judged address is the one connected to.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections import Counter
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from nexus.core import errors, principals
+from nexus.kit import clock as clocks
+from nexus.kit import egress, guard, http1
+from nexus.ports import webhook_store
+from nexus.tasks import schedule, signing, verdict
+from nexus.tasks.settings import WebhookSettings
+
+_LOG = logging.getLogger(__name__)
+_HOLD_MARGIN_S = 30.0
+
+
+class WebhookSender:
+    """An async context manager. `key` is a platform key of 32 bytes from which tenants' signing secrets follow."""
+
+    def __init__(
+        self,
+        *,
+        store: webhook_store.WebhookStore,
+        key: bytes,
+        allowance: egress.Allowance,
+        clock: clocks.Clock,
+        settings: WebhookSettings | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._allowance = allowance
+        self._clock = clock
+        self._settings = settings or WebhookSettings()
+        self._tls = tls
+        self._in_flight: Counter[str] = Counter()
+        self._ailing: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._awake = asyncio.Event()
+        self._life = AsyncExitStack()
+
+    def wake(self) -> None:
+        """There may be something to deliver."""
+        self._awake.set()
+
+    def secret(self, caller: principals.Principal) -> str:
+        """The signing secret of the caller's tenant; for those who deploy."""
+        caller.require(principals.Action.DEPLOY)
+        return signing.derive_secret(self._key, caller.tenant)
+
+    async def replay(self, caller: principals.Principal, task_id: str) -> None:
+        """Begin a dead delivery anew; `NotFound` (code `webhook.not_dead`) when there is none."""
+        caller.require(principals.Action.DEPLOY)
+        if not await self._store.requeue(caller.tenant, task_id):
+            raise errors.NotFound(f"task {task_id[:64]!r} has no dead webhook delivery", code="webhook.not_dead")
+        self.wake()
+
+    async def __aenter__(self) -> Self:
+        self._life.push_async_callback(self._let_go)
+        loops = await self._life.enter_async_context(guard.Loops())
+        loops.start("webhooks", self._loop)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._life.aclose()
+
+    async def _let_go(self) -> None:
+        """What is under way is cut; it is due again once its hold is over, so nothing is lost."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _loop(self) -> None:
+        while True:
+            self._awake.clear()
+            if not await self._take():
+                await self._rest()
+
+    async def _rest(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.poll_s):
+                await self._awake.wait()
+        except TimeoutError:
+            return
+
+    async def _take(self) -> bool:
+        """Whether there may be more at once."""
+        free = self._settings.concurrency - len(self._tasks)
+        if free <= 0:
+            return False
+        full = [
+            host for host, count in self._in_flight.items() if count >= (1 if host in self._ailing else self._settings.per_host)
+        ]
+        hold = self._settings.timeout_s + _HOLD_MARGIN_S
+        try:
+            due = await self._store.due(limit=free, hold_s=hold, full_hosts=full, per_host=self._settings.per_host)
+        except errors.Unavailable as error:
+            _LOG.warning("webhooks cannot be delivered: %s", error.cause or error)
+            return False
+        for delivery in due:
+            self._in_flight[delivery.host] += 1
+            guard.spawn(self._deliver(delivery), name=f"webhook {delivery.id}", owner=self._tasks)
+        return bool(due)
+
+    async def _deliver(self, delivery: webhook_store.Due) -> None:
+        try:
+            attempted = await self._attempt(delivery)
+            (self._ailing.discard if attempted.error is None else self._ailing.add)(delivery.host)
+            await self._store.settle(attempted)
+        except errors.Unavailable as error:
+            _LOG.warning(
+                "the outcome of webhook %s is not recorded, it will be sent again: %s", delivery.id, error.cause or error
+            )
+        finally:
+            self._in_flight[delivery.host] -= 1
+            if not self._in_flight[delivery.host]:
+                del self._in_flight[delivery.host]
+            self._awake.set()
+
+    async def _attempt(self, delivery: webhook_store.Due) -> webhook_store.Attempted:
+        retry_after: str | None = None
+        status: int | None = None
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                answer = await self._call(delivery)
+            status, retry_after = answer.status, answer.fields.get("retry-after")
+            if schedule.is_delivered(status):
+                return webhook_store.Attempted(id=delivery.id, attempt=delivery.attempt, status=status)
+            error = schedule.describe(status)
+        except egress.Refused as refusal:
+            error = f"the address is refused: {refusal}"
+        except TimeoutError:
+            error = f"the receiver did not answer within {self._settings.timeout_s:g} s"
+        except (OSError, http1.Broken, ValueError) as failure:
+            error = f"{type(failure).__name__}: {failure}"
+        return webhook_store.Attempted(
+            id=delivery.id,
+            attempt=delivery.attempt,
+            error=verdict.clean(error)[:500],
+            status=status,
+            retry_in_s=schedule.plan_retry(
+                delivery.attempt, schedule_s=self._settings.schedule_s, status=status, retry_after=retry_after
+            ),
+        )
+
+    async def _call(self, delivery: webhook_store.Due) -> http1.Answer:
+        target = egress.parse_url(delivery.url)
+        addresses = await egress.resolve(target, self._allowance)
+        body = signing.render_body(delivery.task)
+        now = int(self._clock.time())
+        secret = signing.derive_secret(self._key, delivery.task.lane.tenant)
+        fields = {
+            "Host": target.authority,
+            "User-Agent": "nexus-webhooks/1",
+            "Content-Type": "application/json",
+            "Accept": "*/*",
+            "webhook-id": delivery.id,
+            "webhook-timestamp": str(now),
+            "webhook-signature": signing.sign(secret, message_id=delivery.id, timestamp=now, body=body),
+        }
+        return await http1.post(
+            [str(address) for address in addresses],
+            port=target.port,
+            server_name=target.host if target.scheme == "https" else None,
+            path=target.path,
+            fields=fields,
+            body=body,
+            max_answer=self._settings.max_answer_bytes,
+            tls=self._tls,
+        )

@@ -1,0 +1,119 @@
+"""Prometheus metrics of agents. Counters live in this process: after a restart of control they begin at 0, as Prometheus expects.
+
+Each series names its tenant; `render` gives a tenant's keys only their own. Labels come from records, so their number is bounded:
+what exceeds the bound is counted under `_other`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import prometheus_client
+from prometheus_client import metrics_core
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from nexus.core import principals
+from nexus.wire import runs
+
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
+OTHER = "_other"
+MOST_LANES = 2000
+MOST_CODES = 200
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 28800.0)
+_LANE = ("tenant", "agent", "environment")
+Lane = tuple[str, str, str]
+
+
+class Metrics:
+    """Document 1's five and document 3's duration. `count_*` are called with records that were not counted before."""
+
+    def __init__(self) -> None:
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry(auto_describe=False)
+        counter, histogram = prometheus_client.Counter, prometheus_client.Histogram
+        self._requests = counter(
+            "agent_requests_total", "Runs that ended, by how.", (*_LANE, "outcome", "status"), registry=self._registry
+        )
+        self._latency = histogram(
+            "agent_latency_seconds", "Time from a run's request to its end.", _LANE, buckets=_BUCKETS, registry=self._registry
+        )
+        self._duration = histogram(
+            "agent_request_duration_seconds",
+            "The same as agent_latency_seconds.",
+            _LANE,
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self._tokens = counter(
+            "agent_tokens_total", "Tokens of model calls that passed the models door.", (*_LANE, "type"), registry=self._registry
+        )
+        self._errors = counter(
+            "agent_errors_total", "Runs that failed, by error code.", (*_LANE, "code"), registry=self._registry
+        )
+        self._lanes: set[Lane] = set()
+        self._codes: set[str] = set()
+
+    def count_runs(self, records: Sequence[runs.RunRecord]) -> None:
+        for record in records:
+            lane = self._lane((record["tenant"], record["agent"], record["environment"]))
+            self._requests.labels(*lane, record["outcome"], str(record["status"])).inc()
+            duration = max(0.0, record["duration_s"])
+            self._latency.labels(*lane).observe(duration)
+            self._duration.labels(*lane).observe(duration)
+            if record["outcome"] in ("failed", "refused"):
+                self._errors.labels(*lane, self._code(record.get("code") or f"status.{record['status']}")).inc()
+
+    def count_model_calls(self, records: Sequence[runs.ModelRecord]) -> None:
+        for record in records:
+            lane = self._lane((record["tenant"], record["agent"], record["environment"]))
+            self._tokens.labels(*lane, "input").inc(max(0, record["input_tokens"]))
+            self._tokens.labels(*lane, "output").inc(max(0, record["output_tokens"]))
+
+    def render(self, caller: principals.Principal, queue: Mapping[Lane, int]) -> bytes:
+        """The exposition text (0.0.4) of what the caller may see. `queue`: waiting tasks by tenant, agent and environment."""
+        caller.require(principals.Action.READ)
+        view = _View(families=[*self._registry.collect(), self._queue_size(queue)], caller=caller)
+        return prometheus_client.generate_latest(view)
+
+    def _queue_size(self, queue: Mapping[Lane, int]) -> metrics_core.Metric:
+        gauge = metrics_core.GaugeMetricFamily("agent_queue_size", "Tasks that wait to be run.", labels=_LANE)
+        for lane in sorted(self._lanes | queue.keys()):
+            if lane[1] != OTHER:
+                gauge.add_metric(lane, queue.get(lane, 0))
+        return gauge
+
+    def _lane(self, lane: Lane) -> Lane:
+        if lane in self._lanes:
+            return lane
+        if len(self._lanes) >= MOST_LANES:
+            return (lane[0] if any(known[0] == lane[0] for known in self._lanes) else OTHER, OTHER, OTHER)
+        self._lanes.add(lane)
+        return lane
+
+    def _code(self, code: str) -> str:
+        if code not in self._codes and len(self._codes) >= MOST_CODES:
+            return OTHER
+        self._codes.add(code)
+        return code
+
+
+class _View(Collector):
+    """The registry as one caller may see it: samples of other tenants, agents and environments are left out."""
+
+    def __init__(self, *, families: Sequence[metrics_core.Metric], caller: principals.Principal) -> None:
+        self._families = families
+        self._caller = caller
+
+    def collect(self) -> Iterable[metrics_core.Metric]:
+        for family in self._families:
+            shown = metrics_core.Metric(family.name, family.documentation, family.type)
+            shown.samples = [sample for sample in family.samples if self._may_see(sample.labels)]
+            yield shown
+
+    def _may_see(self, labels: Mapping[str, str]) -> bool:
+        caller = self._caller
+        if caller.may(principals.Action.MANAGE_HOST):
+            return True
+        return (
+            labels.get("tenant") == caller.tenant
+            and (caller.agents is None or labels.get("agent") in caller.agents)
+            and caller.environment in (None, labels.get("environment"))
+        )
