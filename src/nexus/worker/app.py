@@ -79,6 +79,10 @@ class App:
         }
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.phase != "ready":
+            raise errors.Unavailable(
+                "this instance is stopping", code="instance.stopping", next_step="send the run again", retry_after_s=1.0
+            )
         headers = dict(scope["headers"])
         body = await self._read(headers, receive)
         call = bodies.parse_call(body)
@@ -104,7 +108,7 @@ class App:
                 timer.cancel()
             for watcher in watchers:
                 watcher.cancel()
-            run.stop("client" if self.phase == "ready" else "shutdown")
+            run.stop("client")
 
     def _watch(self, receive: Receive, run: one_run.Run) -> asyncio.Task[None]:
         return guard.spawn(_watch(receive, run), name=f"watch {run.run_id}", owner=self._watchers)
@@ -244,7 +248,7 @@ async def _send_problem(send: Send, error: errors.NexusError, *, run_id: str | N
     ]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
-    if error.code == "body.too_large":
+    if error.code in ("body.too_large", "instance.stopping"):
         headers.append((b"connection", b"close"))
     await _send(send, problem.status_of(error), headers, problem.encode(error, run_id=run_id))
 

@@ -22,7 +22,7 @@ class Door:
     async def call(
         self, method: str, path: str, body: bytes = b"", *, content_type: str = "application/json"
     ) -> http_client.Answer:
-        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": content_type, "Accept": "application/json"}
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json", "Accept": "application/json"}
         try:
             return await http_client.request(method, self.target, path, headers=headers, body=body, timeout_s=_TIMEOUT_S)
         except (OSError, TimeoutError, http_client.ProtocolError) as error:
@@ -33,7 +33,7 @@ class Door:
     ) -> http_client.Answer:
         """The same from a thread, or where no loop can be waited for."""
         connection = _UnixConnection(self.path)
-        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": content_type, "Accept": "application/json"}
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json", "Accept": "application/json"}
         try:
             connection.request(method, path, body=body, headers=headers)
             answer = connection.getresponse()

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,6 +78,7 @@ def _import_problem(error: BaseException, source: Path, what: str) -> errors.Age
     if isinstance(error, SyntaxError):
         code, where = "entrypoint.syntax_error", _syntax_place(error, source)
         cause = f"{type(error).__name__}: {error.msg}"
+        tail = "".join(traceback.format_exception_only(error)).rstrip("\n").split("\n")
     elif isinstance(error, SystemExit):
         cause, step = f"sys.exit({error.code!r})", "do not call sys.exit while importing; guard it with __name__ == '__main__'"
     elif isinstance(error, ModuleNotFoundError) and error.name:

@@ -83,15 +83,13 @@ class Executor:
         """Let runs finish for `grace_s`, then stop them and wait a moment for their clean-up."""
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=grace_s)
-        for run in list(self.active.values()):
-            run.stop("shutdown")
+        self.stop_all()
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=2.0)
 
-    @property
-    def busy_threads(self) -> int:
-        """Runs whose synchronous code still runs although they were stopped."""
-        return sum(1 for run in self.active.values() if run.leftover is not None)
+    def stop_all(self) -> None:
+        for run in list(self.active.values()):
+            run.stop("shutdown")
 
     async def _perform(self, run: one_run.Run) -> None:
         ports.CURRENT.set(run)

@@ -34,10 +34,12 @@ class LineSink:
         self._dropped = 0
         self._gone = False
 
-    def write(self, level: str, message: str, **more: Any) -> None:
+    def write(self, level: str, message: str, *, length: int | None = None, **more: Any) -> None:
+        """`length` is the line's whole length when `message` is only its beginning."""
         if self._gone:
             return
-        line = {"at": round(time.time(), 6), "level": level, "message": _cut(message), **_of_run(), **more}
+        text = _cut(message, len(message) if length is None else length)
+        line = {"at": round(time.time(), 6), "level": level, "message": text, **_of_run(), **more}
         data = json.dumps(line).encode() + b"\n"
         with self._lock:
             if self._dropped and self._writable(0):
@@ -64,10 +66,10 @@ class LineSink:
         return any(events & select.POLLOUT for _, events in self._poll.poll(timeout_s * 1000))
 
 
-def _cut(text: str) -> str:
-    if len(text) <= LONGEST:
+def _cut(text: str, length: int) -> str:
+    if length <= LONGEST:
         return text
-    return f"{text[:LONGEST]}… [cut: {len(text) - LONGEST} more characters]"
+    return f"{text[:LONGEST]}… [cut: {length - LONGEST} more characters]"
 
 
 def _of_run() -> dict[str, str]:
@@ -126,10 +128,8 @@ class PrintStream(io.TextIOBase):
 
     def _line(self, held: str, text: str, start: int, end: int) -> None:
         whole = held + text[start : min(end, start + LONGEST + 1)]
-        if end - start > LONGEST + 1:
-            whole = f"{whole[:LONGEST]}… [cut: {len(held) + end - start - LONGEST} more characters]"
         if whole.strip():
-            self._sink.write(self._level, whole.rstrip("\r"), stream=self._stream)
+            self._sink.write(self._level, whole.rstrip("\r"), length=len(held) + end - start, stream=self._stream)
 
     def flush_open(self) -> None:
         """Write this thread's unfinished line: called when a run ends and when the process does."""

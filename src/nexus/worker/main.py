@@ -122,18 +122,25 @@ class Worker:
         server = serving.build(asgi, config)
         listener = serving.bind(config)
         listener.listen(2048)
+        signals: asyncio.Queue[int] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _stop, asgi, server)
+            loop.add_signal_handler(number, signals.put_nowait, number)
         status.write(config.status_file, "ready", f"listening with the {adapter.name} adapter")
         _LOG.info("ready: %s %s (%s)", config.agent, config.version, adapter.name)
-        await server.serve(sockets=[listener])
-        await executor.drain(0.0 if server.force_exit else config.grace_s)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(server.serve(sockets=[listener]), name="server")
+            await signals.get()
+            asgi.phase = "stopping"
+            server.stop_accepting()
+            drained = tasks.create_task(executor.drain(config.grace_s), name="drain")
+            hurried = tasks.create_task(_hurry(signals, executor), name="second signal")
+            await drained
+            hurried.cancel()
+            server.should_exit = True
 
 
-def _stop(asgi: app.App, server: serving.Server) -> None:
-    """First signal: finish what runs. Second: at once."""
-    if asgi.phase == "stopping":
-        server.force_exit = True
-    asgi.phase = "stopping"
-    server.should_exit = True
+async def _hurry(signals: asyncio.Queue[int], executor: execution.Executor) -> None:
+    """A second signal: no more patience."""
+    await signals.get()
+    executor.stop_all()

@@ -23,6 +23,11 @@ class Server(uvicorn.Server):
     def install_signal_handlers(self) -> None:
         """uvicorn before 0.29."""
 
+    def stop_accepting(self) -> None:
+        """Close the listeners; connections that are open go on."""
+        for listener in getattr(self, "servers", ()):
+            listener.close()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -43,7 +48,7 @@ def build(app: Any, config: settings.Settings) -> Server:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=24 * 3600,
-            timeout_graceful_shutdown=max(1, round(config.grace_s)),
+            timeout_graceful_shutdown=2,
         )
     )
 

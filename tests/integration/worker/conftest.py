@@ -97,7 +97,9 @@ class FakeDoor:
 
     def _state(self, request: Seen, writer: asyncio.StreamWriter) -> None:
         session = request.path.split("/")[3]
-        if self.state_status != 200:
+        if self.state_status == 413 and request.method == "PUT":
+            _reply(writer, 413, {"code": "state.too_large", "kind": "invalid", "detail": "too large"})
+        elif self.state_status == 503:
             _reply(writer, self.state_status, {"code": "service.unavailable", "kind": "unavailable", "detail": "control is down"})
         elif request.method == "PUT":
             self.states[session] = json.loads(request.body)
