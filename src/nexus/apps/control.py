@@ -66,7 +66,8 @@ class Parts:
 
 def main() -> int:
     logging.basicConfig(level=os.environ.get("NEXUS_LOG_LEVEL", "INFO").upper(), format="%(levelname)s %(name)s %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    for chatty in ("httpx2", "uvicorn.error", "alembic.runtime.plugins"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         return uvloop.run(serve(os.environ))
     except errors.NexusError as error:

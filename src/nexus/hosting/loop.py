@@ -57,6 +57,7 @@ class Reconciler:
         self._queue_depth = queue_depth
         self._woken = asyncio.Event()
         self._announce = True
+        self._missing: str | None = None
         self._since: dict[tuple[str, ...], float] = {}
         self._noted: dict[str, tuple[str, ...]] = {}
         self._loads: dict[str, load.History] = {}
@@ -73,8 +74,12 @@ class Reconciler:
             try:
                 busy = await self.round()
             except errors.Unavailable as error:
-                _LOG.warning("this round was skipped: %s", error.message)
                 busy = True
+                if self._missing != error.code:
+                    _LOG.warning("nothing can be repaired until this is mended: %s", error.message)
+                self._missing = error.code
+            else:
+                self._missing = None
             try:
                 async with asyncio.timeout(BUSY_S if busy else IDLE_S):
                     await self._woken.wait()
@@ -91,7 +96,7 @@ class Reconciler:
                 async for _ in self._driver.watch():
                     self.wake()
             except errors.NexusError as error:
-                _LOG.info("the node's changes cannot be watched at the moment: %s", error.message)
+                _LOG.debug("the node's changes cannot be watched at the moment: %s", error.message)
             await asyncio.sleep(0.2)
 
     async def round(self) -> bool:

@@ -1,0 +1,212 @@
+"""The planner, row by row, and driven to its end by a small model of a node."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexus.core.deployments import Target
+from nexus.core.phases import InstancePhase, RevisionPhase
+from nexus.hosting import planner
+from nexus.hosting.planner import Activate, Begin, Fail, Forget, Mint, Remove, Retire, Seen, Start, Stop, Wanted
+
+READY, FAILED, STARTING, STOPPING = InstancePhase.READY, InstancePhase.FAILED, InstancePhase.STARTING, InstancePhase.STOPPING
+
+
+def want(**changes: Any) -> Wanted:
+    given: dict[str, Any] = {
+        "deployment_id": "dep",
+        "target": Target.RUNNING,
+        "replicas": 2,
+        "revision": 2,
+        "phase": RevisionPhase.ROLLING,
+        "active": 1,
+        "grace_s": {1: 60.0},
+    }
+    return Wanted(**{**given, **changes})
+
+
+def see(name: str, revision: int, phase: InstancePhase | None, **more: Any) -> Seen:
+    return Seen(**{"id": name, "revision": revision, "target": Target.RUNNING, "phase": phase, **more})
+
+
+def retired(name: str, revision: int, phase: InstancePhase | None, **more: Any) -> Seen:
+    return see(name, revision, phase, target=Target.STOPPED, **more)
+
+
+ROWS = {
+    "a first deployment starts all its replicas": (
+        want(active=None, phase=RevisionPhase.PENDING),
+        [],
+        [Begin(revision=2), Mint(revision=2), Mint(revision=2)],
+    ),
+    "a rollout starts one more than wanted": (want(), [see("a", 1, READY), see("b", 1, READY)], [Mint(revision=2)]),
+    "nothing is taken away while the new one starts": (
+        want(),
+        [see("a", 1, READY), see("b", 1, READY), see("c", 2, STARTING)],
+        [],
+    ),
+    "a ready new one lets an old one go": (
+        want(),
+        [see("a", 1, READY), see("b", 1, READY), see("c", 2, READY)],
+        [Retire(instance_id="b")],
+    ),
+    "enough new ones end the rollout": (
+        want(),
+        [see("b", 1, READY), see("c", 2, READY), see("d", 2, READY)],
+        [Retire(instance_id="b"), Activate(revision=2)],
+    ),
+    "a retired one drains before it is stopped": (
+        want(phase=RevisionPhase.ACTIVE, active=2),
+        [see("c", 2, READY), see("d", 2, READY), retired("b", 1, READY, unrouted_for_s=0.2)],
+        [],
+    ),
+    "a drained one is stopped with its own patience": (
+        want(phase=RevisionPhase.ACTIVE, active=2),
+        [see("c", 2, READY), see("d", 2, READY), retired("b", 1, READY, unrouted_for_s=2)],
+        [Stop(instance_id="b", grace_s=60.0)],
+    ),
+    "one that is stopping is left alone": (
+        want(phase=RevisionPhase.ACTIVE, active=2),
+        [see("c", 2, READY), see("d", 2, READY), retired("b", 1, STOPPING, unrouted_for_s=9)],
+        [],
+    ),
+    "one that is gone is forgotten": (
+        want(phase=RevisionPhase.ACTIVE, active=2),
+        [see("c", 2, READY), see("d", 2, READY), retired("b", 1, None)],
+        [Forget(instance_id="b")],
+    ),
+    "a lost instance is asked for again": (
+        want(phase=RevisionPhase.ACTIVE, active=2),
+        [see("c", 2, READY), see("d", 2, None)],
+        [Start(instance_id="d")],
+    ),
+    "a failure for good ends the rollout": (
+        want(),
+        [see("a", 1, READY), see("b", 1, READY), see("c", 2, FAILED, problem={"code": "import.failed"})],
+        [Fail(revision=2, back_to=1, instance_id="c", problem={"code": "import.failed"})],
+    ),
+    "with nothing to go back to, nothing is wanted": (
+        want(active=None),
+        [see("c", 2, FAILED, problem={"code": "x"})],
+        [Fail(revision=2, back_to=None, instance_id="c", problem={"code": "x"})],
+    ),
+    "after a failure its instances go": (
+        want(revision=None, phase=None, active=None),
+        [see("c", 2, FAILED)],
+        [Retire(instance_id="c")],
+    ),
+    "a failed instance of an active revision is not replaced at once": (
+        want(phase=RevisionPhase.ACTIVE, active=2),
+        [see("c", 2, READY), see("d", 2, FAILED, failed_for_s=1)],
+        [],
+    ),
+    "but later": (
+        want(phase=RevisionPhase.ACTIVE, active=2),
+        [see("c", 2, READY), see("d", 2, FAILED, failed_for_s=30)],
+        [Retire(instance_id="d"), Mint(revision=2)],
+    ),
+    "scaling up": (want(phase=RevisionPhase.ACTIVE, active=2, replicas=2), [see("c", 2, READY)], [Mint(revision=2)]),
+    "scaling down lets the idle one go": (
+        want(phase=RevisionPhase.ACTIVE, active=2, replicas=1),
+        [see("c", 2, READY), see("d", 2, READY, active_runs=3)],
+        [Retire(instance_id="c")],
+    ),
+    "scaling to nothing": (
+        want(phase=RevisionPhase.ACTIVE, active=2, replicas=0),
+        [see("c", 2, READY)],
+        [Retire(instance_id="c")],
+    ),
+    "a superseded start makes room": (
+        want(revision=3, active=1),
+        [see("a", 1, READY), see("b", 1, READY), see("c", 2, STARTING)],
+        [Retire(instance_id="c")],
+    ),
+    "deleting retires everything": (
+        want(target=Target.STOPPED),
+        [see("a", 1, READY), retired("b", 1, READY, unrouted_for_s=5)],
+        [Stop(instance_id="b", grace_s=planner.STOP_ON_DELETE_S), Retire(instance_id="a")],
+    ),
+    "and ends in nothing": (want(target=Target.REMOVED), [], [Remove()]),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_plan(name: str) -> None:
+    wanted, seen, expected = ROWS[name]
+    assert planner.plan(wanted, seen) == expected
+
+
+def test_a_rollout_that_never_ends_fails() -> None:
+    (failure,) = planner.plan(want(rolling_for_s=planner.LONGEST_ROLLOUT_S + 1), [see("c", 2, STARTING)])
+    assert isinstance(failure, Fail)
+    assert failure.problem["code"] == "rollout.timeout"
+
+
+class Node:
+    """Applies plans to a picture: started instances become ready (or fail), stopped ones vanish, one step a turn."""
+
+    def __init__(self, wanted: Wanted, seen: list[Seen], bad: frozenset[int]) -> None:
+        self.wanted, self.seen, self.bad, self.minted = wanted, seen, bad, 0
+        self.least_ready, self.most_alive = 1000, 0
+
+    def _change(self, name: str, **changes: Any) -> None:
+        self.seen = [replace(one, **changes) if one.id == name else one for one in self.seen]
+
+    def turn(self) -> list[planner.Action]:
+        actions = planner.plan(self.wanted, self.seen)
+        for action in actions:
+            self._apply(action)
+        for one in self.seen:
+            if one.target is Target.STOPPED:
+                self._change(one.id, unrouted_for_s=one.unrouted_for_s + 2)
+            elif one.phase is STARTING:
+                self._change(one.id, phase=FAILED if one.revision in self.bad else READY)
+        serving = [one for one in self.seen if one.is_ready]
+        self.least_ready = min(self.least_ready, len(serving))
+        self.most_alive = max(self.most_alive, sum(one.is_live for one in self.seen))
+        return actions
+
+    def _apply(self, action: planner.Action) -> None:
+        match action:
+            case Mint():
+                self.minted += 1
+                self.seen.append(see(f"new{self.minted:03}", action.revision, STARTING))
+            case Start():
+                self._change(action.instance_id, phase=STARTING)
+            case Retire():
+                self._change(action.instance_id, target=Target.STOPPED)
+            case Stop():
+                self._change(action.instance_id, phase=None)
+            case Forget():
+                self.seen = [one for one in self.seen if one.id != action.instance_id]
+            case Begin():
+                self.wanted = replace(self.wanted, phase=RevisionPhase.ROLLING)
+            case Activate():
+                self.wanted = replace(self.wanted, phase=RevisionPhase.ACTIVE, active=action.revision)
+            case Fail():
+                self.wanted = replace(self.wanted, revision=action.back_to, phase=RevisionPhase.ACTIVE)
+            case Remove():
+                pass
+
+
+@given(old=st.integers(1, 6), replicas=st.integers(1, 6), is_bad=st.booleans())
+def test_every_rollout_ends_and_never_serves_with_less(old: int, replicas: int, is_bad: bool) -> None:
+    node = Node(
+        want(replicas=replicas, phase=RevisionPhase.PENDING),
+        [see(f"old{number}", 1, READY) for number in range(old)],
+        frozenset({2}) if is_bad else frozenset(),
+    )
+    turns = 0
+    while node.turn():
+        turns += 1
+        assert turns < 200
+    while any(one.target is Target.STOPPED for one in node.seen):
+        node.turn()
+    assert planner.plan(node.wanted, node.seen) == []
+    assert {one.revision for one in node.seen} == {1 if is_bad else 2}
+    assert len(node.seen) == replicas
+    assert node.least_ready >= min(old, replicas)
+    assert node.most_alive <= max(old, replicas + planner.SURGE)
