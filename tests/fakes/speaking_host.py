@@ -82,6 +82,7 @@ class App:
             ("GET", r"/tasks/([^/]+)/events", self.task_events),
             ("POST", r"/tasks/([^/]+)/cancel", self.cancel),
             ("POST", r"/v1/agents/([^/]+)/versions", self.upload),
+            ("GET", r"/v1/agents/([^/]+)/versions", self.list_versions),
             ("POST", r"/v1/deployments", self.deploy),
             ("GET", r"/v1/deployments/([^/]+)", self.deployment),
             ("GET", r"/v1/deployments/([^/]+)/events", self.rollout),
@@ -273,6 +274,11 @@ class App:
         agent = self.host.agents.setdefault(name, {"name": name, "tenant": "default", "created_at": 1.0, "deployments": []})
         agent["latest_version"] = version
         return 201, json.dumps(view).encode(), "application/json"
+
+    def list_versions(self, request: Request, name: str) -> Any:
+        self._known(name)
+        found = [one for one in reversed(self.host.versions.values()) if one["agent"] == name]
+        return {"items": found, "next": None}
 
     def deploy(self, request: Request) -> Any:
         params = request.json

@@ -31,7 +31,12 @@ class Root(LazyGroup):
     }
 
 
-app = typer.Typer(cls=Root, name="nexus", no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+_EPILOG = (
+    "Exit codes: " + ", ".join(f"{code} {kind.replace('_', ' ')}" for kind, code in exits.CODES.items()) + ", 130 interrupted."
+)
+app = typer.Typer(
+    cls=Root, name="nexus", epilog=_EPILOG, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 
 
 def _print_version(wanted: bool) -> None:

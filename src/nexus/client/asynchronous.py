@@ -170,6 +170,7 @@ class AsyncAgents(_Room):
     list = _verb(operations.list_agents)
     show = _verb(operations.show)
     upload = _verb(operations.upload)
+    versions = _verb(operations.versions)
     deploy = _verb(operations.deploy)
     deployment = _verb(operations.deployment)
     rollout = _stream(operations.rollout)

@@ -169,6 +169,7 @@ class Agents(_Room):
     list = _verb(operations.list_agents)
     show = _verb(operations.show)
     upload = _verb(operations.upload)
+    versions = _verb(operations.versions)
     deploy = _verb(operations.deploy)
     deployment = _verb(operations.deployment)
     rollout = _stream(operations.rollout)

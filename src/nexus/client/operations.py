@@ -164,6 +164,12 @@ def upload(name: str, package: bytes) -> Operation[answers.Answer]:
     return answers.Answer(reply.object())
 
 
+def versions(name: str) -> Operation[list[answers.Answer]]:
+    """The stored versions of an agent, newest first."""
+    reply = yield from ask(Call(method="GET", path=_v1(name, "versions")))
+    return [answers.Answer(entry) for entry in reply.items()]
+
+
 def deploy(
     name: str,
     version_id: str,
@@ -185,9 +191,10 @@ def deployment(deployment_id: str) -> Operation[answers.Answer]:
     return answers.Answer(reply.object())
 
 
-def rollout(deployment_id: str) -> feeds.Feed[answers.Answer]:
-    """The steps of a deployment on its way, to the one that is `done`."""
-    return feeds.RolloutFeed(Call(method="GET", path=f"/v1/deployments/{quote(deployment_id, safe='')}/events"))
+def rollout(deployment_id: str, *, revision: int | None = None) -> feeds.Feed[answers.Answer]:
+    """The steps of a revision (default: the newest) on its way, to the one that is `done`."""
+    path = f"/v1/deployments/{quote(deployment_id, safe='')}/events"
+    return feeds.RolloutFeed(Call(method="GET", path=path, query={"revision": revision}))
 
 
 def history(name: str, *, environment: str | None = None) -> Operation[list[answers.Answer]]:

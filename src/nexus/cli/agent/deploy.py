@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -68,23 +68,21 @@ def _upload(host: client.Client, found: project.Project, progress: rollout.Progr
 def _stored(host: client.Client, name: str, version: str | None) -> str:
     """The id of a version the host has already: the named one, else the newest."""
     try:
-        view = host.agents.show(name)
+        known = host.agents.versions(name)
     except errors.NotFound as error:
         raise errors.NotFound(
             f"there is no folder {name}/ here with a config.yaml, and the host has no agent {name!r}",
             code=error.code,
             next_step=f"go to the agent's folder, or make one: nexus ai agent init {name}",
         ) from error
-    wanted = version or view.get("latest_version")
-    known: list[Any] = [*(view.get("versions") or ()), *(view.get("deployments") or ()), *host.agents.history(name)]
-    for entry in known:
-        if entry.get("version") == wanted:
-            return str(entry.get("version_id") or entry["id"])
-    raise errors.NotFound(
-        f"{name} has no version {wanted} that was deployed before",
-        code="version.not_found",
-        next_step=f"nexus ai agent history {name}",
-    )
+    found = next((entry for entry in known if version in (None, entry.get("version"))), None)
+    if found is None:
+        raise errors.NotFound(
+            f"{name} has no version {version or 'yet'} on the host",
+            code="version.not_found",
+            next_step="deploy it from its folder" if version is None else f"nexus ai agent history {name}",
+        )
+    return str(found["id"])
 
 
 def _curl(host: client.Client, view: client.Answer) -> str:

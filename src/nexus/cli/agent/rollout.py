@@ -86,7 +86,7 @@ _NAMES = {
 def watch(host: client.Client, deployment: client.Answer, progress: Progress) -> client.Answer:
     """Follow a deployment to its end and return it as it then is; a failed one raises its problem."""
     last: Any = None
-    for event in host.agents.rollout(deployment["id"]):
+    for event in host.agents.rollout(deployment["id"], revision=deployment.get("revision")):
         last = event
         phase = str(event.get("phase", ""))
         words = event.get("detail") or event.get("step") or event.get("message") or ""

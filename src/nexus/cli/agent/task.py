@@ -1,5 +1,6 @@
 """`nexus ai agent submit` and `task …`: asynchronous runs."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -109,7 +110,7 @@ def events(
             if chunk.event == "progress":
                 words = running.progress(chunk.data)
             else:
-                words = chunk.text or (screen.as_text(dict(chunk.data)) if chunk.data else "")
+                words = chunk.text or (json.dumps(dict(chunk.data), default=str) if chunk.data else "")
             screen.write(f"{chunk.id or '-':>5}  {chunk.event:<15} {words}")
 
 
