@@ -38,6 +38,7 @@ maintenance_work_mem = 32MB
 effective_cache_size = 512MB
 fsync = on
 synchronous_commit = on
+recovery_init_sync_method = syncfs
 wal_level = minimal
 max_wal_senders = 0
 max_replication_slots = 0
