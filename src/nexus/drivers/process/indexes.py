@@ -34,7 +34,7 @@ def plan_environ(environ: Mapping[str, str], pip: Mapping[str, str]) -> dict[str
     if hosts := settings.get("trusted-host"):
         planned["UV_INSECURE_HOST"] = " ".join(hosts.split())
     if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
-        planned["UV_NO_INDEX"] = "1"
+        planned["UV_OFFLINE"] = "1"  # uv has no variable for --no-index; folders of wheels work offline
     return planned
 
 
