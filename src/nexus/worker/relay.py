@@ -64,20 +64,25 @@ class Relay:
         self._calls: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._running: threading.Thread | None = None
         self._ready = threading.Event()
         self._error: BaseException | None = None
 
     def start(self) -> None:
         """Listening when this returns. Raises OSError when no loopback port can be had."""
-        threading.Thread(target=self._thread, name="relay", daemon=True).start()
+        self._running = threading.Thread(target=self._thread, name="relay", daemon=True)
+        self._running.start()
         self._ready.wait(timeout=10)
         if self._error is not None:
             raise OSError(f"the relay did not start: {self._error}") from self._error
 
     def stop(self) -> None:
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._loop.stop)
+        """Close what is open and end the thread."""
+        if self._loop is None or self._running is None:
+            return
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._loop.stop)
+        self._running.join(timeout=2)
 
     def attribution(self, run_id: str, host: str, port: int) -> dict[str, str]:
         """Headers for a call to `host:port` made in a run; empty unless it is this relay."""
@@ -100,6 +105,13 @@ class Relay:
         finally:
             self._ready.set()
         loop.run_forever()
+        server.close()
+        open_ones = asyncio.all_tasks(loop)
+        for task in open_ones:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*open_ones, return_exceptions=True))
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
 
     def _protocol(self, loop: asyncio.AbstractEventLoop) -> asyncio.StreamReaderProtocol:
         reader = _Reader(limit=128 * 1024, loop=loop)

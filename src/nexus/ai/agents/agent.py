@@ -1,6 +1,7 @@
 """`Agent`: the class authors subclass. Nothing is kept per run on the object, so one object serves many runs at once."""
 
 import logging
+import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -103,9 +104,9 @@ class Agent:
 
     def progress(self, percent: float, message: str | None = None) -> None:
         """How far this run is, 0 to 100; a task's status shows it."""
-        number = min(100.0, max(0.0, float(percent)))
-        if number != number:
+        if math.isnan(percent):
             raise ValueError("progress needs a number from 0 to 100")
+        number = min(100.0, max(0.0, float(percent)))
         data: dict[str, Any] = {"percent": int(number) if number.is_integer() else round(number, 2)}
         if message is not None:
             data["message"] = str(message)
