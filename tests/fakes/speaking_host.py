@@ -51,6 +51,13 @@ class SpeakingHost:
     rollout_problem: errors.NexusError | None = None
     stream_left: threading.Event = field(default_factory=threading.Event)
 
+    def reset(self) -> None:
+        """Forget everything but the address."""
+        for mutable in (self.requests, self.agents, self.versions, self.packages, self.tasks, self.secrets, self.break_after):
+            mutable.clear()  # type: ignore[attr-defined]
+        self.rollout_problem = None
+        self.stream_left.clear()
+
     def last(self, path: str) -> Request:
         return next(request for request in reversed(self.requests) if request.path == path)
 

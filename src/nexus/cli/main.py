@@ -72,9 +72,6 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error, as_json=as_json)
     except KeyboardInterrupt:
         return exits.INTERRUPTED
-    except BrokenPipeError:
-        _silence()
-        return exits.OK
     except Exception as error:  # noqa: BLE001 - a defect is shown like any other error, with its traceback on demand
         return _fail(_defect(error), as_json=as_json)
     return code if isinstance(code, int) else 0 if code is None else 1

@@ -32,11 +32,17 @@ class Both:
             return [item async for item in answer] if hasattr(answer, "__anext__") else await answer
 
 
+@pytest.fixture(scope="module")
+def running() -> Iterator[SpeakingHost]:
+    with speaking_host() as host:
+        yield host
+
+
 @pytest.fixture
-def host() -> Iterator[SpeakingHost]:
-    with speaking_host() as running:
-        running.agents["my-agent"] = {"name": "my-agent", "tenant": "default", "created_at": 1.0, "deployments": []}
-        yield running
+def host(running: SpeakingHost) -> SpeakingHost:
+    running.reset()
+    running.agents["my-agent"] = {"name": "my-agent", "tenant": "default", "created_at": 1.0, "deployments": []}
+    return running
 
 
 @pytest.fixture(params=["blocking", "awaiting"])
