@@ -4,15 +4,15 @@
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from nexus.core import ids, principals
+from nexus.core import errors, ids, principals
 from nexus.kit import clock as clocks
 from nexus.kit import egress, guard
 from nexus.stores.postgres import run_store, session_store, task_listener, task_store, task_webhook_store
@@ -48,6 +48,40 @@ class TaskEnvironment:
     traces: traces.TraceSettings = traces.TraceSettings()  # noqa: RUF009 - frozen
     tasks: TaskSettings = TaskSettings()  # noqa: RUF009 - frozen
     webhooks: WebhookSettings = WebhookSettings()  # noqa: RUF009 - frozen
+
+
+def read_environment(environ: Mapping[str, str], *, database_url: str, service_token: str, webhook_key: bytes) -> TaskEnvironment:
+    """Raises `Invalid` (code `setting.invalid`) naming the variable that cannot be used."""
+    try:
+        return TaskEnvironment(
+            database_url=database_url,
+            service_token=service_token,
+            webhook_key=webhook_key,
+            egress_allow=egress.parse_allowance(environ.get("NEXUS_EGRESS_ALLOW")),
+            traces=traces.parse_settings(
+                endpoint=environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
+                traces_endpoint=environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
+                headers=environ.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS") or environ.get("OTEL_EXPORTER_OTLP_HEADERS"),
+            ),
+        )
+    except ValueError as error:
+        raise errors.Invalid(str(error), code="setting.invalid", next_step="correct or unset the variable") from None
+
+
+async def enter_tasks(
+    stack: AsyncExitStack,
+    engine: AsyncEngine,
+    *,
+    environment: TaskEnvironment,
+    door_sockets: Callable[[], Sequence[Path]],
+    hosting: Any,
+) -> dict[str, Any]:
+    """`run_tasks` within `stack`, as fields of `api.services.Services`, and `sink` for the feed server's records."""
+    parts = await stack.enter_async_context(
+        run_tasks(engine, environment=environment, door_sockets=door_sockets, resolve_target=hosting_targets(hosting))
+    )
+    names = ("tasks", "webhooks", "telemetry", "runs", "metrics", "traces", "sessions")
+    return {**{name: getattr(parts, name) for name in names}, "sink": parts.telemetry.store}
 
 
 @asynccontextmanager

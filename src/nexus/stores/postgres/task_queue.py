@@ -119,7 +119,7 @@ _EVENTS = sa.text(
 _OUTBOX = sa.text(
     """
     INSERT INTO webhook_deliveries (id, task_id, tenant, url, host, status, next_at, set_at, created_at)
-    SELECT v.delivery, t.id, t.tenant, t.webhook_url, lower(substring(t.webhook_url FROM '^[a-z]+://([^/?#]+)')),
+    SELECT v.delivery, t.id, t.tenant, t.webhook_url, coalesce(lower(substring(t.webhook_url FROM '^[^:]+://([^/?#]+)')), ''),
       'pending', nexus_now(), nexus_now(), nexus_now()
     FROM unnest(CAST(:ids AS text[]), CAST(:deliveries AS text[])) AS v(id, delivery) JOIN tasks t ON t.id = v.id
     WHERE t.webhook_url IS NOT NULL RETURNING id
