@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nexus.apps import doctor_kernel, host, keeper, keeper_probe, keeper_record, settings
+from nexus.apps import doctor_kernel, keeper, keeper_probe, keeper_record, settings
 from nexus.core import errors
 from nexus.kit.home import Home
 from nexus.stores import embedded, embedded_binaries
@@ -178,7 +178,7 @@ def _external_database(url: str) -> Finding:
 def _port(wanted: settings.HostSettings) -> Finding:
     record = keeper_record.read(wanted.home)
     if record is not None and keeper_record.is_alive(record):
-        answer = keeper_probe.ask((host.probe_host(record.host), record.port), "/health", timeout_s=2.0)
+        answer = keeper_probe.ask((settings.reachable(record.host), record.port), "/health", timeout_s=2.0)
         fine = answer is not None and answer[0] == 200
         return Finding(
             name="port",

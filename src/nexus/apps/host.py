@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nexus.apps import keeper_logs, keeper_probe, keeper_record, keeper_sweep
+from nexus.apps import keeper_logs, keeper_probe, keeper_record, keeper_sweep, settings
 from nexus.core import errors
 from nexus.kit.home import Home
 
@@ -125,7 +125,7 @@ def status(home: Home, *, api_key: str | None) -> dict[str, Any]:
     }
     if not keeper_lives and not any(entry["alive"] for entry in processes):
         return {"running": False, "home": str(home.root), "cause": "its processes have ended without nexus down"}
-    address = (probe_host(record.host), record.port)
+    address = (settings.reachable(record.host), record.port)
     health = keeper_probe.ask(address, "/health", timeout_s=2.0)
     result: dict[str, Any] = {
         "running": True,
@@ -142,10 +142,6 @@ def status(home: Home, *, api_key: str | None) -> dict[str, Any]:
         answer = keeper_probe.ask(address, "/v1/agents", timeout_s=3.0, headers=f"Authorization: Bearer {api_key}\r\n")
         result |= _deployments(answer)
     return result
-
-
-def probe_host(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host  # noqa: S104
 
 
 def read_admin_key(home: Home) -> str | None:

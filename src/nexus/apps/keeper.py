@@ -102,8 +102,7 @@ class Keeper:
                     raise self._start_failed(process)
             waiting = {name: address for name, address in waiting.items() if not _answers(address)}
             if waiting and time.monotonic() > deadline:
-                name = next(iter(waiting))
-                raise self._start_failed(next(entry for entry in self._processes if entry.child.name == name))
+                raise self._start_failed(self._named(next(iter(waiting))))
         self._ready = not self._stops
         self._write()
 
@@ -187,10 +186,17 @@ class Keeper:
         self._poll.register(process.pidfd or -1, select.POLLIN)
 
     def _doors(self) -> Iterator[tuple[str, keeper_probe.Address]]:
+        """Where each process answers. The gateways share their port, so each is asked at its own socket as well."""
         home = self._host.home
-        yield "gateway-0", ("127.0.0.1" if self._host.host in ("0.0.0.0", "::", "") else self._host.host, self._host.port)  # noqa: S104
         yield "control", home.control_socket
         yield "supervisor", home.supervisor_socket
+        for number in range(self._host.gateways):
+            yield f"gateway-{number}", home.door_socket(number)
+        yield "port", (settings.reachable(self._host.host), self._host.port)
+
+    def _named(self, door: str) -> keeper_children.Process:
+        name = "gateway-0" if door == "port" else door
+        return next(entry for entry in self._processes if entry.child.name == name)
 
     def _start_failed(self, process: keeper_children.Process) -> errors.Unavailable:
         child = process.child

@@ -61,6 +61,11 @@ def render_origin(host: str, port: int) -> str:
     return f"http://{shown}:{port}"
 
 
+def reachable(host: str) -> str:
+    """An address at which this machine reaches what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
+
+
 def explain(error: errors.NexusError) -> list[str]:
     """An error as lines for a terminal or a log."""
     lines = [f"error: {error.message}  [{error.code}]"]

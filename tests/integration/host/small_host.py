@@ -53,6 +53,9 @@ async def serve(name: str) -> None:
     async with asyncio.TaskGroup() as tasks:
         if name.startswith("gateway"):
             server = await asyncio.start_server(answer, host.host, host.port, reuse_port=True)
+            door = host.home.door_socket(int(os.environ["NEXUS_GATEWAY"]))
+            door.unlink(missing_ok=True)
+            await asyncio.start_unix_server(answer, door)
         else:
             path = {"control": host.home.control_socket, "supervisor": host.home.supervisor_socket}.get(name)
             path = path or Path(host.home.run / f"{name}.sock")
