@@ -72,6 +72,7 @@ async def serve(home: Home, build_worker_copy: Callable[[Path], Path]) -> int:
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=1,
+            timeout_keep_alive=60,
             ws="none",
             loop="asyncio",
         )

@@ -206,6 +206,7 @@ async def test_stopping_kills_what_will_not_end_and_all_its_children(rig: Rig) -
     assert children or tasks
     for pid in {*children, *tasks, str(status.pid)}:
         assert launcher.born(int(pid)) is None
+    assert not Path(f"/proc/{status.pid}").exists(), "it stays as a zombie"
     await asyncio.gather(running, return_exceptions=True)
 
 

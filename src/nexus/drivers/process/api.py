@@ -74,9 +74,10 @@ class App:
         await _answer(send, 202, {})
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
-        yield b"\n"
-        async for status in self._node.changes(heartbeat_s=_HEARTBEAT_S):
-            yield b"\n" if status is None else _line(wire.status_to_json(status))
+        """Begins with what is, so that nothing can fall between a caller's last look and its first event."""
+        async with contextlib.aclosing(self._node.changes(heartbeat_s=_HEARTBEAT_S)) as changes:
+            async for status in changes:
+                yield b"\n" if status is None else _line(wire.status_to_json(status))
 
     async def _logs(self, query: dict[str, str]) -> AsyncGenerator[bytes, None]:
         level = query.get("level")

@@ -14,6 +14,7 @@ from nexus.ports import driver, logs
 from nexus.wire import node, problem
 
 _HEARTBEAT_MISSED_S = 10.0
+_MOST_STREAMS = 1000
 
 
 class ProcessDriver:
@@ -23,7 +24,9 @@ class ProcessDriver:
     def __init__(self, socket: Path, *, timeout_s: float = 10.0) -> None:
         self._socket = socket
         self._client = httpx2.AsyncClient(
-            transport=httpx2.AsyncHTTPTransport(uds=str(socket)),
+            transport=httpx2.AsyncHTTPTransport(
+                uds=str(socket), limits=httpx2.Limits(max_connections=_MOST_STREAMS, max_keepalive_connections=8)
+            ),
             base_url="http://supervisor",
             timeout=timeout_s,
         )

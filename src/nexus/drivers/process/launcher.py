@@ -24,6 +24,7 @@ from nexus.drivers.process import cgroups
 
 _BOX = Path(__file__).with_name("box.py")
 _OOM_SCORE = 500
+_REAP_S = 5.0
 _FILE_BYTES = 16 * 1024**3
 
 
@@ -48,6 +49,7 @@ class Handle:
     born: int
     boot: str
     groups: Mapping[str, str] = field(default_factory=dict)
+    instance_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +122,10 @@ class Running:
         for process in tree:
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        if not self.handle.groups:
+            for pid in marked(self.handle.instance_id):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
 
     def usage(self) -> tuple[float, int]:
         """CPU seconds and bytes of memory of all processes of the instance."""
@@ -146,8 +152,12 @@ class Running:
         return {name: values[name] for name in names if name in values}
 
     async def close(self) -> None:
-        """After its end: kill what it left behind and remove its group."""
+        """Kill whatever of it is left, take its exit so that no zombie stays, and remove its group. May be called again."""
         self.kill_all()
+        if self._pidfd >= 0:
+            with contextlib.suppress(TimeoutError):  # a process stuck in the kernel cannot be waited for
+                async with asyncio.timeout(_REAP_S):
+                    await self.wait()
         await asyncio.to_thread(cgroups.wait_removed, self._group)
         if self._pidfd >= 0:
             os.close(self._pidfd)
@@ -197,7 +207,9 @@ class ProcessLauncher:
             group.join(child.pid)
             with contextlib.suppress(OSError):
                 Path(f"/proc/{child.pid}/oom_score_adj").write_text(str(_OOM_SCORE))
-            handle = Handle(pid=child.pid, born=born(child.pid) or 0, boot=self._boot, groups=group.paths())
+            handle = Handle(
+                pid=child.pid, born=born(child.pid) or 0, boot=self._boot, groups=group.paths(), instance_id=plan.instance_id
+            )
             running = Running(handle, pidfd=os.pidfd_open(child.pid), group=group, child=child)
             with contextlib.suppress(BrokenPipeError):
                 os.write(go_end, b"1")
@@ -238,6 +250,18 @@ class ProcessLauncher:
 def _resolve(ended: asyncio.Future[None]) -> None:
     if not ended.done():
         ended.set_result(None)
+
+
+def marked(instance_id: str) -> list[int]:
+    """Processes that were given this instance's id: how a daemon is found that left its session, where no group holds it."""
+    mark = b"NEXUS_INSTANCE_ID=" + instance_id.encode()
+    found = []
+    for name in os.listdir("/proc"):
+        if instance_id and name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                    found.append(int(name))
+    return found
 
 
 def boot_id() -> str:

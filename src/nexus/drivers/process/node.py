@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ from nexus.ports import driver
 _LOG = logging.getLogger(__name__)
 _MEASURE_S = 2.0
 _QUEUE = 1024
+_UNUSED_S = 30 * 86_400
 MOST_INSTANCES = 5000
 
 
@@ -71,6 +73,7 @@ class Node:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         await asyncio.to_thread(self._sweep_files)
         self._find_again()
+        await asyncio.to_thread(self._prune)
         await self._loops.__aenter__()
         self._loops.start("usage", self._measure)
         guard.spawn(self._warm(), name="warm up", owner=self._tasks)
@@ -124,10 +127,13 @@ class Node:
         return [one.status for one in self._instances.values()]
 
     async def changes(self, *, heartbeat_s: float) -> AsyncGenerator[instances.InstanceStatus | None, None]:
-        """Every status from now on; None when nothing happened for `heartbeat_s`. A watcher that is too slow is ended."""
+        """What is, then every change; None when nothing happened for `heartbeat_s`. A watcher that is too slow is ended."""
         queue: asyncio.Queue[instances.InstanceStatus] = asyncio.Queue(_QUEUE)
         self._watchers.add(queue)
         try:
+            yield None
+            for status in self.statuses():
+                yield status
             while queue in self._watchers:
                 try:
                     async with asyncio.timeout(heartbeat_s):
@@ -159,7 +165,7 @@ class Node:
         if not self._layout.has("pids"):
             missing.append("pids control group: the number of processes of an instance is not limited")
         if not self._layout.v1 and self._layout.unified is None:
-            missing.append("no control group at all: a daemon that an agent leaves behind may outlive it")
+            missing.append("no control group at all: a daemon that hides its origin may outlive its instance")
         return driver.Capabilities(
             name="process",
             isolation="process",
@@ -200,6 +206,12 @@ class Node:
         for leftover in (self.home.root / "sources").glob(".*.unpacking"):
             preparation.remove_tree(leftover)
 
+    def _prune(self) -> None:
+        """What no instance used for long goes; it would be built or unpacked again when it is wanted."""
+        for folder in (self.home.environments, self.home.root / "sources"):
+            for gone in preparation.prune(folder, before=time.time() - _UNUSED_S):
+                _LOG.info("removed %s/%s: not used for %d days", folder.name, gone[:12], _UNUSED_S // 86_400)
+
     def _find_again(self) -> None:
         adopted: set[str] = set()
         for folder in sorted(self.home.instances.iterdir()):
@@ -222,6 +234,8 @@ class Node:
         fate = record.decide_fate(found, alive=running is not None)
         _LOG.info("found %s of %s: %s", found.spec.id, found.spec.agent, fate)
         if running is not None:
+            for folder in running.secrets_of(["VIRTUAL_ENV", "NEXUS_SOURCE"]).values():
+                preparation.touch(Path(folder))
             one.adopt(running, found.secret_names)
         if fate == "finish_stop":
             self.stop(found.spec.id, grace_s=self._tools.grace_s)

@@ -51,6 +51,8 @@ class Preparation:
             python=_checked_python(python) if python is not None else None,
         )
         environment = await self._environments.ensure(plan, on_step)
+        touch(source)
+        touch(environment)
         return Prepared(source=source, environment=environment, worker_copy=await self._worker_copy())
 
     async def _unpack(self, digest: str, target: Path) -> None:
@@ -96,6 +98,28 @@ def make_folders(at: paths.InstancePaths) -> None:
             cause=error.strerror,
             next_step="see what the disk is short of with: df -h",
         ) from error
+
+
+def touch(folder: Path) -> None:
+    """Say that it is in use, for `prune`."""
+    with contextlib.suppress(OSError):
+        os.utime(folder)
+
+
+def prune(folder: Path, *, before: float) -> list[str]:
+    """Remove what was not touched since `before`; each is renamed first, so nobody meets half of it."""
+    gone = []
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith(".") or entry.stat().st_mtime >= before:
+            continue
+        aside = entry.with_name(f".{entry.name}.gone")
+        remove_tree(aside)
+        with contextlib.suppress(OSError):
+            entry.rename(aside)
+            gone.append(entry.name)
+    for aside in folder.glob(".*.gone"):
+        remove_tree(aside)
+    return gone
 
 
 def remove_tree(folder: Path) -> None:
