@@ -19,6 +19,7 @@ from nexus.stores.postgres import run_store, session_store, task_listener, task_
 from nexus.tasks import dispatcher, door, service, sessions, tail, webhooks
 from nexus.tasks.settings import TaskSettings, WebhookSettings
 from nexus.telemetry import metrics, records, traces
+from nexus.telemetry.traces import TraceSettings
 
 _REMEMBERED_S = 2.0
 
@@ -45,7 +46,7 @@ class TaskEnvironment:
     service_token: str
     webhook_key: bytes
     egress_allow: egress.Allowance
-    traces: traces.TraceSettings = traces.TraceSettings()  # noqa: RUF009 - frozen
+    traces: TraceSettings = TraceSettings()  # noqa: RUF009 - frozen
     tasks: TaskSettings = TaskSettings()  # noqa: RUF009 - frozen
     webhooks: WebhookSettings = WebhookSettings()  # noqa: RUF009 - frozen
 
