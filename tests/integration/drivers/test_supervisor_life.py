@@ -314,6 +314,49 @@ async def test_following_goes_on_across_instances_and_logs_outlive_them(rig: Rig
     assert seen.index((first.id, "hello")) < seen.index((second.id, "hello"))
 
 
+async def test_a_secret_that_an_agent_prints_is_taken_out_of_log_and_problem(rig: Rig) -> None:
+    agent = "import os\nprint('key', os.environ['KEY'], flush=True)\nraise ValueError(os.environ['KEY'])"
+    problem = await fails(rig, rig.spec_of({"agent.py": agent}, secrets={"KEY": "hunter2-hunter2"}))
+    kept = b"".join(file.read_bytes() for file in rig.home.logs.rglob("*.jsonl"))
+    assert b"key ***" in kept
+    assert b"hunter2" not in kept + json.dumps(problem).encode() + (rig.home.root / "supervisor.log").read_bytes()
+
+
+async def test_a_supervisor_that_dies_while_an_agent_starts_or_prints_costs_nothing(rig: Rig) -> None:
+    slow = rig.spec_of({"agent.py": "import os, time\nwhile not os.path.exists(os.environ['HOME'] + '/go'): time.sleep(0.01)\n"})
+    loud = rig.spec_of(
+        {"agent.py": "def run(input):\n    for n in range(40): print('z' * 100_000, flush=True)\n    return 'done'\n"}
+    )
+    await start(rig, loud)
+    await rig.driver.start(slow)
+    before = await until(rig, slow.id, lambda status: status.step == "importing")
+    rig.kill()
+    run = asyncio.ensure_future(rig.run(loud.id, None))
+    await asyncio.wait({run}, timeout=0.2)
+    assert not run.done(), "4 MB do not fit into the pipe: it waits for a reader"
+    await rig.up()
+    assert await run == "done"
+    (rig.home.instances / slow.id / "work" / "go").touch()
+    assert (await until(rig, slow.id, ENDED)).pid == before.pid
+
+
+async def test_stopping_while_it_starts_and_starting_while_it_stops(rig: Rig) -> None:
+    hanging = rig.spec_of({"agent.py": "import time; time.sleep(600)"})
+    await rig.driver.start(hanging)
+    status = await until(rig, hanging.id, lambda status: status.step == "importing")
+    await rig.driver.stop(hanging.id, grace_s=0)
+    await until_gone(rig, hanging.id)
+    assert launcher.born(status.pid or 0) is None
+    deaf = rig.spec_of({"agent.py": "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"})
+    await start(rig, deaf)
+    await rig.driver.stop(deaf.id, grace_s=30)
+    with pytest.raises(errors.Conflict) as caught:
+        await rig.driver.start(deaf)
+    assert caught.value.code == "instance.stopping"
+    await rig.crash(deaf.id)
+    await until_gone(rig, deaf.id)
+
+
 async def test_usage_is_measured(rig: Rig) -> None:
     spec = rig.spec_of({"agent.py": "active = 3\ndef run(input): return sum(range(10_000_000))"})
     await start(rig, spec)

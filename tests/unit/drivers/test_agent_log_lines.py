@@ -92,6 +92,21 @@ def test_the_budget_allows_a_burst_then_a_rate() -> None:
     assert budget.take(100, 1.5)
 
 
+def test_secrets_are_taken_out_in_every_form_they_take() -> None:
+    redaction = log_lines.plan_redaction(['p"ss\nwörd-1', "s3cret-value", "s3cret-value-longer", "abc"])
+    for said in (
+        b"key s3cret-value-longer!",
+        json.dumps({"message": 'p"ss\nwörd-1'}).encode(),
+        json.dumps({"message": 'p"ss\nwörd-1'}, ensure_ascii=False).encode(),
+        "a line of it: wörd-1".encode(),
+    ):
+        cleaned = redaction.apply(said)
+        assert b"***" in cleaned
+        assert not any(part in cleaned for part in (b"s3cret", b"longer", b"rd-1"))
+    assert redaction.apply(b"abc stays") == b"abc stays"
+    assert log_lines.plan_redaction([]).apply(b"all") == b"all"
+
+
 def test_filters() -> None:
     line = {"at": 10.0, "level": "warning", "run_id": "r", "session_id": "s", "environment": "production", "instance_id": "i"}
     takes = [

@@ -344,6 +344,7 @@ class Instance:
         if self._log is None:
             self._log = self._tools.logs(self._spec)
             self._log.start(self._paths.output)
+        self._log.redaction = log_lines.plan_redaction([*self._spec.secrets.values(), self._spec.token])
         return self._log
 
     def _close_log(self) -> None:
@@ -360,7 +361,8 @@ class Instance:
     def _worker_says(self) -> Mapping[str, object]:
         try:
             with self._paths.worker_status.open("rb") as file:
-                value = json.loads(file.read(64 * 1024))
+                data = file.read(64 * 1024)
+            value = json.loads(self._log.redaction.apply(data) if self._log else data)
         except (OSError, ValueError, RecursionError):
             return {}
         return value if isinstance(value, dict) else {}

@@ -5,7 +5,7 @@ Pure. The agent's bytes are hostile: nothing it prints may pass for another agen
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nexus.wire import node
@@ -26,6 +26,31 @@ class Origin:
     environment: str
     version: str
     instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Redaction:
+    """Takes secrets out of what an agent prints, as they are and as JSON writes them. Values too short to be secret stay."""
+
+    pattern: re.Pattern[bytes] | None = None
+
+    def apply(self, raw: bytes) -> bytes:
+        return raw if self.pattern is None else self.pattern.sub(b"***", raw)
+
+    def apply_text(self, text: str) -> str:
+        return self.apply(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+
+
+def plan_redaction(secrets: Iterable[str], *, shortest: int = 6) -> Redaction:
+    """A redaction of these values; the longest first, so that one within another does not show the rest."""
+    forms: set[bytes] = set()
+    for value in secrets:
+        if len(value) >= shortest:
+            for text in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], *value.splitlines()):
+                if len(text) >= shortest:
+                    forms.add(text.encode("utf-8", "surrogateescape"))
+    ordered = sorted(forms, key=lambda form: (-len(form), form))
+    return Redaction(re.compile(b"|".join(re.escape(form) for form in ordered)) if ordered else None)
 
 
 def parse_line(raw: bytes, origin: Origin, *, now: float) -> node.LogLine:

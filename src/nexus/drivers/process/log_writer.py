@@ -41,6 +41,7 @@ class LogWriter:
         publish: Publish,
         file_bytes: int = FILE_BYTES,
         budget: log_lines.Budget | None = None,
+        redaction: log_lines.Redaction | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._file = LogFile(folder / f"{origin.instance_id}.jsonl", file_bytes)
@@ -49,6 +50,7 @@ class LogWriter:
         self._publish = publish
         self._budget = budget or log_lines.Budget()
         self._now = now
+        self.redaction = redaction or log_lines.Redaction()
         self._splitter = log_lines.Splitter()
         self._tail: collections.deque[str] = collections.deque(maxlen=TAIL)
         self._dropped = 0
@@ -76,7 +78,7 @@ class LogWriter:
         for _ in range(2 * _PIPE // _CHUNK):
             if not self._read():
                 break
-        self._emit([log_lines.parse_line(raw, self._origin, now=self._now()) for raw in self._splitter.drain()])
+        self._take(self._splitter.drain())
         self._report_dropped()
 
     def note(self, message: str, *, level: str = "warning") -> None:
@@ -107,11 +109,14 @@ class LogWriter:
             return False
         if self._budget.take(len(chunk), time.monotonic()):
             self._report_dropped()
-            now = self._now()
-            self._emit([log_lines.parse_line(raw, self._origin, now=now) for raw in self._splitter.feed(chunk)])
+            self._take(self._splitter.feed(chunk))
         else:
             self._dropped += self._splitter.lose(chunk)
         return True
+
+    def _take(self, lines: list[bytes]) -> None:
+        now = self._now()
+        self._emit([log_lines.parse_line(self.redaction.apply(raw), self._origin, now=now) for raw in lines])
 
     def _report_dropped(self) -> None:
         if self._dropped:
