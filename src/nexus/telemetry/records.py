@@ -21,6 +21,7 @@ _TEXT = {
 _WHOLE = {"run": ("status", "bytes_in", "bytes_out"), "model": ("input_tokens", "output_tokens", "status")}
 _TIME = ("started_at", "duration_s")
 _BIGGEST = 2**53
+_GROUP = 1000
 
 
 class RecordSink:
@@ -31,22 +32,26 @@ class RecordSink:
         self._metrics = metrics
 
     async def store(self, records: Sequence[Any]) -> None:
-        """Raises `Unavailable` when nothing was stored. A malformed record is logged and left out: it would be so for ever."""
-        run_records: list[runs.RunRecord] = []
-        model_records: list[tuple[str, runs.ModelRecord]] = []
+        """Raises `Unavailable` when not all is stored. A malformed record is logged and left out: it would be so for ever."""
+        for start in range(0, len(records), _GROUP):
+            await self._store_group(records[start : start + _GROUP])
+
+    async def _store_group(self, records: Sequence[Any]) -> None:
+        run_records: dict[str, runs.RunRecord] = {}
+        model_records: dict[str, runs.ModelRecord] = {}
         for record in records:
             parsed = parse_record(record)
             if parsed is None:
                 _LOG.warning("a gateway reported something that is no record: %.200r", record)
             elif parsed["kind"] == "run":
-                run_records.append(parsed)
+                run_records[run_key(parsed)] = parsed
             else:
-                model_records.append((model_record_id(parsed), parsed))
+                model_records[model_record_id(parsed)] = parsed
         if not run_records and not model_records:
             return
-        fresh = await self._store.add(run_records, model_records)
-        self._metrics.count_runs([entry for entry in run_records if run_key(entry) in fresh])
-        self._metrics.count_model_calls([entry for key, entry in model_records if key in fresh])
+        fresh = await self._store.add(list(run_records.values()), list(model_records.items()))
+        self._metrics.count_runs([entry for key, entry in run_records.items() if key in fresh])
+        self._metrics.count_model_calls([entry for key, entry in model_records.items() if key in fresh])
 
 
 class RunHistory:
