@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -122,6 +123,8 @@ class Keeper:
             if rank == 2 and (killed := keeper_sweep.kill_agents(self._host.home)):
                 self._say(f"ended {killed} agent process(es) that the supervisor had left")
         keeper_record.remove(self._host.home)
+        if self._host.home.run.parent != self._host.home.root:  # sockets under /tmp, for a home with a long path
+            shutil.rmtree(self._host.home.run, ignore_errors=True)
 
     def _stop_group(self, group: list[keeper_children.Process]) -> None:
         """Ask, wait, and in the end kill; a further signal from the user cuts the waiting short."""

@@ -30,8 +30,11 @@ def up(
     """Start the host. In the foreground it shows the processes' logs, and Ctrl-C stops it."""
     from nexus.apps import host as verbs
     from nexus.apps import settings
+    from nexus.core import errors
     from nexus.wire import problem
 
+    if as_json and not detach:
+        raise errors.Invalid("--json needs --detach", cause="in the foreground the host shows its logs until it is stopped")
     chosen = {"NEXUS_HOST": host, "NEXUS_PORT": port, "NEXUS_GATEWAYS": gateways, "NEXUS_HOME": home}
     environ = dict(os.environ) | {name: str(value) for name, value in chosen.items() if value is not None}
     wanted = settings.read_settings(environ)

@@ -167,9 +167,7 @@ def test_a_host_under_a_very_deep_path_puts_its_sockets_elsewhere(rig, home):
     assert deep.run.stat().st_mode & 0o777 == 0o700
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
-    for path in sorted(deep.run.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    deep.run.rmdir()
+    assert not deep.run.exists()
 
 
 @pytest.mark.parametrize(("name", "value"), [("NEXUS_PORT", "99999"), ("NEXUS_PORT", "http"), ("NEXUS_GATEWAYS", "0")])

@@ -71,6 +71,7 @@ def test_the_host_from_up_to_down(rig, nexus):
         with open(f"/proc/{entry['pid']}/cmdline", "rb") as file:
             assert password.encode() not in file.read()
 
+    assert nexus("up", "--json").returncode == 2  # JSON of a host in the foreground would never end
     assert nexus("down").returncode == 0
     assert not any(keeper_record.ticks_of(entry["pid"]) for entry in found["processes"])
     assert embedded_leftovers.processes_in(embedded.locate(rig.home).data) == []
