@@ -11,11 +11,11 @@ from nexus.kit import quantity
 
 
 def register(app: typer.Typer) -> None:
-    keys = typer.Typer(no_args_is_help=True, help="API keys.")
+    keys = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="API keys.")
     for name, command in (("create", create_key), ("list", list_keys), ("revoke", revoke_key)):
         keys.command(name)(command)
     app.add_typer(keys, name="keys")
-    tenants = typer.Typer(no_args_is_help=True, help="Tenants.")
+    tenants = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Tenants.")
     tenants.command("create")(create_tenant)
     tenants.command("list")(list_tenants)
     app.add_typer(tenants, name="tenants")

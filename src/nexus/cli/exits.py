@@ -7,7 +7,6 @@ from nexus.core import errors
 
 OK: Final = 0
 INTERRUPTED: Final = 130
-USAGE: Final = 2
 CODES: Final[Mapping[str, int]] = {
     "internal": 1,
     "invalid": 2,

@@ -35,7 +35,12 @@ _EPILOG = (
     "Exit codes: " + ", ".join(f"{code} {kind.replace('_', ' ')}" for kind, code in exits.CODES.items()) + ", 130 interrupted."
 )
 app = typer.Typer(
-    cls=Root, name="nexus", epilog=_EPILOG, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=Root,
+    name="nexus",
+    epilog=_EPILOG,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -65,13 +70,16 @@ def run(arguments: Sequence[str]) -> int:
     as_json = "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
     try:
         command = typer.main.get_command(app)
-        code = command.main(args=list(arguments), prog_name="nexus")
+        code = command.main(args=list(arguments), prog_name="nexus", standalone_mode=not as_json)
     except SystemExit as done:
         code = done.code
     except errors.NexusError as error:
         return _fail(error, as_json=as_json)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return exits.INTERRUPTED
+    except typer.TyperException as error:
+        wrong = errors.Invalid(error.format_message(), code="usage.invalid", next_step="nexus --help")
+        return _fail(wrong, as_json=as_json)
     except Exception as error:  # noqa: BLE001 - a defect is shown like any other error, with its traceback on demand
         return _fail(_defect(error), as_json=as_json)
     return code if isinstance(code, int) else 0 if code is None else 1

@@ -432,6 +432,8 @@ def test_the_exit_code_says_the_kind_of_error(
 def test_a_wrong_command_line_is_2(shell: Shell, arguments: tuple[str, ...]) -> None:
     result = shell.nexus(*arguments)
     assert (result.code, result.out) == (2, "")
+    told = shell.nexus(*arguments, "--json")
+    assert (told.code, told.json["error"]["code"]) == (2, "usage.invalid")
 
 
 def test_a_process_ends_with_the_code_and_shows_a_traceback_only_on_demand(known: Shell) -> None:

@@ -34,9 +34,9 @@ class AgentGroup(LazyGroup):
 
 
 def register(app: typer.Typer) -> None:
-    ai = typer.Typer(no_args_is_help=True, help="Agents and what they need.")
+    ai = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Agents and what they need.")
     ai.callback()(_ai)
-    agent = typer.Typer(cls=AgentGroup, no_args_is_help=True)
+    agent = typer.Typer(cls=AgentGroup, rich_markup_mode=None, no_args_is_help=True)
     agent.callback()(_agent)
     ai.add_typer(agent, name="agent")
     app.add_typer(ai, name="ai")

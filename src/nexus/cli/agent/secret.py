@@ -14,7 +14,7 @@ _LARGEST = 64 * 1024
 
 
 def register(app: typer.Typer) -> None:
-    secret = typer.Typer(no_args_is_help=True, help="Secrets of an agent.")
+    secret = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Secrets of an agent.")
     secret.command("set")(set_secret)
     secret.command("list")(list_secrets)
     secret.command("delete")(delete_secret)

@@ -17,7 +17,7 @@ TaskId = Annotated[str, typer.Argument(help="Id of the task (task_…).", show_d
 
 def register(app: typer.Typer) -> None:
     app.command("submit")(submit)
-    task = typer.Typer(no_args_is_help=True, help="Look after tasks.")
+    task = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look after tasks.")
     for name, command in (("status", status), ("wait", wait), ("events", events), ("cancel", cancel), ("list", list_tasks)):
         task.command(name)(command)
     app.add_typer(task, name="task")
