@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from nexus.kit import home, keys
 
 LIMIT_S = 15
@@ -194,9 +195,9 @@ class SmallControl:
         self.entries: dict[str, Any] = {}
         self.epoch, self.version = "e1", 1
         self.acknowledging = True
-        self.records: "queue.Queue[dict[str, Any]]" = queue.Queue()
-        self.batches: "queue.Queue[tuple[int, list[Any]]]" = queue.Queue()
-        self.hellos: "queue.Queue[Any]" = queue.Queue()
+        self.records: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.batches: queue.Queue[tuple[int, list[Any]]] = queue.Queue()
+        self.hellos: queue.Queue[Any] = queue.Queue()
         self.api = SmallServer(address=f"unix:{where.control_socket}", name="control")
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: Any = None
@@ -469,6 +470,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def small() -> Any:
+    """This file's own words, for tests that write deeds: a test file cannot import its conftest."""
+    return sys.modules[__name__]
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import re
 import time
 
 import pytest
+
 from nexus.core import ids
 from nexus.kit import keys
 
@@ -53,8 +54,9 @@ def test_a_run_is_recorded_within_a_second(node):
     )
     record = node.control.next_record(id=answer.header("Nexus-Run-Id"))
     assert {
-        "kind": "run", "tenant": "acme", "agent": "hello", "environment": "production", "deployment_id": "dep_1", "version": "1.0.0",
-        "instance_id": "ins_a", "session_id": "s-1", "principal": "key_1", "mode": "sync", "outcome": "completed", "status": 200,
+        "kind": "run", "tenant": "acme", "agent": "hello", "environment": "production", "deployment_id": "dep_1",
+        "version": "1.0.0", "instance_id": "ins_a", "session_id": "s-1", "principal": "key_1", "mode": "sync",
+        "outcome": "completed", "status": 200,
         "trace_id": "a" * 32, "bytes_in": 12, "bytes_out": len(answer.body),
     }.items() <= record.items()  # fmt: skip
 
