@@ -103,7 +103,7 @@ def pull(
 
 def ask_once(
     model: Annotated[str, typer.Argument(help="The model's name; `default` is what agents get.")] = "default",
-    prompt: Annotated[str, typer.Option(help="What to ask.")] = "What is the capital of France? Answer in one word.",
+    prompt: Annotated[str, typer.Option(help="What to ask.")] = "What is the capital of France?",
     as_json: options.Json = False,
 ) -> None:
     """Ask a model one question through the host's models door, and show answer, tokens and time."""

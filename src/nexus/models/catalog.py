@@ -50,25 +50,13 @@ def load_entries(environment: Mapping[str, str], home: homes.Home) -> Catalog:
             entries.setdefault(name, entry)
     wanted = (environment.get("NEXUS_DEFAULT_MODEL") or environment.get("NEXUS_MODEL") or "").strip()
     chosen = wanted if wanted and wanted != "default" else (*defaults, weights.LOCAL_DEFAULT)[0]
-    if resolve(entries, chosen) is None:
+    if feed.resolve_model(entries, chosen) is None:
         problems.append(_unknown_default(chosen, entries))
         _LOG.warning("%s: %s", problems[-1].code, problems[-1].message)
         chosen = (*defaults, weights.LOCAL_DEFAULT)[0]
+    if (led := feed.resolve_model(entries, chosen)) is not None:
+        entries[chosen] = led  # by its own name too, so that it is listed
     return Catalog(entries=entries, default_model=chosen, problems=tuple(problems))
-
-
-def resolve(entries: Mapping[str, feed.ModelEntry], name: str) -> feed.ModelEntry | None:
-    """The entry a name leads to, `upstream_model` filled in; None when nothing fits."""
-    if "*" in name:
-        return None
-    if (entry := entries.get(name)) is not None:
-        return entry
-    fitting = [pattern for pattern in entries if pattern.endswith("*") and name.startswith(pattern[:-1])]
-    if not fitting:
-        return None
-    pattern = max(fitting, key=len)
-    entry = entries[pattern]
-    return {**entry, "upstream_model": entry["upstream_model"].replace("*", name[len(pattern) - 1 :], 1)}
 
 
 def _local_entry(name: str, home: homes.Home) -> feed.ModelEntry:

@@ -19,6 +19,7 @@ then `model.unknown`. In an entry under a pattern `upstream_model` may hold one 
 A name ending in `*` is never looked up literally, and `/v1/models` lists patterns' entries not at all.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
 
@@ -100,3 +101,17 @@ class Delta(TypedDict):
     version: int
     set: dict[str, Any]
     delete: list[str]
+
+
+def resolve_model(entries: Mapping[str, ModelEntry], name: str) -> ModelEntry | None:
+    """The entry a name leads to (`entries` by name, without `model/`), `upstream_model` filled in; None if nothing fits."""
+    if "*" in name:
+        return None
+    if (entry := entries.get(name)) is not None:
+        return entry
+    fitting = [pattern for pattern in entries if pattern.endswith("*") and name.startswith(pattern[:-1])]
+    if not fitting:
+        return None
+    pattern = max(fitting, key=len)
+    entry = entries[pattern]
+    return {**entry, "upstream_model": entry["upstream_model"].replace("*", name[len(pattern) - 1 :], 1)}

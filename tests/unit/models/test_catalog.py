@@ -6,6 +6,7 @@ import pytest
 
 from nexus.kit import home as homes
 from nexus.models import catalog
+from nexus.wire import feed
 
 HOME = homes.Home(Path("/srv/nexus"))
 OPENAI = {"OPENAI_API_KEY": "sk-openai"}
@@ -28,7 +29,8 @@ ANTHROPIC = {"ANTHROPIC_API_KEY": "sk-ant"}
 )
 def test_entries_and_default_follow_the_environment(environment: dict[str, str], default: str, names: set[str]) -> None:
     found = catalog.load_entries(environment, HOME)
-    assert (found.default_model, set(found.entries), found.problems) == (default, names, ())
+    assert (found.default_model, set(found.entries), found.problems) == (default, names | {default}, ())
+    assert "*" not in found.entries[default]["upstream_model"]
 
 
 def test_a_default_that_leads_nowhere_is_a_problem_and_the_host_still_has_one() -> None:
@@ -48,14 +50,14 @@ def test_a_default_that_leads_nowhere_is_a_problem_and_the_host_still_has_one() 
     ],
 )
 def test_a_name_leads_to_the_longest_pattern_that_fits(name: str, provider: str, upstream: str) -> None:
-    entry = catalog.resolve(catalog.load_entries(OPENAI | ANTHROPIC, HOME).entries, name)
+    entry = feed.resolve_model(catalog.load_entries(OPENAI | ANTHROPIC, HOME).entries, name)
     assert entry is not None
     assert (entry["provider"], entry["upstream_model"]) == (provider, upstream)
 
 
 @pytest.mark.parametrize("name", ["*", "claude-*", "openai/*"])
 def test_a_pattern_is_not_a_name(name: str) -> None:
-    assert catalog.resolve(catalog.load_entries(OPENAI | ANTHROPIC, HOME).entries, name) is None
+    assert feed.resolve_model(catalog.load_entries(OPENAI | ANTHROPIC, HOME).entries, name) is None
 
 
 def test_credentials_are_in_headers_and_nowhere_else() -> None:
