@@ -5,7 +5,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,22 +67,6 @@ def read_environment(environ: Mapping[str, str], *, database_url: str, service_t
         )
     except ValueError as error:
         raise errors.Invalid(str(error), code="setting.invalid", next_step="correct or unset the variable") from None
-
-
-async def enter_tasks(
-    stack: AsyncExitStack,
-    engine: AsyncEngine,
-    *,
-    environment: TaskEnvironment,
-    door_sockets: Callable[[], Sequence[Path]],
-    hosting: Any,
-) -> dict[str, Any]:
-    """`run_tasks` within `stack`, as fields of `api.services.Services`, and `sink` for the feed server's records."""
-    parts = await stack.enter_async_context(
-        run_tasks(engine, environment=environment, door_sockets=door_sockets, resolve_target=hosting_targets(hosting))
-    )
-    names = ("tasks", "webhooks", "telemetry", "runs", "metrics", "traces", "sessions")
-    return {**{name: getattr(parts, name) for name in names}, "sink": parts.telemetry.store}
 
 
 @asynccontextmanager
