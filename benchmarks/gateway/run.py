@@ -1,0 +1,324 @@
+"""The gateway beside plain nginx: requests per second in alternating rounds, as a table and as JSON.
+
+    python benchmarks/gateway/run.py [--seconds 2] [--rounds 3] [--connections 64]
+
+Ours authenticates, limits, picks a session's instance and records every run; nginx only forwards. Both have as many
+processes, forward to the same echo upstream and add nothing to the body. Wants `wrk` and `nginx` (Debian: wrk, nginx-light).
+"""
+
+import argparse
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from nexus.kit import home, keys
+
+ECHO = """
+import asyncio, sys, uvloop
+HEAD = b'HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Length: 89\\r\\n\\r\\n'
+ANSWER = HEAD + b'{"output": "' + b'x' * 75 + b'"}'
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport): self.transport, self.need = transport, b''
+    def data_received(self, data):
+        self.need += data
+        while (end := self.need.find(b'\\r\\n\\r\\n')) >= 0:
+            head = self.need[:end].lower(); at = head.find(b'content-length:')
+            size = int(head[at + 15:].split(b'\\r\\n')[0]) if at >= 0 else 0
+            if len(self.need) < end + 4 + size: return
+            self.need = self.need[end + 4 + size:]; self.transport.write(ANSWER)
+async def main():
+    loop = asyncio.get_running_loop()
+    server = await loop.create_unix_server(Echo, sys.argv[1], backlog=4096)
+    await server.serve_forever()
+uvloop.run(main())
+"""
+NGINX = """
+worker_processes {processes}; daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.log crit;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off; keepalive_requests 1000000000; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p;
+  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  upstream echo {{ server unix:{upstream}; keepalive 128; keepalive_requests 1000000000; }}
+  server {{ listen 127.0.0.1:{port} reuseport;
+    location / {{ proxy_pass http://echo; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }} }}
+}}
+"""
+LOAD = """
+import asyncio, json, sys, time, uvloop
+port, path, key, seconds, connections = int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]), int(sys.argv[5])
+BODY = json.dumps({'input': 'x' * 120, 'context': {}})
+REQUEST = (f'POST {path} HTTP/1.1\\r\\nHost: 127.0.0.1:{port}\\r\\nContent-Type: application/json\\r\\n'
+           f'Authorization: Bearer {key}\\r\\nNexus-Session-Id: customer-42\\r\\n'
+           f'Content-Length: {len(BODY)}\\r\\n\\r\\n{BODY}').encode()
+taken, failed = [], 0
+class Client(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport, self.data = transport, b''
+        self.send()
+    def send(self):
+        self.began = time.perf_counter()
+        self.transport.write(REQUEST)
+    def data_received(self, data):
+        global failed
+        self.data += data
+        end = self.data.find(b'\\r\\n\\r\\n')
+        if end < 0 or len(self.data) < end + 4 + 89: return
+        failed += not self.data.startswith(b'HTTP/1.1 200')
+        taken.append(time.perf_counter() - self.began)
+        self.data = b''
+        self.send()
+async def main():
+    loop = asyncio.get_running_loop()
+    for _ in range(connections): await loop.create_connection(Client, '127.0.0.1', port)
+    await asyncio.sleep(seconds)
+uvloop.run(main())
+taken.sort()
+print(json.dumps({'count': len(taken), 'failed': failed, 'p50': taken[len(taken) // 2], 'p99': taken[len(taken) * 99 // 100]}))
+"""
+LUA = """
+wrk.method = "POST"
+wrk.body = '{{"input": "' .. string.rep("x", 120) .. '", "context": {{}}}}'
+wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Authorization"] = "Bearer {key}"
+wrk.headers["Nexus-Session-Id"] = "customer-42"
+"""
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seconds", type=float, default=2.0)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--connections", type=int, default=64)
+    options.add_argument("--gateways", type=int, default=len(os.sched_getaffinity(0)))
+    given = options.parse_args()
+    if shutil.which("wrk") is None:
+        print("wrk not installed (apt-get install wrk): the load comes from a uvloop client, which costs more than the proxies")
+    children: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="nx-bench-", dir="/tmp") as name:
+        try:
+            return compare(given, Path(name), children)
+        finally:
+            for child in children:
+                child.send_signal(signal.SIGTERM)
+            for child in children:
+                try:
+                    child.wait(5)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+
+
+def compare(given: argparse.Namespace, folder: Path, children: list[subprocess.Popen[bytes]]) -> int:
+    node = home.Home(folder)
+    node.run.mkdir(mode=0o700)
+    echo = folder / "echo.sock"
+    children.append(subprocess.Popen([sys.executable, "-c", ECHO, str(echo)]))
+    key = keys.new_key()
+    serve_feed(node, key, echo)
+    ours = free_port()
+    gateways = []
+    for number in range(given.gateways):
+        environ = {
+            "PATH": os.environ["PATH"], "NEXUS_HOME": str(folder), "NEXUS_PORT": str(ours), "NEXUS_GATEWAY": str(number),
+            "NEXUS_GATEWAYS": str(given.gateways),
+        }  # fmt: skip
+        gateways.append(
+            subprocess.Popen([sys.executable, "-m", "nexus.apps.gateway"], env=environ, stderr=(folder / "log").open("ab"))
+        )
+    children.extend(gateways)
+    wait_for(lambda: all(healthy(node.door_socket(number)) for number in range(given.gateways)))
+    sides = {"nexus": (ours, "/agents/echo/run", [child.pid for child in gateways])}
+    if shutil.which("nginx"):
+        theirs = free_port()
+        (folder / "nginx.conf").write_text(NGINX.format(processes=given.gateways, folder=folder, upstream=echo, port=theirs))
+        child = subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder), "-e", str(folder / "nginx.log")])
+        children.append(child)
+        wait_for(lambda: listens(theirs))
+        sides["nginx"] = (theirs, "/run", family(child.pid))
+    else:
+        print("nginx not installed: apt-get install nginx-light")
+    script = folder / "post.lua"
+    script.write_text(LUA.format(key=key))
+    samples: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    single: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for _ in range(given.rounds):
+        for side, (port, path, pids) in sides.items():
+            samples[side].append(measure(port, path, script, given.seconds, given.connections, pids))
+    for side, (port, path, pids) in sides.items():
+        single[side].append(measure(port, path, script, min(1.5, given.seconds), 1, pids))
+    report(samples, single, gateways)
+    return 0
+
+
+def measure(port: int, path: str, script: Path, seconds: float, connections: int, pids: list[int]) -> dict[str, float]:
+    before = cpu_s(pids)
+    if shutil.which("wrk") is None:
+        return measure_by_client(port, path, script, seconds, connections, pids)
+    done = subprocess.run(
+        ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "-s", str(script), f"http://127.0.0.1:{port}{path}"],
+        capture_output=True, text=True, check=True, timeout=60,
+    ).stdout  # fmt: skip
+    used = cpu_s(pids) - before
+    requests = int(re.search(r"(\d+) requests in", done)[1])
+    if failed := re.search(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)", done):
+        print(f"  port {port}: {failed[0]}")
+    return {
+        "rate": float(re.search(r"Requests/sec:\s+([\d.]+)", done)[1]),
+        "cpu_us": used / requests * 1e6,
+        "p50_us": microseconds(re.search(r"50%\s+([\d.]+\w+)", done)[1]),
+        "p99_us": microseconds(re.search(r"99%\s+([\d.]+\w+)", done)[1]),
+    }
+
+
+def measure_by_client(port: int, path: str, script: Path, seconds: float, connections: int, pids: list[int]) -> dict[str, float]:
+    key = re.search(r"Bearer (\w+)", script.read_text())[1]
+    before = cpu_s(pids)
+    command = [sys.executable, "-c", LOAD, str(port), path, key, str(seconds), str(connections)]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    if found["failed"]:
+        print(f"  port {port}: {found['failed']} answers were not 200")
+    return {
+        "rate": found["count"] / seconds,
+        "cpu_us": (cpu_s(pids) - before) / found["count"] * 1e6,
+        "p50_us": found["p50"] * 1e6,
+        "p99_us": found["p99"] * 1e6,
+    }
+
+
+def report(
+    samples: dict[str, list[dict[str, float]]],
+    single: dict[str, list[dict[str, float]]],
+    gateways: list["subprocess.Popen[bytes]"],
+) -> None:
+    median = {
+        side: {name: statistics.median(one[name] for one in rounds) for name in rounds[0]} for side, rounds in samples.items()
+    }
+    base = median.get("nginx")
+    print(f"{'side':8} {'req/s':>9} {'ratio':>6} {'CPU us':>7} {'p50 us':>7} {'p99 us':>7} {'c=1 p50':>8} {'c=1 p99':>8}")
+    for side, values in median.items():
+        ratio = f"{values['rate'] / base['rate']:.2f}" if base else "-"
+        alone = single[side][0]
+        print(
+            f"{side:8} {values['rate']:9.0f} {ratio:>6} {values['cpu_us']:7.1f} {values['p50_us']:7.0f} {values['p99_us']:7.0f} "
+            f"{alone['p50_us']:8.0f} {alone['p99_us']:8.0f}"
+        )
+    memory = [round(resident_mib(child.pid), 1) for child in gateways]
+    print(f"gateway RSS MiB: {memory}")
+    print(json.dumps({"median": median, "single": single, "rounds": samples, "gateway_rss_mib": memory}))
+
+
+def serve_feed(node: home.Home, key: str, echo: Path) -> None:
+    """A feed that gives one snapshot and acknowledges every batch."""
+    instances = [{"id": "ins_a", "address": f"unix:{echo}", "version": "1"}]
+    entries = {
+        "settings": {"hosts": [], "origins": [], "default_model": None, "max_body_bytes": 1 << 20},
+        f"key/{keys.hash_key(key)}": {
+            "id": "key_1", "tenant": "acme", "roles": ["runner"], "environment": None, "agents": None, "expires_at": None,
+            "requests_per_minute": 1_000_000_000,
+        },
+        "deployment/acme/echo/production": {
+            "id": "dep_1", "revision": 1, "balancer": "least-connections", "instances": instances, "timeout_s": 60, "wait_s": 1,
+            "max_concurrency": 100000, "max_queue": 10,
+        },
+    }  # fmt: skip
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(node.feed_socket))
+    server.listen()
+
+    def talk(client: socket.socket) -> None:
+        with client, client.makefile("rwb") as lines:
+            lines.readline()
+            lines.write(json.dumps({"snapshot": {"epoch": "e", "version": 1, "entries": entries}}).encode() + b"\n")
+            lines.flush()
+
+            def ping() -> None:
+                while True:
+                    time.sleep(2)
+                    try:
+                        client.sendall(b'{"ping": 1}\n')
+                    except OSError:
+                        return
+
+            threading.Thread(target=ping, daemon=True).start()
+            for line in lines:
+                number = re.search(rb'"batch":(\d+)', line)
+                client.sendall(b'{"ack": %b}\n' % number[1])
+
+    def accept() -> None:
+        while True:
+            threading.Thread(target=talk, args=(server.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+
+
+def healthy(path: Path) -> bool:
+    connection = http.client.HTTPConnection("localhost", timeout=2)
+    try:
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(str(path))
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_for(true) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + 10
+    while not true():
+        if time.monotonic() > deadline:
+            raise SystemExit("a side did not start within 10 s")
+        time.sleep(0.02)
+
+
+def family(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(int(child) for child in children)]
+
+
+def cpu_s(pids: list[int]) -> float:
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mib(pid: int) -> float:
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def microseconds(text: str) -> float:
+    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s)", text).groups()
+    return float(number) * {"us": 1, "ms": 1e3, "s": 1e6}[unit]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
