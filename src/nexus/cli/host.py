@@ -114,6 +114,8 @@ def render_status(found: dict[str, Any]) -> list[str]:
         lines.append(
             f"{entry['name']:<12} {entry['pid']:>8} {_mib(entry['memory_bytes']):>10} {uptime:>10} {entry['restarts']:>9}"
         )
+    if (agents := found.get("agents")) and agents["processes"]:
+        lines.append(f"{'agents':<12} {agents['processes']:>8} {_mib(agents['memory_bytes']):>10}")
     deployments = found.get("deployments")
     if deployments is None:
         lines += ["", f"deployments: not known ({found.get('deployments_cause', 'no key; run nexus login')})"]

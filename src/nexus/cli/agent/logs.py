@@ -1,5 +1,7 @@
 """`nexus ai agent logs`: an agent's log lines, filtered, coloured or as JSON lines."""
 
+import contextlib
+import math
 import time
 from datetime import datetime
 from typing import Annotated, Any
@@ -63,10 +65,9 @@ def render_line(line: dict[str, Any]) -> Text:
 
 def parse_since(value: str, now: float) -> float:
     """Seconds since the epoch from `1h` (ago) or an ISO 8601 time (this machine's zone unless it names one)."""
-    try:
-        return now - quantity.parse_duration(value)
-    except (ValueError, OverflowError):
-        pass
+    with contextlib.suppress(ValueError, OverflowError):
+        if math.isfinite(seconds := quantity.parse_duration(value)):
+            return now - seconds
     try:
         return datetime.fromisoformat(value).timestamp()
     except (ValueError, OverflowError, OSError):
