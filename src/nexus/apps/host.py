@@ -108,7 +108,7 @@ def status(home: Home, *, api_key: str | None) -> dict[str, Any]:
             "name": entry.name,
             "pid": entry.pid,
             "alive": keeper_record.is_alive(entry),
-            "memory_bytes": sum(_memory(pid) for pid in _family(entry.pid)),
+            "memory_bytes": sum(_memory(pid) for pid in _own_processes(entry)),
             "uptime_s": round(max(0.0, now - entry.started_at), 1),
             "restarts": entry.restarts,
         }
@@ -137,7 +137,9 @@ def status(home: Home, *, api_key: str | None) -> dict[str, Any]:
         "gateway": "answers" if health and health[0] == 200 else "does not answer",
         "processes": [keeper, *processes],
     }
-    result["memory_bytes"] = sum(int(str(entry["memory_bytes"])) for entry in result["processes"])
+    agents = keeper_sweep.find_agents(home)
+    result["agents"] = {"processes": len(agents), "memory_bytes": sum(_memory(pid) for pid in agents)}
+    result["memory_bytes"] = sum(_memory_of(entry) for entry in [*result["processes"], result["agents"]])
     if api_key:
         answer = keeper_probe.ask(address, "/v1/agents", timeout_s=3.0, headers=f"Authorization: Bearer {api_key}\r\n")
         result |= _deployments(answer)
@@ -216,6 +218,15 @@ def _read_line(handle: int, timeout_s: float) -> bytes | None:
             return None
         parts += chunk
     return parts.partition(b"\n")[0]
+
+
+def _own_processes(entry: keeper_record.ProcessRecord) -> list[int]:
+    """PostgreSQL is many processes; the supervisor's descendants are agents and builds, which are not its own."""
+    return _family(entry.pid) if entry.name == "postgres" else [entry.pid]
+
+
+def _memory_of(entry: Mapping[str, Any]) -> int:
+    return int(entry["memory_bytes"])
 
 
 def _family(pid: int) -> list[int]:

@@ -143,6 +143,22 @@ def prepare(home: Home) -> Launch:
     return Launch(argv=(str(binaries.postgres), "-D", str(place.data)), environment=environment, user=user, binaries=binaries)
 
 
+def discard(home: Home) -> None:
+    """Delete the cluster of a stopped host for good, wherever it is; the home itself stays. For those who remove a home."""
+    if not is_located(home):
+        return
+    place = locate(home)
+    embedded_leftovers.clear(place.data)
+    shutil.rmtree(place.sockets, ignore_errors=True)
+    base = place.data.parent
+    if base == home.root:
+        shutil.rmtree(place.data, ignore_errors=True)
+    else:
+        claim(home)
+        shutil.rmtree(base, ignore_errors=True)
+    (home.root / "postgres.json").unlink(missing_ok=True)
+
+
 def render_settings(sockets: Path, major: int) -> str:
     """The whole postgresql.conf."""
     by_version = "io_method = sync\n" if major >= 18 else ""

@@ -18,7 +18,7 @@ import pytest
 from nexus.apps import keeper_probe, keeper_record
 from nexus.core import errors
 from nexus.kit.home import Home
-from nexus.stores import embedded, embedded_leftovers
+from nexus.stores import embedded
 
 T = TypeVar("T")
 SMALL = str(Path(__file__).with_name("small_host.py"))
@@ -109,9 +109,5 @@ def _clear(home: Home) -> None:
             if keeper_record.is_alive(entry):
                 os.kill(entry.pid, signal.SIGKILL)
     with contextlib.suppress(errors.NexusError):
-        place = embedded.locate(home) if embedded.is_located(home) else None
-        if place and place.data.exists():
-            embedded_leftovers.clear(place.data)
-        if place:
-            shutil.rmtree(place.sockets, ignore_errors=True)
+        embedded.discard(home)
     shutil.rmtree(home.run, ignore_errors=True)

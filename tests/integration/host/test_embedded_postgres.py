@@ -139,6 +139,21 @@ def test_data_of_a_version_that_is_not_installed_are_left_alone_with_an_explanat
     assert (place.data / "PG_VERSION").read_text() == "9\n"
 
 
+def test_a_discarded_cluster_is_gone_and_the_next_one_is_new(rig, home, server):
+    first = server()
+    with connect(rig, home) as connection:
+        connection.execute("create table gone (word text)")
+    place = embedded.locate(home)
+    embedded.discard(home)
+    assert first.wait(timeout=20) == 0
+    assert not place.data.exists()
+    assert not place.sockets.exists()
+    server()
+    with connect(rig, home) as connection:
+        assert connection.execute("select to_regclass('gone')").fetchone() == (None,)
+    assert embedded.locate(home).password != place.password
+
+
 def test_the_place_is_decided_once_and_two_askers_agree(home):
     first = embedded.locate(home)
     assert embedded.locate(home) == first
@@ -168,6 +183,8 @@ def test_a_copied_home_of_root_does_not_share_the_data_kept_outside(home, tmp_pa
         assert caught.value.code == "database.shared"
         original.root.rename(closed / "moved")
         embedded.claim(Home(closed / "moved"))
+        embedded.discard(Home(closed / "moved"))
+        assert not place.data.parent.exists()
     finally:
         shutil.rmtree(place.data.parent, ignore_errors=True)
 
