@@ -93,6 +93,17 @@ def test_every_internal_link_of_the_documents_leads_somewhere(path):
     assert broken == []
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_python_and_yaml_in_the_documents_can_be_read(path):
+    from ruamel.yaml import YAML
+
+    text = path.read_text("utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        ast.parse(block)
+    for block in re.findall(r"```ya?ml\n(.*?)```", text, re.DOTALL):
+        assert YAML(typ="safe").load(block)
+
+
 def anchors(path: Path) -> set[str]:
     """The anchors of a document's headings, as a forge makes them."""
     headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE)
