@@ -120,7 +120,8 @@ class PostgresIdentityStore:
 
 def _flat(row: vault.SecretRow) -> dict[str, Any]:
     values = dataclasses.asdict(row)
-    return {**values, **values.pop("value")}
+    sealed = values.pop("value")
+    return {**values, **sealed}
 
 
 def _secret(row: sa.Row[Any]) -> vault.SecretRow:
