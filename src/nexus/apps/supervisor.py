@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,12 @@ from nexus.kit.home import Home, find_home
 
 _LOG = logging.getLogger("nexus.supervisor")
 _GRACE_S = 10.0
+_BUILD_S = 120.0
+_BUILD = """
+import pathlib, sys
+from nexus.worker import bundle
+sys.stdout.write(str(bundle.build_worker_copy(pathlib.Path(sys.argv[1]))))
+"""
 
 
 class _Server(uvicorn.Server):
@@ -85,6 +92,21 @@ async def serve(home: Home, build_worker_copy: Callable[[Path], Path]) -> int:
                 await _either(node.stop_all(grace_s=_GRACE_S), stop.second.wait())
             server.should_exit = True
     return 0
+
+
+def build_worker_copy_apart(target: Path) -> Path:
+    """`bundle.build_worker_copy` in a process of its own: it reads and compiles megabytes that we need not keep."""
+    command = [sys.executable, "-c", _BUILD, str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_S, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode != 0:
+        raise errors.Unavailable(
+            "the worker that runs agents could not be put together",
+            code="worker.incomplete",
+            phase="build",
+            cause=(done.stderr.strip().splitlines() or ["it ended without a word"])[-1],
+            next_step="reinstall: pip install --force-reinstall 'nexus-agent-hosting[server]'",
+        )
+    return Path(done.stdout)
 
 
 class _Stop:
@@ -158,11 +180,7 @@ def main(build_worker_copy: Callable[[Path], Path] | None = None) -> int:
     try:
         with launcher.Lock(home.root / "supervisor.lock"):
             home.run.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if build_worker_copy is None:
-                from nexus.worker import bundle
-
-                build_worker_copy = bundle.build_worker_copy
-            return asyncio.run(serve(home, build_worker_copy))
+            return asyncio.run(serve(home, build_worker_copy or build_worker_copy_apart))
     except errors.NexusError as error:
         _LOG.error("%s [%s] %s", error.message, error.code, error.next_step or "")
         return 7 if isinstance(error, errors.Conflict) else 1

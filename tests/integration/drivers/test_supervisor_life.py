@@ -357,6 +357,40 @@ async def test_stopping_while_it_starts_and_starting_while_it_stops(rig: Rig) ->
     await until_gone(rig, deaf.id)
 
 
+async def test_an_agent_that_tampers_with_its_own_files_harms_only_itself(rig: Rig) -> None:
+    agent = (
+        "import os\n"
+        "here = os.path.dirname(os.environ['HOME'])\n"
+        "def run(input):\n"
+        "    for name in ('status.json', 'worker.json', 'output.fifo'):\n"
+        "        os.unlink(f'{here}/{name}')\n"
+        "    os.mkfifo(f'{here}/status.json')\n"
+        "    os.mkfifo(f'{here}/worker.json')\n"
+        "    os.symlink('/etc/passwd', f'{here}/output.fifo')\n"
+        "    os.mkfifo(os.path.join(here, input))\n"
+        "    if input == 'tmp/die': os._exit(1)\n"
+    )
+    spec, other = rig.spec_of({"agent.py": agent}), rig.spec("good")
+    await start(rig, spec)
+    await start(rig, other)
+    passwords = Path("/etc/passwd").read_bytes()
+    with pytest.raises(ConnectionError):
+        await rig.run(spec.id, "tmp/die")
+    await until(rig, spec.id, lambda status: status.restarts == 1 and status.phase is READY)
+    logs_of_it = rig.home.logs / "agents" / "acme" / spec.agent
+    await rig.run(spec.id, str(logs_of_it / "trap.jsonl"))
+    async with asyncio.timeout(10):
+        lines = [line async for line in rig.driver.logs(logs.LogQuery(tenant="acme", agent=spec.agent))]
+    assert any("the instance ended" in line["message"] for line in lines)
+    pid = (await rig.status(spec.id)).pid
+    rig.kill()
+    await rig.up()
+    assert [status.id for status in await rig.driver.statuses()] == [other.id]
+    assert launcher.born(pid or 0) is None, "what cannot be adopted is not left running"
+    assert await rig.run(other.id, 1) == 1
+    assert Path("/etc/passwd").read_bytes() == passwords
+
+
 async def test_usage_is_measured(rig: Rig) -> None:
     spec = rig.spec_of({"agent.py": "active = 3\ndef run(input): return sum(range(10_000_000))"})
     await start(rig, spec)

@@ -360,8 +360,7 @@ class Instance:
 
     def _worker_says(self) -> Mapping[str, object]:
         try:
-            with self._paths.worker_status.open("rb") as file:
-                data = file.read(64 * 1024)
+            data = paths.read_regular(self._paths.worker_status, most=64 * 1024)
             value = json.loads(self._log.redaction.apply(data) if self._log else data)
         except (OSError, ValueError, RecursionError):
             return {}

@@ -123,9 +123,7 @@ class Running:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         if not self.handle.groups:
-            for pid in marked(self.handle.instance_id):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+            kill_marked(self.handle.instance_id)
 
     def usage(self) -> tuple[float, int]:
         """CPU seconds and bytes of memory of all processes of the instance."""
@@ -262,6 +260,12 @@ def marked(instance_id: str) -> list[int]:
                 if mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
                     found.append(int(name))
     return found
+
+
+def kill_marked(instance_id: str) -> None:
+    for pid in marked(instance_id):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def boot_id() -> str:

@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
-from nexus.drivers.process import log_lines
+from nexus.drivers.process import log_lines, paths
 
 _BLOCK = 64 * 1024
 _QUEUE = 4096
@@ -85,7 +85,7 @@ def measure(folder: Path) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     for path in sorted(folder.glob("*.jsonl")):
         with contextlib.suppress(OSError):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = paths.open_regular(path)
             found.append((fd, os.fstat(fd).st_size))
     return found
 

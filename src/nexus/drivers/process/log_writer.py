@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,20 +55,21 @@ class LogWriter:
         self._splitter = log_lines.Splitter()
         self._tail: collections.deque[str] = collections.deque(maxlen=TAIL)
         self._dropped = 0
-        self._fifo = Path()
         self._fd = -1
 
     def start(self, fifo: Path) -> None:
         """Makes the FIFO when it is not there and begins to read it."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         prune(self._folder, keep=self._file.path)
-        self._fifo = fifo
         self._fd = open_fifo(fifo)
         asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
 
     def open_for_child(self) -> int:
-        """The FIFO as a child inherits it: a description of its own, since ours does not block. The caller closes it."""
-        return os.open(self._fifo, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        """The FIFO as a child inherits it: a description of its own, since ours does not block. The caller closes it.
+
+        Opened through ours, not by its name: the agent may have put something else there.
+        """
+        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)
 
     def tail(self, lines: int) -> list[str]:
         """The newest messages, oldest first."""
@@ -182,7 +184,7 @@ def open_fifo(path: Path) -> int:
     try:
         os.mkfifo(path, 0o600)
     except FileExistsError:
-        if not path.is_fifo():
+        if not stat.S_ISFIFO(path.lstat().st_mode):
             path.unlink()
             os.mkfifo(path, 0o600)
     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -196,10 +198,10 @@ def prune(folder: Path, *, keep: Path, most_bytes: int = AGENT_BYTES, most_files
     found = []
     for file in folder.glob("*.jsonl"):
         try:
-            stat = file.stat()
+            known = file.lstat()
         except OSError:
             continue
-        found.append((stat.st_mtime, stat.st_size, file))
+        found.append((known.st_mtime, known.st_size, file))
     total = count = 0
     for _, size, file in sorted(found, reverse=True):
         total, count = total + size, count + 1

@@ -31,6 +31,7 @@ from nexus.ports import driver
 _LOG = logging.getLogger(__name__)
 _MEASURE_S = 2.0
 _QUEUE = 1024
+_MOST_RECORD = 16 * 1024 * 1024
 _UNUSED_S = 30 * 86_400
 MOST_INSTANCES = 5000
 
@@ -217,10 +218,11 @@ class Node:
         for folder in sorted(self.home.instances.iterdir()):
             place = paths.of_instance(self.home, folder.name)
             try:
-                found = record.decode(place.record.read_bytes())
+                found = record.decode(paths.read_regular(place.record, most=_MOST_RECORD))
                 paths.check_spec(found.spec)
             except (OSError, ValueError, errors.NexusError) as error:
                 _LOG.warning("forgetting %s, which cannot be read: %s", folder.name, error)
+                launcher.kill_marked(folder.name)
                 preparation.forget(place)
                 continue
             running = self._tools.launcher.adopt(found.handle) if found.handle else None

@@ -1,6 +1,9 @@
 """Where the process driver keeps things: one folder for each instance, one for each package, log files by tenant and agent."""
 
+import errno
+import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +55,24 @@ def source(at: home.Home, digest: str) -> Path:
 
 def agent_logs(at: home.Home, tenant: str, agent: str) -> Path:
     return at.logs / "agents" / tenant / agent
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor to read a file that an agent may have tampered with. OSError for links, FIFOs, devices; never blocks."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return fd
+
+
+def read_regular(path: Path, *, most: int) -> bytes:
+    """At most `most` bytes of such a file."""
+    fd = open_regular(path)
+    try:
+        return os.read(fd, most)
+    finally:
+        os.close(fd)
 
 
 def check_instance_id(value: str) -> str:
