@@ -169,7 +169,6 @@ async def test_the_asynchronous_client_does_the_same(host: Host, project: Path) 
 
 
 def test_environment_variables_and_secrets_reach_the_agent_only(host: Host, project: Path) -> None:
-    assert host.run("my-agent", "env") == (200, pytest.approx(host.run("my-agent", "env")[1]))
     assert host.run("my-agent", "env")[1]["output"] == "info"
     assert host.run("my-agent", "secret")[1]["output"] == "sk-1"
     listed = host.ok("ai", "agent", "secret", "list", "my-agent")
