@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ import nexus
 from nexus.api import app as api_app
 from nexus.api import feed as api_feed
 from nexus.api import services as api_services
-from nexus.apps import keeper_guard, settings
+from nexus.apps import control_tasks, keeper_guard, settings
 from nexus.core import errors
 from nexus.core.deployments import Target
 from nexus.core.principals import Action, Principal
@@ -36,12 +36,13 @@ from nexus.hosting import executor, loop, packages, routes
 from nexus.hosting import service as hosting_service
 from nexus.identity import service as identity_service
 from nexus.identity import tokens
-from nexus.kit import clock, guard, keys, private_socket
+from nexus.kit import clock, egress, guard, keys, private_socket
 from nexus.kit.home import Home
 from nexus.models import catalog
 from nexus.secrets import master_key
 from nexus.secrets import service as secret_service
 from nexus.stores.postgres import access, engine, hosting, migrate
+from nexus.telemetry import traces
 from nexus.wire import feed
 
 _LOG = logging.getLogger("nexus.control")
@@ -139,8 +140,16 @@ async def _run(
     parts: Parts,
     stack: contextlib.AsyncExitStack,
 ) -> None:
-    further = await _enter_tasks(host, environ, database, parts, stack)
-    server = api_feed.FeedServer(sink=further.pop("sink", _drop))
+    work = await stack.enter_async_context(
+        control_tasks.run_tasks(
+            database,
+            environment=await _task_environment(environ, _database_url(host), parts),
+            door_sockets=lambda: [host.home.door_socket(number) for number in range(host.gateways)],
+            resolve_target=control_tasks.hosting_targets(parts.hosting),
+        )
+    )
+    parts.reconciler.queue_depth = work.tasks.queue_depth
+    server = api_feed.FeedServer(sink=work.telemetry.store)
     models = catalog.load_entries(environ, host.home)
     server.publish("models", {f"model/{name}": entry for name, entry in models.entries.items()})
     server.publish("settings", {"settings": _settings_entry(environ, models.default_model)})
@@ -164,7 +173,13 @@ async def _run(
         driver=parts.driver,
         models=models,
         status=_status_of(host, database, parts, server, models),
-        **further,
+        tasks=work.tasks,
+        webhooks=work.webhooks,
+        telemetry=work.telemetry,
+        metrics=work.metrics,
+        traces=work.traces,
+        runs=work.runs,
+        sessions=work.sessions,
     )
     key_changes = _KeyChanges(parts.identity, server)
     await key_changes.publish()
@@ -242,19 +257,25 @@ class _KeyChanges:
             await self.publish()
 
 
-async def _enter_tasks(
-    host: settings.HostSettings,
-    environ: Mapping[str, str],
-    database: AsyncEngine,
-    parts: Parts,
-    stack: contextlib.AsyncExitStack,
-) -> dict[str, Any]:
-    """The rooms for tasks and telemetry, as fields of `Services`, and `sink` for the gateways' records."""
-    return {}
-
-
-async def _drop(records: Sequence[object]) -> None:
-    _LOG.warning("%d run records have no place to go", len(records))
+async def _task_environment(environ: Mapping[str, str], url: str, parts: Parts) -> control_tasks.TaskEnvironment:
+    """What the rooms for tasks and telemetry take from the environment; `Invalid` (`setting.invalid`) names what is wrong."""
+    try:
+        spans = traces.parse_settings(
+            endpoint=environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
+            traces_endpoint=environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
+            headers=environ.get("OTEL_EXPORTER_OTLP_HEADERS"),
+        )
+    except ValueError as error:
+        raise errors.Invalid(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is not usable", code="setting.invalid", cause=str(error), next_step="correct or unset it"
+        ) from error
+    return control_tasks.TaskEnvironment(
+        database_url=url,
+        service_token=parts.identity.service_token,
+        webhook_key=await parts.secrets.platform_key("webhooks"),
+        egress_allow=egress.parse_allowance(environ.get("NEXUS_EGRESS_ALLOW")),
+        traces=spans,
+    )
 
 
 def _status_of(

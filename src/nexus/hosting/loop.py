@@ -48,13 +48,12 @@ class Reconciler:
         driver: driver.Driver,
         executor: executor.Executor,
         clock: clock.Clock,
-        queue_depth: QueueDepth | None = None,
     ) -> None:
         self._store = store
         self._driver = driver
         self._executor = executor
         self._clock = clock
-        self._queue_depth = queue_depth
+        self.queue_depth: QueueDepth | None = None
         self._woken = asyncio.Event()
         self._announce = True
         self._missing: str | None = None
@@ -218,7 +217,7 @@ class Reconciler:
                 continue
             mine = [picture.statuses.get(each.id) for each in picture.instances.get(one.id, [])]
             ready = [status for status in mine if status is not None and status.phase is InstancePhase.READY]
-            depth = await self._queue_depth(one.tenant, one.agent, one.environment) if self._queue_depth else None
+            depth = await self.queue_depth(one.tenant, one.agent, one.environment) if self.queue_depth else None
             sample = history.look(now, revision.settings, ready, depth)
             replicas = history.decide(now, one.scaling, sample, one.replicas)
             if replicas != one.replicas:
