@@ -355,7 +355,9 @@ def test_changing_what_is_deployed(shell: Shell) -> None:
     assert shell.agent("scale", "my-agent").code == 2
     assert shell.agent("rollback", "my-agent", "--version", "1.0.0").code == 0
     assert shell.host.last("/v1/agents/my-agent/rollback").json == {"version": "1.0.0"}
+    assert shell.agent("scale", "my-agent", "--replicas", "2", "--wait").code == 0
     history = shell.agent("history", "my-agent").out
+    assert {entry["environment"] for entry in shell.agent("history", "my-agent", "--json").json} == {"production"}
     assert "1.2.3" in history
     assert "1.0.0" in history
     assert "production" in shell.agent("list").out

@@ -1,6 +1,7 @@
 """`nexus ai agent rollback`, `scale` and `delete`: changing what is deployed."""
 
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -12,6 +13,8 @@ from nexus.cli.options import Agent, Environment, Json
 from nexus.core import errors
 
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Watch until it is done.")]
+
+_LOOK_EVERY_S = 0.2
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +33,7 @@ def rollback(
     """Go back to the version before, or to a named one, without failing a request."""
     with connect.open_client() as host:
         started = host.agents.rollback(agent, version=version, environment=environment)
-        view = _watch(host, started, wait=wait, as_json=as_json)
+        view = _watch(host, started, as_json=as_json) if wait else started
     text = f"{agent} {'is' if wait else 'goes'} back to {view.get('version')} in {view.get('environment')}"
     screen.give(view.view, as_json=as_json, text=text)
 
@@ -67,19 +70,31 @@ def scale(
             cpu=cpu,
             memory=memory,
         )
-        view = _watch(host, started, wait=wait, as_json=as_json)
+        view = _settle(host, started, as_json=as_json) if wait else started
     scaling = view.get("autoscale") or {}
     automatic = f"{scaling.get('min_replicas')} to {scaling.get('max_replicas')}" if scaling.get("enabled") else "off"
     text = f"{agent} in {view.get('environment')}: {view.get('replicas')} replicas, autoscale {automatic}"
     screen.give(view.view, as_json=as_json, text=text)
 
 
-def _watch(host: client.Client, started: client.Answer, *, wait: bool, as_json: bool) -> client.Answer:
-    if not wait:
-        return started
+def _watch(host: client.Client, started: client.Answer, *, as_json: bool) -> client.Answer:
     progress = rollout.Progress(screen.to_user())
     with progress.shown(quiet=as_json):
         return rollout.watch(host, started, progress)
+
+
+def _settle(host: client.Client, started: client.Answer, *, as_json: bool) -> client.Answer:
+    """Wait until as many instances are ready as are wanted; sizes that change roll out as a revision first."""
+    progress = rollout.Progress(screen.to_user())
+    with progress.shown(quiet=as_json):
+        view = started
+        while view.get("ready") != view.get("replicas") or view.get("phase") in ("pending", "rolling"):
+            progress.step("scaling", f"{view.get('ready')} of {view.get('replicas')} ready")
+            time.sleep(_LOOK_EVERY_S)
+            view = host.agents.deployment(started["id"])
+        progress.step("serving", f"{view.get('ready')} of {view.get('replicas')} ready")
+        progress.end(ok=True)
+    return view
 
 
 def delete(

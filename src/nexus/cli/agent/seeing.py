@@ -103,7 +103,10 @@ def _show_problem(problem: dict[str, Any] | None) -> None:
 def history(agent: Agent, environment: Environment = None, as_json: Json = False) -> None:
     """Show the revisions of an agent's deployments, newest first."""
     with connect.open_client() as host:
-        found = host.agents.history(agent, environment=environment)
+        places = (
+            [environment] if environment else [entry["environment"] for entry in host.agents.show(agent).get("deployments") or ()]
+        )
+        found = [{"environment": place, **entry} for place in places for entry in host.agents.history(agent, environment=place)]
     if as_json:
         screen.write_json(found)
         return

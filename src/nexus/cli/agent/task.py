@@ -114,6 +114,10 @@ def events(
             screen.write(f"{chunk.id or '-':>5}  {chunk.event:<15} {words}")
 
 
+def _percent(value: object) -> str:
+    return f"{value:g} %" if isinstance(value, int | float) else "-"
+
+
 def cancel(task_id: TaskId, as_json: Json = False) -> None:
     """Stop a task."""
     with connect.open_client() as host:
@@ -142,7 +146,7 @@ def list_tasks(
                 task.get("task_id"),
                 task.get("agent"),
                 screen.phase(task.get("status")),
-                task.get("progress"),
+                _percent(task.get("progress")),
                 task.get("attempt"),
                 screen.ago(task.get("created_at")),
             )
