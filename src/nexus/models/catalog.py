@@ -134,7 +134,7 @@ def _base_url(name: str, value: str) -> str:
 def _unknown_default(name: str, entries: Mapping[str, feed.ModelEntry]) -> errors.NexusError:
     return errors.NotFound(
         f"the default model {name!r} is not known here",
-        code="model.unknown",
+        code="model.not_found",
         cause="known: " + ", ".join(sorted(entries)),
         next_step="set NEXUS_DEFAULT_MODEL to one of these, or give that provider's key",
     )

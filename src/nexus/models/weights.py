@@ -46,13 +46,13 @@ PACKAGES = {
 
 
 def find_package(model: str) -> Package:
-    """The package of a local model, or `NotFound` (code `model.unknown`) naming those that exist."""
+    """The package of a local model, or `NotFound` (code `model.not_found`) naming those that exist."""
     try:
         return PACKAGES[model]
     except KeyError:
         raise errors.NotFound(
             f"there is no local model {model!r}",
-            code="model.unknown",
+            code="model.not_found",
             cause="local models: " + ", ".join(PACKAGES),
             next_step=f"nexus models pull {LOCAL_DEFAULT}",
         ) from None

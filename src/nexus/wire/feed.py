@@ -15,7 +15,7 @@ Keys of entries, and the type of their value:
 
 A model's name is resolved in this order: `default` and an absent name become `settings.default_model`; then `model/<name>`;
 then the longest `model/<prefix>*` that fits (`model/gpt-*`, `model/openai/*`, at last `model/*`); then `settings.default_model`;
-then `model.unknown`. In an entry under a pattern `upstream_model` may hold one `*`: what the pattern's `*` stood for.
+then `model.not_found`. In an entry under a pattern `upstream_model` may hold one `*`: what the pattern's `*` stood for.
 A name ending in `*` is never looked up literally, and `/v1/models` lists patterns' entries not at all.
 """
 

@@ -36,7 +36,7 @@ def test_entries_and_default_follow_the_environment(environment: dict[str, str],
 def test_a_default_that_leads_nowhere_is_a_problem_and_the_host_still_has_one() -> None:
     found = catalog.load_entries({"NEXUS_MODEL": "gpt-9"}, HOME)
     assert found.default_model == "smollm2"
-    assert [problem.code for problem in found.problems] == ["model.unknown"]
+    assert [problem.code for problem in found.problems] == ["model.not_found"]
 
 
 @pytest.mark.parametrize(
