@@ -1,14 +1,16 @@
 """Answers of the gateway's own: problems, small JSON bodies, CORS. Pure: values in, bytes out."""
 
 import json
+import time
 from collections.abc import Mapping
-from email.utils import formatdate
 
 from nexus.core import errors
 from nexus.gateway import http1
 from nexus.gateway.call import Call
 from nexus.wire import problem
 
+_DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
+_MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 _EXPOSED = b"Nexus-Run-Id, Nexus-Session-Id, Nexus-Version, Retry-After"
 _ALLOWED_HEADERS = (
     b"Authorization, Content-Type, Accept, X-Api-Key, Nexus-Session-Id, Nexus-Environment, Idempotency-Key, traceparent, "
@@ -16,9 +18,15 @@ _ALLOWED_HEADERS = (
 )
 
 
+def render_date(now: float) -> bytes:
+    """RFC 9110's IMF-fixdate, whatever the locale (and without the weight of the `email` package)."""
+    year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(now)
+    return b"%b, %02d %b %d %02d:%02d:%02d GMT" % (_DAYS[weekday], day, _MONTHS[month - 1], year, hour, minute, second)
+
+
 def render(status: int, headers: list[http1.Header], body: bytes, *, close: bool, headless: bool = False) -> bytes:
     """A whole answer. `headless`: the request was HEAD, so only the length of the body is told."""
-    fixed = [(b"Date", formatdate(usegmt=True).encode()), (b"Cache-Control", b"no-store")]
+    fixed = [(b"Date", render_date(time.time())), (b"Cache-Control", b"no-store")]
     if status != 204:
         fixed.append((b"Content-Length", str(len(body)).encode()))
     if close:

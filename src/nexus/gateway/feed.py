@@ -38,11 +38,9 @@ class FeedClient:
             before = self._world.table
             try:
                 await self._converse()
-            except (OSError, TimeoutError, EOFError, ValueError, routes.FeedBroken) as error:
+            except* (OSError, TimeoutError, EOFError, ValueError, routes.FeedBroken) as group:
                 if self._world.connected or attempt == 0:
-                    _LOG.warning(
-                        "the route feed broke off (%s); serving version %d", error or type(error).__name__, before.version
-                    )
+                    _LOG.warning("the route feed broke off (%s); serving version %d", _reason(group), before.version)
             finally:
                 self._world.connected = False
             attempt = 0 if self._world.table is not before else attempt + 1
@@ -56,16 +54,9 @@ class FeedClient:
             await _send(writer, {"hello": {"gateway": self._world.settings.number}})
             for number, batch in self._world.outbox.unacknowledged():
                 await _send(writer, {"records": batch, "batch": number})
-            reading = asyncio.ensure_future(self._listen(reader))
-            sending = asyncio.ensure_future(self._report(writer))
-            try:
-                done, _ = await asyncio.wait({reading, sending}, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-            finally:
-                reading.cancel()
-                sending.cancel()
-                await asyncio.gather(reading, sending, return_exceptions=True)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._listen(reader))
+                both.create_task(self._report(writer))
         finally:
             writer.close()
 
@@ -122,6 +113,13 @@ class FeedClient:
             await asyncio.sleep(_CACHE_PAUSE_S)
             self._changed.clear()
             await asyncio.to_thread(write_cache, self._world.settings.home.route_cache, self._world.table)
+
+
+def _reason(error: BaseException) -> str:
+    """The first real error in a group of errors."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error) or type(error).__name__
 
 
 async def _send(writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
