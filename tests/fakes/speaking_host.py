@@ -16,8 +16,8 @@ from urllib.parse import parse_qs
 import uvicorn
 
 from nexus.core import errors
-from nexus.kit import archive, sse
-from nexus.wire import problem, project_file
+from nexus.kit import sse
+from nexus.wire import archive, problem, project_file
 
 KEY = "nxk_test"
 Send = Callable[[dict[str, Any]], Awaitable[None]]

@@ -158,7 +158,7 @@ def show(name: str) -> Operation[answers.Answer]:
 
 
 def upload(name: str, package: bytes) -> Operation[answers.Answer]:
-    """Store a version (`nexus.kit.archive.pack` makes the package). The same content again is the same version."""
+    """Store a version (`nexus.wire.archive.pack` makes the package). The same content again is the same version."""
     sent = {"Content-Type": "application/gzip"}
     reply = yield from ask(Call(method="POST", path=_v1(name, "versions"), content=package, headers=sent, patient=True))
     return answers.Answer(reply.object())

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nexus.core import errors
-from nexus.kit import archive
-from nexus.wire import project, project_file
+from nexus.wire import archive, project, project_file
 
 DEFAULT_ENTRYPOINTS = ("agent.py", "main.py", "app.py")
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from nexus.wire import node
+from nexus.core.logs import LogLine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class LogQuery:
 class LogSource(Protocol):
     """Where logs can be read."""
 
-    def logs(self, query: LogQuery) -> AsyncIterator[node.LogLine]:
+    def logs(self, query: LogQuery) -> AsyncIterator[LogLine]:
         """Matching lines, oldest first, over all instances of the agent, ended ones too. An unknown agent has none.
 
         Close the iterator (or cancel) to stop following. Raises `Invalid` for a level that does not exist and `Unavailable`

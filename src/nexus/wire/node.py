@@ -8,26 +8,11 @@ The supervisor speaks HTTP on its unix socket: `GET /health`; `GET /capabilities
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from nexus.core import instances
+from nexus.core.logs import LogLine as LogLine
 from nexus.core.phases import InstancePhase
-
-
-class LogLine(TypedDict):
-    """One line of an agent's log. `at` is seconds since the epoch; `level` is debug, info, warning, error or critical."""
-
-    at: float
-    level: str
-    message: str
-    agent: str
-    instance_id: str
-    version: str
-    stream: NotRequired[str]
-    run_id: NotRequired[str]
-    session_id: NotRequired[str]
-    logger: NotRequired[str]
-    trace_id: NotRequired[str]
 
 
 def spec_to_json(spec: instances.InstanceSpec) -> dict[str, Any]:

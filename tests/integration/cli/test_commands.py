@@ -18,7 +18,7 @@ from tests.fakes.speaking_host import KEY, SpeakingHost, speaking_host
 
 from nexus.cli import main
 from nexus.core import errors
-from nexus.kit import archive
+from nexus.wire import archive
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 from nexus.core import errors, ids, instances
 from nexus.drivers.process import client, launcher
-from nexus.kit import archive
 from nexus.kit.home import Home
+from nexus.wire import archive
 
 GOOD = "print('hello', flush=True)\ndef run(input):\n    return input\n"
 BAD = "raise RuntimeError('broken at import')\n"

@@ -45,7 +45,7 @@ def test_the_environment_is_read_in_the_composition_roots_only():
                 if room not in allowed:
                     readers.append(f"{name_of(path)}:{node.lineno}")
     # Handing the whole environment on to a program that is started (PATH, proxies) is not reading a setting.
-    reviewed = {"src/nexus/drivers", "src/nexus/testing", "src/nexus/kit/archive.py"}
+    reviewed = {"src/nexus/drivers", "src/nexus/testing", "src/nexus/wire/archive.py"}
     assert [entry for entry in readers if not entry.startswith(tuple(reviewed))] == []
 
 

@@ -11,7 +11,7 @@ from nexus.cli import connect, screen
 from nexus.cli.agent import project, rollout
 from nexus.cli.options import Json
 from nexus.core import errors
-from nexus.kit import archive
+from nexus.wire import archive
 
 
 def register(app: typer.Typer) -> None:

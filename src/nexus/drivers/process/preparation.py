@@ -11,8 +11,8 @@ from pathlib import Path
 
 from nexus.core import errors, instances
 from nexus.drivers.process import environment_plans, environments, paths
-from nexus.kit import archive
 from nexus.kit.home import Home
+from nexus.wire import archive
 
 _PYTHON = re.compile(r"\d+\.\d+(\.\d+)?")
 OnStep = Callable[[str, str], None]

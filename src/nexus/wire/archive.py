@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nexus.core import errors
-from nexus.kit import tar_stream
-from nexus.kit.tar_stream import Entry, Limits
+from nexus.wire import tar_stream
+from nexus.wire.tar_stream import Entry, Limits
 
 __all__ = [
     "DEFAULT_IGNORED",

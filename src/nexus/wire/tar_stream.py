@@ -1,4 +1,4 @@
-"""Regular files out of a gzipped tar, one at a time, trusting nothing in it. Called by `nexus.kit.archive`.
+"""Regular files out of a gzipped tar, one at a time, trusting nothing in it. Called by `nexus.wire.archive`.
 
 Reads ustar, pax and GNU long names by itself, because what matters is what it refuses: links, devices, sparse files,
 absolute or climbing names, duplicates, and anything past the limits, before memory or disk is spent on it.

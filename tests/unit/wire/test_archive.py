@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from nexus.core import errors
-from nexus.kit import archive, tar_stream
-from nexus.kit.archive import Limits
+from nexus.wire import archive, tar_stream
+from nexus.wire.archive import Limits
 
 
 def tar_of(*members: tuple[tarfile.TarInfo, bytes], fmt: int = tarfile.PAX_FORMAT) -> bytes:
