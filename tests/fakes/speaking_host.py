@@ -212,7 +212,7 @@ class App:
         if given == "fail":
             yield _event(2, "run.failed", problem.render(errors.AgentFailed("the agent raised", cause="ValueError: no")))
             return
-        for number, word in enumerate(str(given).split(), start=2):
+        for number, word in enumerate([] if given == "at once" else str(given).split(), start=2):
             yield _event(number, "message.delta", {"text": word + " "})
         if given == "endless":
             await asyncio.sleep(3600)

@@ -65,16 +65,15 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """One event of a run (names in `nexus.wire.runs`). Only `message.delta` has text; the last one has output and metadata."""
+    """One event of a run (names in `nexus.wire.runs`). The last one has output and metadata.
+
+    `text` is what to print: empty for all but `message.delta`, and the last one's whole output when the agent did not stream.
+    """
 
     event: str
     data: Mapping[str, Any]
     id: str | None = None
-
-    @property
-    def text(self) -> str:
-        text = self.data.get("text") if self.event == "message.delta" else None
-        return text if isinstance(text, str) else ""
+    text: str = ""
 
     @property
     def output(self) -> Any:

@@ -81,12 +81,17 @@ class RunFeed(_Events[answers.Chunk]):
 
     def __init__(self, call: calls.Call) -> None:
         super().__init__(call, resumable=False)
+        self._told = False
 
     def _value(self, name: str, data: dict[str, Any], event_id: str | None) -> answers.Chunk:
         self.finished = name in runs.TERMINAL
         if name in (runs.RUN_FAILED, runs.RUN_CANCELLED):
             raise _failure(name, data)
-        return answers.Chunk(event=name, data=data, id=event_id)
+        text = _text(name, data)
+        if name == runs.RUN_COMPLETED and not self._told and isinstance(data.get("output"), str):
+            text = data["output"]
+        self._told = self._told or bool(text)
+        return answers.Chunk(event=name, data=data, id=event_id, text=text)
 
 
 class TaskFeed(_Events[answers.Chunk]):
@@ -98,7 +103,7 @@ class TaskFeed(_Events[answers.Chunk]):
 
     def _value(self, name: str, data: dict[str, Any], event_id: str | None) -> answers.Chunk:
         self.finished = name in runs.TERMINAL
-        return answers.Chunk(event=name, data=data, id=event_id)
+        return answers.Chunk(event=name, data=data, id=event_id, text=_text(name, data))
 
 
 class RolloutFeed(_Events[answers.Answer]):
@@ -135,6 +140,11 @@ class LineFeed:
         if error is not None:
             raise error
         return None
+
+
+def _text(name: str, data: Mapping[str, Any]) -> str:
+    text = data.get("text") if name == runs.MESSAGE_DELTA else None
+    return text if isinstance(text, str) else ""
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -275,6 +275,7 @@ def test_the_input_comes_from_argument_stdin_file_or_json(known: Shell) -> None:
 
 def test_stream_prints_text_or_one_event_a_line(known: Shell) -> None:
     assert known.agent("stream", "my-agent", "one two").out == "one two \n"
+    assert known.agent("stream", "my-agent", "at once").out == "at once \n"
     lines = [json.loads(line) for line in known.agent("stream", "my-agent", "one two", "--json").out.splitlines()]
     assert [line["event"] for line in lines] == ["run.started", "message.delta", "message.delta", "run.completed"]
 

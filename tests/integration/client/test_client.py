@@ -109,6 +109,11 @@ def test_a_stream_gives_text_and_ends_with_output_and_metadata(client: Both) -> 
     assert client.host.last("/agents/my-agent/stream").headers["accept"] == "text/event-stream"
 
 
+def test_an_agent_that_does_not_stream_gives_its_text_at_the_end(client: Both) -> None:
+    chunks = client.do("agents", "stream", "my-agent", input="at once")
+    assert [(chunk.event, chunk.text) for chunk in chunks] == [("run.started", ""), ("run.completed", "at once ")]
+
+
 def test_a_run_that_fails_in_its_stream_raises(client: Both) -> None:
     with pytest.raises(errors.AgentFailed) as caught:
         client.do("agents", "stream", "my-agent", input="fail")

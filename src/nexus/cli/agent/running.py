@@ -58,10 +58,11 @@ def show_stream(stream: client.Stream[client.Chunk], *, as_json: bool) -> None:
         for chunk in stream:
             if as_json:
                 screen.write_json({"id": chunk.id, "event": chunk.event, "data": dict(chunk.data)}, indent=None)
-            elif chunk.text:
+                continue
+            if chunk.text:
                 told = True
                 screen.write(chunk.text, end="")
-            elif chunk.event == "progress":
+            if chunk.event == "progress":
                 screen.note(progress(chunk.data))
             elif chunk.event == "run.completed":
                 screen.write("" if told else screen.as_text(chunk.output))
