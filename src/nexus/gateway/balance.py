@@ -70,11 +70,13 @@ def _burden(instance: routes.Instance) -> float:
 
 def note_unreachable(instance: routes.Instance, now: float) -> None:
     """Take an instance out for a moment that grows with every refused connection in a row."""
+    instance.refused += 1
     instance.failures += 1
-    instance.out_until = now + min(_LONGEST_OUT_S, 0.5 * 2.0 ** min(instance.failures - 1, 6))
+    instance.out_until = now + min(_LONGEST_OUT_S, 0.5 * 2.0 ** min(instance.refused - 1, 6))
 
 
 def note_answer(instance: routes.Instance, *, latency_s: float, failed: bool) -> None:
     """Remember how a run went. A 5xx of the agent counts against it in `health-based` only, and never takes it out."""
+    instance.refused = 0
     instance.failures = instance.failures + 1 if failed else 0
     instance.latency_s += LATENCY_WEIGHT * (latency_s - instance.latency_s)

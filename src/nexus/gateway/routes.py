@@ -24,7 +24,7 @@ class FeedBroken(Exception):
 @dataclass(slots=True, kw_only=True, eq=False)
 class Instance:
     """A place that serves runs, with what this process saw of it: `active` runs, `out_until` (monotonic seconds) after
-    refused connections, `failures` in a row, `latency_s` (a moving average)."""
+    refused connections (`refused` in a row), `failures` in a row, `latency_s` (a moving average)."""
 
     id: str
     address: str
@@ -32,6 +32,7 @@ class Instance:
     tag: str
     active: int = 0
     out_until: float = 0.0
+    refused: int = 0
     failures: int = 0
     latency_s: float = 0.0
 

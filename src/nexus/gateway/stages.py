@@ -261,7 +261,7 @@ def name_run(call: Call, world: World) -> None:
     given = call.head.named.get(b"nexus-session-id")
     if given is not None:
         session = given.decode("latin-1")
-        if not names.is_session_id(session):
+        if not names.is_session_id(session) or session in (".", ".."):
             raise errors.Invalid(
                 "Nexus-Session-Id is not a session id",
                 code="session.invalid",

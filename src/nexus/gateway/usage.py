@@ -65,10 +65,11 @@ class StreamCounter:
         """The next bytes of the stream, and what of it may be passed on now."""
         if self._lost:
             return part
+        searched = max(0, len(self._rest) - len(b"\r\n\r"))
         self._rest += part
         passed: list[bytes] = []
-        while (end := _event_end(self._rest)) > 0:
-            event, self._rest = self._rest[:end], self._rest[end:]
+        while (end := _event_end(self._rest, searched)) > 0:
+            event, self._rest, searched = self._rest[:end], self._rest[end:], 0
             if not (self._take(event) and self._hide):
                 passed.append(event)
         if len(self._rest) > _LONGEST_EVENT:
@@ -105,9 +106,9 @@ class StreamCounter:
         return chunk.get("choices") == []
 
 
-def _event_end(data: bytes) -> int:
-    """Where the first event in `data` ends (behind its blank line); 0 when it is not complete."""
-    ends = [place + len(mark) for mark in (b"\n\n", b"\r\n\r\n") if (place := data.find(mark)) >= 0]
+def _event_end(data: bytes, start: int) -> int:
+    """Where the first event in `data` ends (behind its blank line), which is not before `start`; 0 when it is not complete."""
+    ends = [place + len(mark) for mark in (b"\n\n", b"\r\n\r\n") if (place := data.find(mark, start)) >= 0]
     return min(ends, default=0)
 
 

@@ -172,7 +172,7 @@ def test_other_paths_and_methods(node):
     assert (wrong.status, wrong.header("Allow")) == (405, "POST")
 
 
-@pytest.mark.parametrize("session", ["a b", "x" * 257, "é", ""])
+@pytest.mark.parametrize("session", ["a b", "x" * 257, "é", "", ".."])
 def test_a_bad_session_id_is_refused(node, session):
     answer = node.ask("POST", "/agents/hello/run", {}, headers={"Nexus-Session-Id": session})
     assert (answer.status, answer.json["code"]) == (400, "session.invalid")
