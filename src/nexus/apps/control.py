@@ -36,13 +36,12 @@ from nexus.hosting import executor, loop, packages, routes
 from nexus.hosting import service as hosting_service
 from nexus.identity import service as identity_service
 from nexus.identity import tokens
-from nexus.kit import clock, egress, guard, keys, private_socket
+from nexus.kit import clock, guard, keys, private_socket
 from nexus.kit.home import Home
 from nexus.models import catalog
 from nexus.secrets import master_key
 from nexus.secrets import service as secret_service
 from nexus.stores.postgres import access, engine, hosting, migrate
-from nexus.telemetry import traces
 from nexus.wire import feed
 
 _LOG = logging.getLogger("nexus.control")
@@ -259,22 +258,11 @@ class _KeyChanges:
 
 async def _task_environment(environ: Mapping[str, str], url: str, parts: Parts) -> control_tasks.TaskEnvironment:
     """What the rooms for tasks and telemetry take from the environment; `Invalid` (`setting.invalid`) names what is wrong."""
-    try:
-        spans = traces.parse_settings(
-            endpoint=environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
-            traces_endpoint=environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
-            headers=environ.get("OTEL_EXPORTER_OTLP_HEADERS"),
-        )
-    except ValueError as error:
-        raise errors.Invalid(
-            "OTEL_EXPORTER_OTLP_ENDPOINT is not usable", code="setting.invalid", cause=str(error), next_step="correct or unset it"
-        ) from error
-    return control_tasks.TaskEnvironment(
+    return control_tasks.read_environment(
+        environ,
         database_url=url,
         service_token=parts.identity.service_token,
         webhook_key=await parts.secrets.platform_key("webhooks"),
-        egress_allow=egress.parse_allowance(environ.get("NEXUS_EGRESS_ALLOW")),
-        traces=spans,
     )
 
 

@@ -279,7 +279,8 @@ class Dispatcher:
         if isinstance(ending, verdict.NotBegun):
             self._pacing.defer(claim.lane, now=self._clock.monotonic(), at_least_s=ending.retry_after_s)
             note = verdict.clean(f"waiting: {ending.problem.get('detail', '')}")
-            _LOG.info("task %s waits: %s", claim.id, ending.problem.get("code"))
+            if not claim.deferrals:
+                _LOG.info("task %s waits: %s", claim.id, ending.problem.get("code"))
             return task_store.Release(task_id=claim.id, fence=claim.fence, pause_s=0, began=False, strike=False, note=note)
         return task_store.Release(task_id=claim.id, fence=claim.fence, pause_s=0, began=True, strike=False)
 

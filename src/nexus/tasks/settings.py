@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from nexus.kit import backoff
 
 _RETRY = backoff.Backoff(first_s=1.0, longest_s=30.0, least_s=0.2)
-_DEFER = backoff.Backoff(first_s=0.5, longest_s=15.0, least_s=0.1)
+_DEFER = backoff.Backoff(first_s=0.2, longest_s=3.0, least_s=0.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,8 @@
 Notifications only wake: after every (re)connection `receive("", "")` is called, and readers look for themselves.
 """
 
+import asyncio
+import logging
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -17,6 +19,8 @@ CHANNEL_QUEUE, CHANNEL_EVENTS, CHANNEL_CANCEL, CHANNEL_WEBHOOKS = (
 )
 LOCK_CLASS = 0x7461736B  # "task"
 _IDLE_S = 20.0
+_AGAIN_S = 0.25
+_LOG = logging.getLogger(__name__)
 
 
 def lock_key(owner: str) -> int:
@@ -25,7 +29,7 @@ def lock_key(owner: str) -> int:
 
 
 class Listener:
-    """Run `run()` in a guarded loop: it ends only by an error, and is then started again."""
+    """Run `run()` in a guarded loop. It connects again whenever the connection is lost."""
 
     def __init__(
         self, *, url: str, channels: Sequence[str], receive: Callable[[str, str], None], owner: str | None = None
@@ -36,6 +40,14 @@ class Listener:
         self._owner = owner
 
     async def run(self) -> None:
+        while True:
+            try:
+                await self._listen()
+            except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as error:
+                _LOG.warning("notifications are not heard: %s", (str(error).splitlines() or ["the connection ended"])[0])
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _listen(self) -> None:
         connection = await psycopg.AsyncConnection.connect(
             self._url, autocommit=True, connect_timeout=10, application_name="nexus-listener"
         )
