@@ -6,7 +6,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import plain_worker
@@ -47,8 +47,9 @@ async def until(made: node.Node, instance_id: str, *phases: InstancePhase) -> in
 
 
 @pytest.fixture
-def rig() -> supervisor_rig.SupervisorRig:
-    return supervisor_rig.SupervisorRig(Path(tempfile.mkdtemp(prefix="nexus-node-")))
+def rig() -> Iterator[supervisor_rig.SupervisorRig]:
+    with tempfile.TemporaryDirectory(prefix="nexus-node-") as folder:
+        yield supervisor_rig.SupervisorRig(Path(folder))
 
 
 async def test_without_control_groups_memory_is_limited_for_each_process_and_it_is_said(

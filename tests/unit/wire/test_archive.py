@@ -153,7 +153,9 @@ def test_unsafe_entries_are_refused_by_name_and_leave_nothing(
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"not gzip", gzip.compress(b"x" * 512), gzip.compress(b"short"), tar_of(member("a", b"x" * 9000))[:-40]]
+    "data",
+    [b"", b"not gzip", gzip.compress(b"x" * 512), gzip.compress(b"short"), tar_of(member("a", b"x" * 9000))[:-40]],
+    ids=["empty", "text", "zeros", "short", "cut"],
 )
 def test_what_is_no_archive_is_invalid(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(errors.Invalid) as caught:
