@@ -18,10 +18,10 @@ from nexus.wire import params, views
 
 CALLER = principals.Principal(id="key_1", tenant="default", roles=frozenset({principals.Role.DEVELOPER}))
 SETTINGS = settings.TaskSettings(
-    beat_s=0.1, lease_s=1.0, orphan_s=0.3, poll_s=0.2,
+    beat_s=0.1, lease_s=3.0, orphan_s=0.5, poll_s=0.2,
     retry=settings.backoff.Backoff(first_s=0.02, longest_s=0.05), defer=settings.backoff.Backoff(first_s=0.05, longest_s=0.1),
 )  # fmt: skip
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @dataclass(slots=True)
