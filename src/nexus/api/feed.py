@@ -112,8 +112,8 @@ class FeedServer:
                 writing = group.create_task(self._write(queue, writer))
                 await self._read(queue, reader)
                 writing.cancel()
-        except* (ConnectionError, TimeoutError, ValueError, asyncio.IncompleteReadError) as broken:
-            _LOG.info("a gateway's feed ended: %s", broken.exceptions[0])
+        except* (ConnectionError, TimeoutError, ValueError, KeyError, TypeError) as broken:
+            _LOG.info("a gateway's feed ended: %r", broken.exceptions[0])
         except* errors.NexusError as refused:
             _LOG.warning("a gateway's records could not be stored; it will send them again: %s", refused.exceptions[0])
         finally:
