@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nexus.gateway.server import ClientConnection
 
 CLIENT_GONE = 499
+_JOINED_AT_ONCE = 256
 
 
 class Phase(Enum):
@@ -90,8 +91,8 @@ class Exchange:
     """See the module. `received` says the request's body is whole, `size` how much of it came, `sent` the answer's bytes."""
 
     __slots__ = (
-        "_chunk_request", "_chunks", "_closing", "_continue", "_kept", "answered", "call", "client", "deadline", "flushed",
-        "handler", "parts", "phase", "received", "sent", "size", "status", "upstream", "world",
+        "_chunk_request", "_chunks", "_closing", "_continue", "_joined", "_kept", "answered", "call", "client", "deadline",
+        "flushed", "handler", "parts", "phase", "received", "sent", "size", "status", "upstream", "world",
     )  # fmt: skip
 
     def __init__(self, client: "ClientConnection", call: Call, world: World) -> None:
@@ -110,6 +111,7 @@ class Exchange:
         self.deadline = math.inf
         self.flushed = False
         self._kept = b""
+        self._joined = 0
         self._chunk_request = False
         self._chunks = False
         self._closing = False
@@ -130,6 +132,7 @@ class Exchange:
                 raise http1.malformed("an expectation other than 100-continue cannot be met")
             if self.handler.collects and not self.received:
                 self.phase = Phase.COLLECTING
+                self.deadline = self.world.loop.time() + self.world.settings.collect_timeout_s
                 self._invite()
             else:
                 self.handler.open()
@@ -146,9 +149,16 @@ class Exchange:
             )
 
     def take(self, part: bytes) -> None:
-        """A part of the request's body, as the parser found it. Acted on in `pump`."""
+        """A part of the request's body, as the parser found it. Acted on in `pump`.
+
+        Parts may be single bytes; they are joined in steps, so that the list never weighs more than what is in it.
+        """
         self.size += len(part)
-        self.parts.append(part)
+        parts = self.parts
+        parts.append(part)
+        if len(parts) - self._joined >= _JOINED_AT_ONCE:
+            parts[self._joined :] = [b"".join(parts[self._joined :])]
+            self._joined += 1
 
     def pump(self) -> None:
         """After each read: send on what came."""
@@ -181,6 +191,7 @@ class Exchange:
         if self.parts:
             out.append(http1.chunk(self.parts) if self._chunk_request else b"".join(self.parts))
             self.parts.clear()
+            self._joined = 0
         if self.received and self._chunk_request:
             out.append(http1.LAST_CHUNK)
             self._chunk_request = False
@@ -238,6 +249,7 @@ class Exchange:
             bodiless = not body and head.method in (b"GET", b"HEAD", b"DELETE", b"OPTIONS")
             framing = b"" if bodiless else b"Content-Length: %d\r\n" % len(body)
             self.parts.clear()
+            self._joined = 0
             self._kept = b"" if upstream.fresh else body
             upstream.transport.write(handler.request_head(framing) + body)
             return

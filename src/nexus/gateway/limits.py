@@ -55,7 +55,7 @@ class Rates:
     def _place(self, key: str) -> tuple[int, int]:
         digest = hashlib.sha256(key.encode()).digest()
         place = (int.from_bytes(digest[:4], "big") % SLOTS * _SLOT.size, int.from_bytes(digest[8:16], "big") | 1)
-        if len(self._slots) > 50_000:
+        if len(self._slots) > 10_000:
             self._slots.clear()
         self._slots[key] = place
         return place

@@ -43,7 +43,7 @@ class ModelHandler(Handler):
         self._target = b""
         self._asked = 0
         self._counter: usage.StreamCounter | None = None
-        self._copy: list[bytes] = []
+        self._copy = bytearray()
         self._copied = 0
         self._told = usage.Tokens()
         self._hide = False
@@ -147,7 +147,7 @@ class ModelHandler(Handler):
     def watch(self, part: bytes) -> None:
         self._copied += len(part)
         if self._copied <= _LONGEST_COUNTED:
-            self._copy.append(part)
+            self._copy += part
         else:
             self._copy.clear()
 
@@ -172,6 +172,8 @@ class ModelHandler(Handler):
             self.world.ledger.add(self._token["instance_id"], self._run_id, tokens=more, calls=0, estimated=estimated)
 
     def expired(self) -> None:
+        if self._entry is None:
+            raise errors.Exhausted("the body did not come in time", code="request.timeout", next_step="send the request again")
         raise errors.Exhausted(
             f"the model {self._model!r} did not answer within {self.world.settings.model_timeout_s:g} s",
             code="model.timeout",
@@ -229,9 +231,8 @@ class ModelHandler(Handler):
             return usage.Tokens(given, self._counter.pieces), True
         if not 200 <= status < 300 or self.call.head.path.endswith(b"/count_tokens"):
             return usage.Tokens(), False
-        body = b"".join(self._copy)
         try:
-            found = usage.parse_usage(json.loads(body)) if body else None
+            found = usage.parse_usage(json.loads(self._copy)) if self._copy else None
         except (ValueError, RecursionError):
             found = None
         if found is not None:

@@ -19,6 +19,7 @@ class Settings:
 
     header_timeout_s: float = 10.0
     body_idle_s: float = 30.0
+    collect_timeout_s: float = 300.0
     keep_alive_s: float = 75.0
     write_stall_s: float = 60.0
     linger_s: float = 5.0

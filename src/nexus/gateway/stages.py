@@ -16,6 +16,7 @@ _LOOPBACK = re.compile(r"localhost|127(?:\.\d{1,3}){3}|\[::1\]")
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _REMEMBERED = 4096
+_LONGEST_REMEMBERED = 160
 
 
 def find_door(call: Call, world: World) -> None:
@@ -31,7 +32,8 @@ def find_door(call: Call, world: World) -> None:
         match = paths.find(path, inside=call.inside)
         if len(world.paths) >= _REMEMBERED:
             world.paths.clear()
-        world.paths[key] = match
+        if len(path) <= _LONGEST_REMEMBERED:
+            world.paths[key] = match
     if (
         match is not None
         and match.methods is not None

@@ -245,3 +245,22 @@ def test_instance_tokens_open_only_their_doors(door):
     assert door.door(0, "GET", "/v1/agents", key=door.token).status == 403
     assert door.door(0, "GET", "/door/runs/x/usage", key=door.key).status == 403
     assert door.ask("POST", "/v1/chat/completions", {"model": "big"}, key=door.token).status == 401
+
+
+def test_a_body_in_tiny_chunks_weighs_no_more_than_its_bytes(door):
+    """Four hundred thousand chunks of two bytes: as a list of parts they would weigh seventeen megabytes."""
+    before = highest_mib(door.processes[0].pid)
+    text = b'{"model": "big", "messages": ["' + b"x" * 800_000
+    parts = [text[place : place + 2] for place in range(0, len(text), 2)]
+    with door.connect() as client:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {door.key}\r\nTransfer-Encoding: chunked\r\n"
+        client.sendall(head.encode() + b"Connection: close\r\n\r\n")
+        client.sendall(b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts))
+        client.sendall(b'3\r\n"]}\r\n0\r\n\r\n')
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+    assert highest_mib(door.processes[0].pid) < before + 12
+
+
+def highest_mib(pid):
+    with open(f"/proc/{pid}/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
