@@ -1,6 +1,5 @@
 """What this machine can and cannot do for the host, each finding with a way to mend it. Called by `nexus doctor`."""
 
-import json
 import os
 import platform
 import shutil
@@ -45,7 +44,7 @@ def examine(wanted: settings.HostSettings, environ: Mapping[str, str]) -> list[F
         _builder,
         lambda: _index(environ),
         lambda: _models(home, environ),
-        lambda: _orphans(home),
+        _orphans,
     ]
     findings: list[Finding] = []
     for check in checks:
@@ -161,7 +160,7 @@ def _external_database(url: str) -> Finding:
             version = connection.info.server_version // 10000
             row = connection.execute("select has_database_privilege(current_database(), 'CREATE')").fetchone()
     except psycopg.Error as error:
-        cause = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return Finding(
             name="database", level="fail", detail=f"NEXUS_DATABASE_URL does not answer: {cause}", mend="correct it, or unset it"
         )
@@ -257,21 +256,10 @@ def _models(home: Home, environ: Mapping[str, str]) -> list[Finding]:
     ]
 
 
-def _orphans(home: Home) -> list[Finding]:
-    """Databases that the root's homes kept outside and whose home is gone."""
-    lost = []
-    if os.geteuid() == 0 and embedded.OUTSIDE.is_dir():
-        for mark in embedded.OUTSIDE.glob("*/home"):
-            owner = mark.read_text().strip()
-            if not os.path.exists(os.path.join(owner, "postgres.json")):
-                lost.append(f"{mark.parent} (of {owner})")
+def _orphans() -> list[Finding]:
+    """Databases that root's homes kept outside and whose home is gone."""
+    lost = [f"{folder} (of {home})" for folder, home in embedded.find_abandoned()] if os.geteuid() == 0 else []
     if not lost:
         return []
-    return [
-        Finding(
-            name="orphans",
-            level="warn",
-            detail=f"databases whose home is gone: {json.dumps(lost)}",
-            mend="remove those directories",
-        )
-    ]
+    shown = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+    return [Finding(name="orphans", level="warn", detail=f"databases whose home is gone: {shown}", mend="remove those folders")]

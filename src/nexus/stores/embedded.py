@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import tempfile
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,6 +283,7 @@ def claim(home: Home) -> None:
     base = locate(home).data.parent
     if base == home.root:
         return
+    remove_abandoned()
     base.mkdir(mode=0o711, parents=True, exist_ok=True)
     mark = base / "home"
     with contextlib.suppress(FileNotFoundError):
@@ -294,6 +296,28 @@ def claim(home: Home) -> None:
                 next_step=f"use NEXUS_HOME={other.root}, or remove {home.root}/postgres.json to begin with an empty database",
             )
     mark.write_text(str(home.root))
+
+
+def find_abandoned() -> list[tuple[Path, Path]]:
+    """Folders kept outside whose home is gone, each with the path of that home."""
+    found = []
+    for mark in sorted(OUTSIDE.glob("*/home")):
+        with contextlib.suppress(OSError):
+            home = Path(mark.read_text().strip())
+            if not (home / "postgres.json").exists():
+                found.append((mark.parent, home))
+    return found
+
+
+def remove_abandoned() -> None:
+    """Delete the data of homes in the temporary directory that are gone: nobody can come back to them.
+
+    A home that is gone from elsewhere may be on a disk that is not mounted, so its data stay and the doctor names them.
+    """
+    temporary = Path(tempfile.gettempdir()).resolve()
+    for folder, home in find_abandoned():
+        if temporary in home.parents and not embedded_leftovers.processes_in(folder / "postgres"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _system_user(place: Place) -> pwd.struct_passwd:

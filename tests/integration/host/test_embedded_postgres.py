@@ -189,6 +189,19 @@ def test_a_copied_home_of_root_does_not_share_the_data_kept_outside(home, tmp_pa
         shutil.rmtree(place.data.parent, ignore_errors=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's homes keep their data outside")
+def test_data_of_a_temporary_home_go_when_the_home_is_gone_and_others_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "OUTSIDE", tmp_path / "outside")
+    for name, home in (("temporary", tmp_path / "gone"), ("mounted", "/mnt/not-mounted/home"), ("alive", tmp_path / "alive")):
+        (tmp_path / "outside" / name / "postgres").mkdir(parents=True)
+        (tmp_path / "outside" / name / "home").write_text(str(home))
+    (tmp_path / "alive").mkdir()
+    (tmp_path / "alive" / "postgres.json").write_text("{}")
+    embedded.remove_abandoned()
+    assert sorted(entry.name for entry in (tmp_path / "outside").iterdir()) == ["alive", "mounted"]
+    assert [folder.name for folder, _ in embedded.find_abandoned()] == ["mounted"]
+
+
 def test_a_closed_checkout_is_copied_once_to_where_the_server_can_read_it(tmp_path):
     found = embedded_binaries.find_all()[0]
     if found.origin != "wheel":
