@@ -141,6 +141,7 @@ class Dispatcher:
         return bool(claims)
 
     async def _beat_loop(self) -> None:
+        await self._store.enlist(self._owner)
         while True:
             try:
                 cancelled = await self._store.beat(self._owner)
