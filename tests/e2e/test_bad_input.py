@@ -54,11 +54,11 @@ def deploy_fails(host: Host, folder: Path, code: str, exit_code: int, *arguments
 
 
 BAD_AGENTS = {
-    "raises-at-import": ("raise RuntimeError('broken on purpose')\n", "import.failed", "broken on purpose"),
-    "syntax-error": ("def agent(:\n", "import.failed", "SyntaxError"),
+    "raises-at-import": ("raise RuntimeError('broken on purpose')\n", "entrypoint.import_failed", "broken on purpose"),
+    "syntax-error": ("def agent(:\n", "entrypoint.syntax_error", "SyntaxError"),
     "no-entrypoint": ("x = 1\n", "entrypoint.not_found", "agent"),
-    "not-callable": ("agent = 42\n", "entrypoint.not_callable", "int"),
-    "exits-at-import": ("raise SystemExit(3)\n", "import.failed", "SystemExit"),
+    "not-callable": ("agent = 42\n", "entrypoint.not_an_agent", "int"),
+    "exits-at-import": ("raise SystemExit(3)\n", "entrypoint.import_failed", "SystemExit"),
     "hangs-at-import": ("import time\nprint('going to sleep')\nwhile True: time.sleep(1)\n", "start.timeout", ""),
 }
 
@@ -74,7 +74,7 @@ def test_an_agent_that_does_not_start_says_why(host: Host, tmp_path: Path, name:
 
 def test_a_bad_version_never_takes_traffic(host: Host, good: Path, tmp_path: Path) -> None:
     worse = write_agent(tmp_path, "good", "raise RuntimeError('worse')\n", version="1.1.0")
-    deploy_fails(host, worse, "import.failed", 8)
+    deploy_fails(host, worse, "entrypoint.import_failed", 8)
     assert host.run("good", "still here") == (200, host.run("good", "still here")[1])
     assert host.run("good", "still here")[1]["output"] == "echo still here"
 
