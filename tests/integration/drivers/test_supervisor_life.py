@@ -391,6 +391,34 @@ async def test_an_agent_that_tampers_with_its_own_files_harms_only_itself(rig: R
     assert Path("/etc/passwd").read_bytes() == passwords
 
 
+async def test_a_run_in_hand_may_end_before_its_instance_does_even_if_the_supervisor_dies(rig: Rig) -> None:
+    async with supervisor_rig.started(plain=False) as real:
+        wait = "while not os.path.exists(os.environ['HOME'] + '/go'): time.sleep(0.01)"
+        agent = f"import os, time\ndef run(input):\n    {wait}\n    return 1\n"
+        spec = real.spec_of({"agent.py": agent})
+        await start(real, spec)
+        run = asyncio.ensure_future(real.run(spec.id, None))
+        await until(real, spec.id, lambda status: status.usage.active_runs == 1)
+        await real.driver.stop(spec.id, grace_s=600)
+        await until(real, spec.id, is_in(InstancePhase.STOPPING))
+        real.kill()
+        await real.up()
+        assert (await real.status(spec.id)).phase is InstancePhase.STOPPING
+        assert not run.done()
+        (real.home.instances / spec.id / "work" / "go").touch()
+        assert await run == 1
+        await until_gone(real, spec.id)
+
+
+async def test_a_second_order_to_stop_hurries_the_first(rig: Rig) -> None:
+    spec = rig.spec_of({"agent.py": "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"})
+    await start(rig, spec)
+    await rig.driver.stop(spec.id, grace_s=600)
+    await until(rig, spec.id, is_in(InstancePhase.STOPPING))
+    await rig.driver.stop(spec.id, grace_s=0)
+    await until_gone(rig, spec.id)
+
+
 async def test_usage_is_measured(rig: Rig) -> None:
     spec = rig.spec_of({"agent.py": "active = 3\ndef run(input): return sum(range(10_000_000))"})
     await start(rig, spec)

@@ -30,6 +30,7 @@ _TAIL = 30
 _STEADY_S = 60.0
 _DUMP_S = 1.0
 _LINGER_S = 2.0
+_CANCEL_S = 3.0
 PAUSES = backoff.Backoff(first_s=0.5, longest_s=30.0, least_s=0.25)
 
 T = TypeVar("T")
@@ -62,6 +63,9 @@ class Instance:
         self._was_ready = found.was_ready if found else False
         self._complete = found is None
         self._streak = 0
+        self._stop_by: float | None = None
+        self._hurried = asyncio.Event()
+        self._asked = found is not None and found.status.phase is InstancePhase.STOPPING
         self._life: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.status = (
@@ -107,20 +111,40 @@ class Instance:
         self._set(InstancePhase.PENDING, step="waiting", detail=problems.awaiting_spec(detail), address=None, pid=None)
 
     async def stop(self, *, grace_s: float) -> None:
-        """SIGTERM, `grace_s` to finish, SIGKILL for all that is left; then nothing of it remains but its log."""
+        """SIGTERM and `grace_s` for runs to end, SIGTERM again to end them, SIGKILL; then nothing remains but its log."""
+        self.hurry(grace_s=grace_s)
         await self._end_life()
         self._set(InstancePhase.STOPPING, step="stopping", detail="")
         running = self._running
         if running is not None:
-            running.send(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(grace_s, 0.0)):
-                    await running.wait()
+            if not self._asked:  # by the supervisor before us: the worker takes a second signal as the end of patience
+                running.send(signal.SIGTERM)
+            if not await self._ends_in_time(running) and grace_s > 0:
+                running.send(signal.SIGTERM)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_CANCEL_S):
+                        await running.wait()
             await self._clear(running)
         self._close_log()
         await asyncio.to_thread(preparation.forget, self._paths)
         self.status = dataclasses.replace(self.status, phase=InstancePhase.STOPPED, address=None, pid=None, step="", detail="")
         self._tools.on_change(self.status)
+
+    def hurry(self, *, grace_s: float) -> None:
+        """At most this long from now, also for a stop that was given more."""
+        by = self._tools.clock() + max(grace_s, 0.0)
+        if self._stop_by is None or by < self._stop_by:
+            self._stop_by = by
+            self._hurried.set()
+
+    async def _ends_in_time(self, running: launcher.Running) -> bool:
+        while (left := (self._stop_by or 0.0) - self._tools.clock()) > 0:
+            self._hurried.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, 60.0)):
+                    if isinstance(await _first_of(running.wait(), self._hurried.wait()), launcher.Exit):
+                        return True
+        return False
 
     async def detach(self) -> None:
         """End the watching, not the process: another supervisor will adopt it."""
@@ -195,7 +219,7 @@ class Instance:
             plan = launcher.Plan(
                 instance_id=spec.id,
                 command=preparation.render_command(prepared),
-                environ=preparation.render_environ(spec, self._paths, prepared, grace_s=self._tools.grace_s),
+                environ=preparation.render_environ(spec, self._paths, prepared),
                 folder=prepared.source,
                 output=output,
                 memory_bytes=spec.memory_bytes,
@@ -382,6 +406,7 @@ class Instance:
             secret_names=tuple(self._spec.secrets),
             handle=self._running.handle if self._running else None,
             was_ready=self._was_ready,
+            stop_by=self._stop_by,
         )
         try:
             self._paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)

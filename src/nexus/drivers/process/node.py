@@ -109,13 +109,16 @@ class Node:
         known.begin(spec)
 
     def stop(self, instance_id: str, *, grace_s: float) -> asyncio.Task[None] | None:
-        """Begin to stop it; the task ends when nothing of it is left. None when there is no such instance."""
+        """Begin to stop it, or hurry a stop under way; the task ends when nothing of it is left. None: no such instance."""
         paths.check_instance_id(instance_id)
         known = self._instances.get(instance_id)
         if known is not None and instance_id not in self._stopping:
+            known.hurry(grace_s=grace_s)
             self._stopping[instance_id] = guard.spawn(
                 self._stop(known, instance_id, grace_s), name=f"stop {instance_id}", owner=self._tasks
             )
+        elif known is not None:
+            known.hurry(grace_s=grace_s)
         return self._stopping.get(instance_id)
 
     async def stop_all(self, *, grace_s: float) -> None:
@@ -240,7 +243,8 @@ class Node:
                 preparation.touch(Path(folder))
             one.adopt(running, found.secret_names)
         if fate == "finish_stop":
-            self.stop(found.spec.id, grace_s=self._tools.grace_s)
+            left = self._tools.grace_s if found.stop_by is None else found.stop_by - time.time()
+            self.stop(found.spec.id, grace_s=max(0.0, left))
         elif fate == "await_spec":
             one.await_spec("it ended while no supervisor ran")
 

@@ -133,7 +133,7 @@ def forget(at: paths.InstancePaths) -> None:
     shutil.rmtree(at.root, ignore_errors=True)
 
 
-def render_environ(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Prepared, *, grace_s: float) -> dict[str, str]:
+def render_environ(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Prepared) -> dict[str, str]:
     """Every variable of the box and nothing of the host's. Ours win over the author's, secrets over settings."""
     environ = {
         "PATH": os.pathsep.join([str(ready.environment / "bin"), "/usr/local/bin", "/usr/bin", "/bin"]),
@@ -156,7 +156,7 @@ def render_environ(spec: instances.InstanceSpec, at: paths.InstancePaths, ready:
         "NEXUS_STATUS_FILE": str(at.worker_status),
         "NEXUS_RUN_TIMEOUT_S": f"{spec.run_timeout_s:g}",
         "NEXUS_HEALTH_PATH": spec.health.path,
-        "NEXUS_GRACE_S": f"{grace_s:g}",
+        "NEXUS_GRACE_S": f"{spec.run_timeout_s:g}",  # the supervisor ends its patience by a second SIGTERM
     }
     if concurrency := spec.options.get("concurrency"):
         environ["NEXUS_CONCURRENCY"] = str(concurrency)

@@ -3,10 +3,9 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from nexus.core import instances
 from nexus.core.phases import InstancePhase
@@ -19,14 +18,15 @@ Fate = Literal["adopt", "finish_stop", "keep_failed", "await_spec"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """`spec` lacks token and secrets; `secret_names` says which variables they were. `handle` None: no process."""
+    """`spec` lacks token and secrets; `secret_names` says which variables they were. `handle` None: no process. A stop under way
+    may last until `stop_by` (seconds since the epoch)."""
 
     status: instances.InstanceStatus
     spec: instances.InstanceSpec
     secret_names: tuple[str, ...] = ()
     handle: launcher.Handle | None = None
     was_ready: bool = False
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    stop_by: float | None = None
 
 
 def without_secrets(spec: instances.InstanceSpec) -> instances.InstanceSpec:
@@ -43,6 +43,7 @@ def encode(record: Record) -> bytes:
             "secret_names": list(record.secret_names),
             "handle": dataclasses.asdict(record.handle) if record.handle else None,
             "was_ready": record.was_ready,
+            "stop_by": record.stop_by,
         }
     ).encode()
 
@@ -59,6 +60,7 @@ def decode(data: bytes) -> Record:
             secret_names=tuple(value["secret_names"]),
             handle=launcher.Handle(**value["handle"]) if value["handle"] else None,
             was_ready=bool(value["was_ready"]),
+            stop_by=value.get("stop_by"),
         )
     except (KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"not a record of an instance: {error!r}") from error
