@@ -12,6 +12,7 @@ import http.server
 import json
 import os
 import queue
+import shlex
 import socket
 import subprocess
 import sys
@@ -52,6 +53,7 @@ class Demo:
 
     console: Console
     quick: bool
+    stop: bool
     home: homes.Home
     document: str
     rows: list[tuple[str, float, int | None]] = field(default_factory=list)
@@ -75,6 +77,7 @@ def main() -> int:
     demo = Demo(
         console=Console(soft_wrap=True),
         quick=options.quick,
+        stop=options.stop,
         home=homes.find_home(os.environ.get("NEXUS_HOME")),
         document=(FOLDER / "incident-report.txt").read_text(encoding="utf-8"),
     )
@@ -132,7 +135,8 @@ def _fetch_model(demo: Demo) -> None:
     if provider is not None:
         demo.say(f"{provider} is set, so the agents use that provider's model")
         return
-    demo.say("no provider key in the environment: a small local model, SmolLM2-135M on llama.cpp, answers (short and simply)")
+    demo.say("no provider key in the environment, so a small local model answers: SmolLM2-135M on llama.cpp")
+    demo.say("it is tiny: expect simple words and some mistakes", "dim")
     _check(_nexus("models", "pull", "smollm2"), "fetching the model")
 
 
@@ -307,12 +311,15 @@ def _close(demo: Demo, client: nexus.Client) -> None:
     total = sum(tokens or 0 for _, _, tokens in demo.rows)
     table.add_row("in all", f"{sum(seconds for _, seconds, _ in demo.rows):.2f} s", str(total), style="bold")
     demo.console.print(table)
-    prefix = f"NEXUS_HOME={demo.home.root} " if os.environ.get("NEXUS_HOME") else ""
-    command = f"{prefix}{Path(sys.executable).parent / 'nexus'}"
+    if demo.stop and demo.started_host:
+        return
+    prefix = f"NEXUS_HOME={shlex.quote(str(demo.home.root))} " if os.environ.get("NEXUS_HOME") else ""
+    command = prefix + shlex.quote(os.path.relpath(Path(sys.executable).parent / "nexus"))
     demo.say(f"\nThe host runs at {client.base_url}. The session {SESSION!r} remembers the document, so ask it more:\n", "bold")
+    key_file = shlex.quote(str(demo.home.admin_key))
     demo.say(
         f"curl -s {client.base_url}/agents/{PLAIN}/run -H 'Content-Type: application/json' -H 'Nexus-Session-Id: {SESSION}' \\\n"
-        f'  -H "Authorization: Bearer $(cat "{demo.home.admin_key}")" -d \'{{"input": "What is the estimated loss?"}}\'\n'
+        f'  -H "Authorization: Bearer $(cat {key_file})" -d \'{{"input": "What is the estimated loss?"}}\'\n'
     )
     for words in (
         f"ai agent stream {PLAIN} --session {SESSION} 'How many pallets had to be destroyed?'",

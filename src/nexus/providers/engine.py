@@ -39,7 +39,8 @@ class Settings:
 
     @property
     def command(self) -> list[str]:
-        threads = self.threads or min(8, len(os.sched_getaffinity(0)))
+        # llama.cpp's threads spin at barriers: with as many as cores, one that must wait for a core costs ten times the time.
+        threads = self.threads or max(1, min(8, len(os.sched_getaffinity(0)) // 2))
         numbers = {"--threads": threads, "--context": self.context, "--slots": self.slots}
         options = [part for name, value in numbers.items() for part in (name, str(value))]
         places = ["--weights", str(self.weights), "--socket", str(self.socket), "--name", self.model]
