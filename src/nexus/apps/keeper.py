@@ -177,6 +177,9 @@ class Keeper:
             self._next_tick = time.monotonic() + 2 * _TICK_S
             keeper_logs.bound([*(entry.child.log for entry in self._processes), _own_log(self._host.home)])
             _reap_strangers({entry.pid for entry in self._processes})
+            if not self._stopping and not self._host.home.root.is_dir():
+                self._say(f"the home {self._host.home.root} is gone: stopping")
+                self._stops += 1
 
     def _start(self, process: keeper_children.Process) -> None:
         try:

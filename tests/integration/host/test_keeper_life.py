@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -137,6 +138,15 @@ def test_a_forced_stop_ends_agents_that_their_supervisor_left(rig):
         other.kill()
         agent.wait()
         other.wait()
+
+
+def test_a_host_whose_home_was_deleted_stops_by_itself(rig):
+    process = rig.start()
+    record = rig.wait_ready()
+    shutil.rmtree(rig.home.root)
+    output, _ = process.communicate(timeout=60)
+    assert "is gone" in output
+    assert not any(keeper_record.is_alive(entry) for entry in record.processes)
 
 
 def test_a_detached_start_reports_its_outcome_through_the_pipe(rig):
