@@ -37,9 +37,11 @@ class Executor:
         door_of: Callable[[str], str],
         forget_agent: Callable[[str, str], Awaitable[None]],
         clock: clock.Clock,
+        traces: bool = False,
     ) -> None:
         self._store = store
         self._driver = driver
+        self._traces = traces
         self._secret_values = secret_values
         self._tokens = tokens
         self._door_of = door_of
@@ -152,7 +154,7 @@ class Executor:
             health=settings.health,
             start_timeout_s=settings.start_timeout_s,
             run_timeout_s=settings.run_timeout_s,
-            options=settings.options,
+            options={**settings.options, "traces": True} if self._traces else settings.options,
         )
 
     async def _retire(self, deployment: Deployment, instance_id: str) -> None:
