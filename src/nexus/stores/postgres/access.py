@@ -74,9 +74,10 @@ class PostgresIdentityStore:
         self._engine = engine
 
     async def put_tenant(self, name: str, *, at: float) -> bool:
-        statement = insert(t.TENANTS).values({"name": name, "created_at": at}).on_conflict_do_nothing()
+        row = {"name": name, "created_at": at}
+        statement = insert(t.TENANTS).values(row).on_conflict_do_nothing().returning(t.TENANTS.c.name)
         async with self._engine.begin() as connection:
-            return (await connection.execute(statement)).rowcount == 1
+            return (await connection.execute(statement)).first() is not None
 
     async def tenants(self) -> Sequence[tuple[str, float]]:
         async with self._engine.connect() as connection:
@@ -89,9 +90,9 @@ class PostgresIdentityStore:
             "roles": list(row.roles),
             "agents": None if row.agents is None else list(row.agents),
         }
-        statement = insert(t.API_KEYS).values(values).on_conflict_do_nothing(index_elements=["hash"])
+        statement = insert(t.API_KEYS).values(values).on_conflict_do_nothing(index_elements=["hash"]).returning(t.API_KEYS.c.id)
         async with self._engine.begin() as connection:
-            return (await connection.execute(statement)).rowcount == 1
+            return (await connection.execute(statement)).first() is not None
 
     async def keys(self, tenant: str | None = None) -> Sequence[vault.KeyRow]:
         query = sa.select(t.API_KEYS).order_by(t.API_KEYS.c.created_at, t.API_KEYS.c.id)

@@ -30,29 +30,31 @@ def create_engine(url: str, *, pool_size: int = 10, max_overflow: int = 10) -> A
         pool_timeout=POOL_TIMEOUT_S,
         pool_pre_ping=True,
         pool_recycle=1800,
+        hide_parameters=True,  # they hold hashes and sealed values, and errors are logged
     )
-    sa.event.listen(engine.sync_engine, "handle_error", _translate)
+    sa.event.listen(engine.sync_engine, "handle_error", _translate, retval=True)
     return engine
 
 
-def _translate(context: sa.engine.ExceptionContext) -> None:
+def _translate(context: sa.engine.ExceptionContext) -> Exception | None:
     """Errors of the database that are not ours become ours, for every store on this engine; the driver's is chained."""
     original = context.original_exception
     if context.is_disconnect or isinstance(original, psycopg.OperationalError | psycopg.InterfaceError):
-        context.chained_exception = errors.Unavailable(
+        return errors.Unavailable(
             "the database does not answer at the moment",
             code="database.unreachable",
             cause=type(original).__name__,
             next_step="try again in a moment; if it lasts: nexus doctor",
             retry_after_s=1.0,
         )
-    elif isinstance(original, psycopg.DataError):
-        context.chained_exception = errors.Invalid(
+    if isinstance(original, psycopg.DataError):
+        return errors.Invalid(
             "a value in this request cannot be stored",
             code="request.invalid",
             cause=_first_line(original),
             next_step="leave out NUL and other impossible characters and numbers",
         )
+    return None
 
 
 @asynccontextmanager

@@ -38,8 +38,8 @@ class PostgresHostingStore:
                 .where(t.AGENTS.c.tenant == version.tenant, t.AGENTS.c.name == version.agent)
                 .with_for_update(key_share=True)
             )
-            stored = insert(t.VERSIONS).values(dataclasses.asdict(version)).on_conflict_do_nothing()
-            if (await connection.execute(stored)).rowcount == 1:
+            stored = insert(t.VERSIONS).values(dataclasses.asdict(version)).on_conflict_do_nothing().returning(t.VERSIONS.c.id)
+            if (await connection.execute(stored)).first() is not None:
                 return version, True
             same = sa.select(t.VERSIONS).where(
                 t.VERSIONS.c.tenant == version.tenant,
