@@ -142,13 +142,13 @@ class Environments:
         if plan.kind == "empty":
             venv.append("--offline")
         commands: list[tuple[Sequence[str], Mapping[str, str]]] = [([*venv, str(at)], self._environ)]
-        install = [self._uv, "pip", "install", "--python", str(at / "bin" / "python")]
+        install = [self._uv, "pip", "install", "--compile-bytecode", "--python", str(at / "bin" / "python")]
         if plan.kind == "requirements":
             commands.append(([*install, "-r", "requirements.txt"], self._environ))
         elif plan.kind == "project":
             commands.append(([*install, "-r", "pyproject.toml"], self._environ))
         elif plan.kind == "locked":
-            sync = [self._uv, "sync", "--frozen", "--no-install-project", "--no-dev", "--no-editable"]
+            sync = [self._uv, "sync", "--frozen", "--no-install-project", "--no-dev", "--no-editable", "--compile-bytecode"]
             commands.append((sync, {**self._environ, "UV_PROJECT_ENVIRONMENT": str(at)}))
         return commands
 
