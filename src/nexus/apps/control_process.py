@@ -6,6 +6,7 @@ Killed at any point it loses nothing: what is wanted is in PostgreSQL, what runs
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import gc
 import logging
@@ -52,6 +53,7 @@ DATABASE_WAIT_S = 30.0
 FIRST_ROUTES_WAIT_S = 10.0
 KEYS_EVERY_S = 5.0
 GRACE_S = 10
+MEMORY_EVERY_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +190,7 @@ async def _run(
     loops.start("reconciler", parts.reconciler.run)
     loops.start("node changes", parts.reconciler.watch)
     loops.start("keys", key_changes.run)
+    loops.start("memory", _give_memory_back)
     loops.start("keeper guard", lambda: keeper_guard.watch(host.home))
     async with _api(services, host.home) as api:
         with contextlib.suppress(TimeoutError):
@@ -199,6 +202,15 @@ async def _run(
             gc.freeze()
             _LOG.info("control serves %s", host.home.control_socket)
             await api
+
+
+async def _give_memory_back() -> None:
+    """A burst of records leaves the allocator with free pages it would keep for ever; hand them back now and then."""
+    libc = ctypes.CDLL(None)
+    while True:
+        await asyncio.sleep(MEMORY_EVERY_S)
+        if hasattr(libc, "malloc_trim"):
+            await asyncio.to_thread(libc.malloc_trim, 0)
 
 
 class _Server(uvicorn.Server):

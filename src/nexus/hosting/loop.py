@@ -194,6 +194,8 @@ class Reconciler:
                             await self._executor.apply(one, action, revisions)
                     except (errors.NexusError, TimeoutError) as error:
                         _LOG.warning("%s of %s/%s did not work: %s", action, one.tenant, one.agent, error)
+                        # An announcement that did not arrive is made again; other actions are planned again by themselves.
+                        self._announce = self._announce or isinstance(action, planner.Start)
 
         async with asyncio.TaskGroup() as group:
             for one, actions in plans:
