@@ -88,11 +88,9 @@ class ModelHandler(Handler):
         table = self.world.table
         if asked is not None and not isinstance(asked, str):
             raise errors.Invalid("'model' must be a string", code="model.invalid")
-        if asked is not None and (entry := table.models.get(asked)) is not None:
-            return asked, entry
-        default = table.default_model
-        if default is not None and (entry := table.models.get(default)) is not None:
-            return default, entry
+        for name in (asked, table.default_model):
+            if name is not None and (entry := wire_feed.resolve_model(table.models, name)) is not None:
+                return name, entry
         known = ", ".join(sorted(table.models)[:20])
         raise errors.NotFound(
             f"there is no model {str(asked or 'default')[:80]!r} here",
@@ -247,10 +245,10 @@ class ModelListHandler(Handler):
     def open(self) -> None:
         table, match = self.world.table, self.call.match
         name = match.name if match is not None else ""
-        items = [_model_view(model, entry) for model, entry in sorted(table.models.items())]
+        items = [_model_view(model, entry) for model, entry in sorted(table.models.items()) if "*" not in model]
         value: dict[str, object] = {"object": "list", "data": items}
         if name:
-            entry = table.models.get(name)
+            entry = wire_feed.resolve_model(table.models, name)
             if entry is None:
                 raise errors.NotFound(
                     f"there is no model {name[:80]!r} here", code="model.not_found", next_step="see GET /v1/models"

@@ -24,7 +24,9 @@ def door(node, small):
     unix = {"provider": "local", "base_url": local.address, "headers": {}, "upstream_model": "smol", "dialects": ["openai"]}
     settings = {**node.control.entries["settings"], "default_model": "smol"}
     gone = {**unix, "provider": "gone", "base_url": "unix:/nowhere.sock"}
-    node.control.change({"model/big": remote, "model/smol": unix, "model/gone": gone, "settings": settings})
+    family = {**remote, "upstream_model": "claude-*"}
+    entries = {"model/big": remote, "model/claude-*": family, "model/smol": unix, "model/gone": gone, "settings": settings}
+    node.control.change(entries)
     node.settled()
     node.provider, node.local = provider, local
     return node
@@ -67,6 +69,12 @@ def chat(node, run, **fields):
     path = fields.pop("path", "/v1/chat/completions")
     body.pop("path", None)
     return node.door(0, "POST", path, body, key=node.token, headers={"Nexus-Run-Id": run, "x-do": fields.pop("do", "echo")})
+
+
+def test_a_name_that_fits_a_pattern_goes_to_that_provider_under_its_own_name(door):
+    emptied(door.provider)
+    assert chat(door, "run_pattern", model="claude-next").status == 200
+    assert json.loads(door.provider.seen.get_nowait().body)["model"] == "claude-next"
 
 
 def used(node, run):
