@@ -39,6 +39,8 @@ def create_engine(url: str, *, pool_size: int = 10, max_overflow: int = 10) -> A
 def _translate(context: sa.engine.ExceptionContext) -> Exception | None:
     """Errors of the database that are not ours become ours, for every store on this engine; the driver's is chained."""
     original = context.original_exception
+    if not isinstance(original, Exception):
+        return None  # a cancellation breaks the connection too, and must stay a cancellation
     if context.is_disconnect or isinstance(original, psycopg.OperationalError | psycopg.InterfaceError):
         return errors.Unavailable(
             "the database does not answer at the moment",
