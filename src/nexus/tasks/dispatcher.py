@@ -252,7 +252,7 @@ class Dispatcher:
     async def _settle(self, hand: _Hand, ending: verdict.Verdict | Stop) -> None:
         try:
             held = await self._writer.put(self._write_of(hand, ending))
-        except errors.Internal as error:  # the store refuses this very result: the task must end all the same
+        except (errors.Internal, errors.Invalid) as error:  # the store refuses this very result; the task must end all the same
             _LOG.exception("the result of task %s cannot be stored", hand.claim.id)
             held = await self._writer.put(self._write_of(hand, _fault(error)))
         if not held:

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import rig as rigs
 
+# A process stopped inside a transaction holds its locks until the server cuts it off; here that takes one second.
+SOON_CUT = "&options=-c%20idle_in_transaction_session_timeout%3D1s"
+
 
 @asynccontextmanager
 async def process(rig: rigs.Rig, owner: str) -> AsyncIterator[asyncio.subprocess.Process]:
     script = Path(__file__).parent / "dispatcher_process.py"
     child = await asyncio.create_subprocess_exec(
-        sys.executable, str(script), rig.url, str(rig.socket), owner, stdout=asyncio.subprocess.PIPE
+        sys.executable, str(script), f"{rig.url}{SOON_CUT}", str(rig.socket), owner, stdout=asyncio.subprocess.PIPE
     )
     try:
         assert child.stdout is not None

@@ -14,13 +14,18 @@ from nexus.core import errors
 _LOG = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 10
 POOL_TIMEOUT_S = 15
+IDLE_IN_TRANSACTION_S = 10
 
 
 def create_engine(url: str, *, pool_size: int = 10, max_overflow: int = 10) -> AsyncEngine:
     """An engine for a libpq URI (`postgresql://…`, socket directories in `?host=` included). Opens nothing yet."""
 
+    options = _with_idle_limit(str(psycopg.conninfo.conninfo_to_dict(url).get("options") or ""))
+
     async def connect() -> psycopg.AsyncConnection:
-        return await psycopg.AsyncConnection.connect(url, connect_timeout=CONNECT_TIMEOUT_S, application_name="nexus")
+        return await psycopg.AsyncConnection.connect(
+            url, connect_timeout=CONNECT_TIMEOUT_S, application_name="nexus", options=options
+        )
 
     engine = create_async_engine(
         "postgresql+psycopg://",
@@ -36,11 +41,20 @@ def create_engine(url: str, *, pool_size: int = 10, max_overflow: int = 10) -> A
     return engine
 
 
+def _with_idle_limit(options: str) -> str:
+    """A process that is stopped inside a transaction must not hold its locks for ever; the URL's own limit wins."""
+    if "idle_in_transaction_session_timeout" in options:
+        return options
+    return f"{options} -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_S}s".strip()
+
+
 def _translate(context: sa.engine.ExceptionContext) -> Exception | None:
     """Errors of the database that are not ours become ours, for every store on this engine; the driver's is chained."""
     original = context.original_exception
     if not isinstance(original, Exception):
         return None  # a cancellation breaks the connection too, and must stay a cancellation
+    if context.is_pre_ping:
+        return None  # the pool is asking whether a connection still stands; it opens another one if not
     if context.is_disconnect or isinstance(original, psycopg.OperationalError | psycopg.InterfaceError):
         return errors.Unavailable(
             "the database does not answer at the moment",

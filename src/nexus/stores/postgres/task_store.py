@@ -172,6 +172,9 @@ class PostgresTaskStore:
 
     async def bury(self, owner: str, *, beats: int) -> int:
         async with task_session.begin(self._engine, "taking back a dead dispatcher's tasks") as connection:
+            await connection.execute(
+                sa.text("SET LOCAL lock_timeout = '2s'")
+            )  # the dead may hold locks until the server cuts them
             return await task_queue.bury(connection, owner, beats)
 
     async def claim(
