@@ -44,7 +44,7 @@ async def main():
 uvloop.run(main())
 """
 NGINX = """
-worker_processes {processes}; daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.log crit;
+{user}worker_processes {processes}; daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.log crit;
 events {{ worker_connections 4096; }}
 http {{
   access_log off; keepalive_requests 1000000000; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p;
@@ -87,11 +87,22 @@ taken.sort()
 print(json.dumps({'count': len(taken), 'failed': failed, 'p50': taken[len(taken) // 2], 'p99': taken[len(taken) * 99 // 100]}))
 """
 LUA = """
+local requests = {{}}
 wrk.method = "POST"
-wrk.body = '{{"input": "' .. string.rep("x", 120) .. '", "context": {{}}}}'
 wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Accept"] = "*/*"
+wrk.headers["User-Agent"] = "python-httpx/0.28.1"
 wrk.headers["Authorization"] = "Bearer {key}"
-wrk.headers["Nexus-Session-Id"] = "customer-42"
+init = function(args)
+  for n = 1, 10000 do
+    wrk.headers["Nexus-Session-Id"] = "customer-" .. n
+    local body = '{{"input": "' .. string.rep("x", 60 + n % 120) .. '", "context": {{}}}}'
+    requests[n] = wrk.format(nil, nil, nil, body)
+  end
+end
+request = function()
+  return requests[math.random(10000)]
+end
 """
 
 
@@ -141,7 +152,8 @@ def compare(given: argparse.Namespace, folder: Path, children: list[subprocess.P
     sides = {"nexus": (ours, "/agents/echo/run", [child.pid for child in gateways])}
     if shutil.which("nginx"):
         theirs = free_port()
-        (folder / "nginx.conf").write_text(NGINX.format(processes=given.gateways, folder=folder, upstream=echo, port=theirs))
+        user = "user root; " if os.geteuid() == 0 else ""
+        (folder / "nginx.conf").write_text(NGINX.format(user=user, processes=given.gateways, folder=folder, upstream=echo, port=theirs))
         child = subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder), "-e", str(folder / "nginx.log")])
         children.append(child)
         wait_for(lambda: listens(theirs))

@@ -5,13 +5,13 @@ import time
 from collections.abc import Mapping
 
 from nexus.core import errors
-from nexus.gateway import http1
+from nexus.gateway import http1, limits
 from nexus.gateway.call import Call
 from nexus.wire import problem
 
 _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
-_EXPOSED = b"Nexus-Run-Id, Nexus-Session-Id, Nexus-Version, Retry-After"
+_EXPOSED = b"Nexus-Run-Id, Nexus-Session-Id, Nexus-Version, Retry-After, RateLimit, RateLimit-Policy"
 _ALLOWED_HEADERS = (
     b"Authorization, Content-Type, Accept, X-Api-Key, Nexus-Session-Id, Nexus-Environment, Idempotency-Key, traceparent, "
     b"Last-Event-ID"
@@ -52,9 +52,17 @@ def render_problem(error: errors.NexusError, call: Call | None) -> tuple[int, li
             headers.append((b"Nexus-Run-Id", call.run_id.encode("latin-1")))
         if call.session_given and call.session_id:
             headers.append((b"Nexus-Session-Id", call.session_id.encode("latin-1")))
+        headers.extend(quota_headers(call))
         headers.extend(cors(call))
     body = problem.encode(error, run_id=call.run_id if call is not None else None)
     return problem.status_of(error), headers, body + b"\n"
+
+
+def quota_headers(call: Call) -> list[http1.Header]:
+    """What the caller has left of the tightest limit, when there is one."""
+    if call.quota is None:
+        return []
+    return [tuple(line.split(b": ", 1)) for line in limits.render(*call.quota).splitlines()]  # type: ignore[misc]
 
 
 def cors(call: Call) -> list[http1.Header]:

@@ -30,7 +30,7 @@ def decide_instance(
             return None
     if len(usable) == 1:
         return usable[0]
-    start = next(deployment.turn) % len(usable)
+    start = deployment.turn.take() % len(usable)
     if deployment.balancer == "round-robin":
         return usable[start]
     around = usable[start:] + usable[:start]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from nexus.gateway import http1, routes
+from nexus.gateway import http1, limits, routes
 
 
 class Door(Enum):
@@ -34,7 +34,7 @@ class Call:
     """`inside` says that it came through the door socket of this node, `peer` is the client's address.
 
     `trusted` marks the dispatcher, whose tenant, run id and attempt are believed. `tried` holds the instances that could
-    not be reached for this run.
+    not be reached for this run, `quota` the tightest of the rate limits that it counted against.
     """
 
     head: http1.RequestHead
@@ -54,4 +54,5 @@ class Call:
     attempt: str = "1"
     traceparent: bytes = b""
     trace_id: str = ""
+    quota: limits.Verdict | None = None
     tried: set[str] = field(default_factory=set)

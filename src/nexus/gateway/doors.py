@@ -1,12 +1,13 @@
 """What each kind of request does once the stages have let it through: a run, health, a run's usage, control, preflight."""
 
+import json
 import re
 import time
 from urllib.parse import unquote
 
 from nexus.core import errors
-from nexus.gateway import answers, balance, http1, models_door, stages, waiting
-from nexus.gateway.call import Door
+from nexus.gateway import answers, balance, http1, lines, models_door, stages, waiting
+from nexus.gateway.call import Call, Door
 from nexus.gateway.exchange import Exchange, Handler, Phase
 from nexus.wire import runs as wire_runs
 
@@ -34,6 +35,37 @@ def open_handler(exchange: Exchange) -> Handler:
     return _HANDLERS[match.door](exchange)
 
 
+def build_reader() -> lines.Reader:
+    """The reader of the short way, which passes on what `RunHandler` passes on."""
+    return lines.Reader(
+        withheld=_PRIVATE,
+        withheld_prefixes=(b"nexus", b"x-forwarded"),
+        cleaned=_UNTRUSTED_ANSWER,
+        cleaned_prefixes=(b"nexus", b"access-control"),
+    )
+
+
+def render_caller(call: Call) -> bytes:
+    """The lines that tell a worker on whose behalf a run is."""
+    principal = call.caller.principal.id if call.caller is not None else ""
+    if call.trusted:
+        principal = call.head.named.get(b"nexus-principal", principal.encode("latin-1")).decode("latin-1")
+    return f"Nexus-Tenant: {call.tenant}\r\nNexus-Principal: {principal}\r\nNexus-Attempt: {call.attempt}\r\n".encode("latin-1")
+
+
+def render_record_start(call: Call) -> bytes:
+    """The fields of a run's record that are the same for all runs of a caller on a deployment, as JSON without its braces."""
+    deployment = call.deployment
+    value = {
+        "tenant": call.tenant,
+        "agent": deployment.agent if deployment is not None else "",
+        "environment": deployment.environment if deployment is not None else "",
+        "deployment_id": deployment.id if deployment is not None else "",
+        "principal": call.caller.principal.id if call.caller is not None else "",
+    }
+    return json.dumps(value, separators=(",", ":")).encode()[1:-1]
+
+
 class RunHandler(Handler):
     """A run: finds its instance, sends the body on untouched, records how it ended."""
 
@@ -52,6 +84,13 @@ class RunHandler(Handler):
         self._outcome = ""
         self._code = ""
         self._latency_s = 0.0
+
+    def resume(self, *, sent_at: float) -> None:
+        """Go on with what the short way (`express`) began: an instance is held and the request was sent."""
+        deployment = self.call.deployment
+        self._began = self._sent_at = sent_at
+        self._holding = True
+        self._seconds = deployment.timeout_s if deployment is not None else 0.0
 
     def open(self) -> None:
         if self.call.instance is None:
@@ -125,30 +164,23 @@ class RunHandler(Handler):
     def request_head(self, framing: bytes) -> bytes:
         call, head = self.call, self.call.head
         hop = http1.connection_names(head.named.get(b"connection"))
-        lines = [b"POST /run HTTP/1.1\r\nHost: agent\r\n"]
+        out = [b"POST /run HTTP/1.1\r\nHost: agent\r\n"]
         for name, value in head.headers:
             if name in _PRIVATE or name in hop or name[:5] == b"nexus" or name[:11] == b"x-forwarded":
                 continue
             if self._stream and name == b"accept":
                 continue
-            lines.append(b"%b: %b\r\n" % (name, value))
-        caller = call.caller
+            out.append(b"%b: %b\r\n" % (name, value))
         deadline = int((self.world.clock() + self._seconds) * 1000)
-        principal = caller.principal.id if caller is not None else ""
-        if call.trusted:
-            principal = head.named.get(b"nexus-principal", principal.encode("latin-1")).decode("latin-1")
-        lines.append(
-            (
-                f"Nexus-Run-Id: {call.run_id}\r\nNexus-Session-Id: {call.session_id}\r\nNexus-Tenant: {call.tenant}\r\n"
-                f"Nexus-Principal: {principal}\r\nNexus-Deadline: {deadline}\r\nNexus-Attempt: {call.attempt}\r\n"
-            ).encode("latin-1")
-        )
-        lines.append(b"traceparent: %b\r\n" % call.traceparent)
+        told = f"Nexus-Run-Id: {call.run_id}\r\nNexus-Session-Id: {call.session_id}\r\nNexus-Deadline: {deadline}\r\n"
+        out.append(told.encode("latin-1"))
+        out.append(render_caller(call))
+        out.append(b"traceparent: %b\r\n" % call.traceparent)
         if self._stream:
-            lines.append(b"Accept: text/event-stream\r\n")
-        lines.append(framing)
-        lines.append(b"\r\n")
-        return b"".join(lines)
+            out.append(b"Accept: text/event-stream\r\n")
+        out.append(framing)
+        out.append(b"\r\n")
+        return b"".join(out)
 
     def answer_headers(self, status: int, headers: list[http1.Header]) -> list[http1.Header]:
         """What an agent may tell a client: nothing for our own origin, nothing that we say ourselves."""
@@ -169,6 +201,8 @@ class RunHandler(Handler):
                 self.watches = True
             out.append((name, value))
         instance = call.instance
+        if call.quota is not None:
+            out.extend(answers.quota_headers(call))
         out.append((b"X-Content-Type-Options", b"nosniff"))
         out.append((b"Content-Security-Policy", b"sandbox"))
         out.append((b"Nexus-Run-Id", call.run_id.encode("latin-1")))
@@ -264,7 +298,7 @@ class RunHandler(Handler):
         )
         if code:
             record["code"] = code
-        self.world.outbox.add(record)
+        self.world.outbox.add(json.dumps(record, separators=(",", ":")).encode())
 
 
 class ControlHandler(Handler):
@@ -304,19 +338,19 @@ class ControlHandler(Handler):
     def request_head(self, framing: bytes) -> bytes:
         call, head = self.call, self.call.head
         hop = http1.connection_names(head.named.get(b"connection"))
-        lines = [b"%b %b HTTP/1.1\r\n" % (head.method, head.target)]
+        out = [b"%b %b HTTP/1.1\r\n" % (head.method, head.target)]
         for name, value in head.headers:
             if name in http1.HOP or name in hop or name[:11] == b"x-forwarded" or name in (b"forwarded", b"x-real-ip"):
                 continue
             if name in (b"nexus-tenant", b"nexus-principal", b"nexus-deadline", b"nexus-attempt") and not call.trusted:
                 continue
-            lines.append(b"%b: %b\r\n" % (name, value))
+            out.append(b"%b: %b\r\n" % (name, value))
         if b"host" not in head.named:
-            lines.append(b"Host: localhost\r\n")
-        lines.append(b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: http\r\n" % call.peer.encode("latin-1"))
-        lines.append(framing)
-        lines.append(b"\r\n")
-        return b"".join(lines)
+            out.append(b"Host: localhost\r\n")
+        out.append(b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: http\r\n" % call.peer.encode("latin-1"))
+        out.append(framing)
+        out.append(b"\r\n")
+        return b"".join(out)
 
     def answer_headers(self, status: int, headers: list[http1.Header]) -> list[http1.Header]:
         self.exchange.deadline = float("inf")

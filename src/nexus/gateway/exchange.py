@@ -260,6 +260,15 @@ class Exchange:
         self._invite()
         self.client.resume_reading()
 
+    def resume(self, handler: Handler, upstream: Upstream, body: bytes, *, deadline: float) -> None:
+        """Go on with what the short way (`express`) began: the request was sent whole, its answer is still to come."""
+        self.handler, self.upstream, self.deadline = handler, upstream, deadline
+        self.received, self.size, self._kept = True, len(body), body
+        self.phase = Phase.RELAYING
+        upstream.begin(self, headless=False)
+        if self.client.stalled:
+            upstream.transport.pause_reading()
+
     def replace_body(self, body: bytes) -> None:
         """Only with a handler that collects: what is sent upstream in place of the client's body."""
         self.parts = [body]

@@ -51,9 +51,9 @@ class FeedClient:
         async with asyncio.timeout(5):
             reader, writer = await asyncio.open_unix_connection(path, limit=_LONGEST_LINE)
         try:
-            await _send(writer, {"hello": {"gateway": self._world.settings.number}})
+            await _send(writer, b'{"hello":{"gateway":%d}}' % self._world.settings.number)
             for number, batch in self._world.outbox.unacknowledged():
-                await _send(writer, {"records": batch, "batch": number})
+                await _send_batch(writer, number, batch)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._listen(reader))
                 both.create_task(self._report(writer))
@@ -97,7 +97,7 @@ class FeedClient:
             taken = box.take_batch()
             if taken is not None:
                 number, batch = taken
-                await _send(writer, {"records": batch, "batch": number})
+                await _send_batch(writer, number, batch)
                 if len(batch) == outbox.BATCH:
                     continue
             try:
@@ -122,8 +122,12 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-async def _send(writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
-    writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+async def _send_batch(writer: asyncio.StreamWriter, number: int, batch: list[bytes]) -> None:
+    await _send(writer, b'{"records":[%b],"batch":%d}' % (b",".join(batch), number))
+
+
+async def _send(writer: asyncio.StreamWriter, message: bytes) -> None:
+    writer.write(message + b"\n")
     async with asyncio.timeout(10):
         await writer.drain()
 

@@ -5,19 +5,33 @@ however many processes there are. Two writers at the same instant may lose one c
 """
 
 import hashlib
+import math
 import mmap
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 SLOTS = 1 << 14
 _SLOT = struct.Struct("=Qd")
+_WINDOW_S = 60.0
+
+
+class Limit(NamedTuple):
+    """So many requests a minute for `key`. `scope` is what is limited: `key`, `tenant` or `agent`."""
+
+    scope: str
+    key: str
+    per_minute: int
+
+
+Verdict = tuple[Limit, float]
+"""The tightest limit, and for how many seconds its credit lasts still; negative: after how many seconds there is some again."""
 
 
 class Rates:
-    """`take` on a key answers 0.0 when the request may pass, else after how many seconds it may. Clock: monotonic,
-    which is the same in all processes of a machine (CLOCK_MONOTONIC)."""
+    """The limits of all keys, tenants and agents. Clock: monotonic, which is the same in all processes of a machine."""
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
@@ -40,17 +54,40 @@ class Rates:
         self._memory.close()
 
     def take(self, key: str, per_minute: int, now: float) -> float:
-        """A whole minute's requests may come at once after a quiet minute; then one every 60/`per_minute` seconds."""
+        """A whole minute's requests may come at once after a quiet minute; then one every 60/`per_minute` seconds.
+
+        The seconds of credit that are left, or (negative, and nothing is taken) how long until there is enough.
+        """
         offset, mark = self._slots.get(key) or self._place(key)
         owner, due = _SLOT.unpack_from(self._memory, offset)
-        interval = 60.0 / per_minute
-        if owner != mark or due < now or due > now + 61.0 + interval:
+        interval = _WINDOW_S / per_minute
+        if owner != mark or due < now or due > now + _WINDOW_S + 1.0 + interval:
             due = now
-        late = due + interval - now - 60.0
-        if late > 1e-9:
-            return float(late)
+        spare = now + _WINDOW_S - due - interval
+        if spare < -1e-9:
+            return float(spare)
         _SLOT.pack_into(self._memory, offset, mark, due + interval)
-        return 0.0
+        return spare if spare > 0.0 else 0.0
+
+    def give_back(self, key: str, per_minute: int) -> None:
+        """Undo one `take`."""
+        offset, mark = self._slots.get(key) or self._place(key)
+        owner, due = _SLOT.unpack_from(self._memory, offset)
+        if owner == mark:
+            _SLOT.pack_into(self._memory, offset, mark, due - _WINDOW_S / per_minute)
+
+    def take_all(self, limits: Sequence[Limit], now: float) -> Verdict:
+        """Take one request from each of (at least one) limits, or from none. Gives the tightest."""
+        tightest, least = limits[0], _WINDOW_S * 2
+        for at, limit in enumerate(limits):
+            spare = self.take(limit.key, limit.per_minute, now)
+            if spare < 0:
+                for taken in limits[:at]:
+                    self.give_back(taken.key, taken.per_minute)
+                return limit, spare
+            if spare * limit.per_minute < least * tightest.per_minute or not at:
+                tightest, least = limit, spare
+        return tightest, least
 
     def _place(self, key: str) -> tuple[int, int]:
         digest = hashlib.sha256(key.encode()).digest()
@@ -59,3 +96,15 @@ class Rates:
             self._slots.clear()
         self._slots[key] = place
         return place
+
+
+def render(limit: Limit, spare_s: float) -> bytes:
+    """`RateLimit-Policy` and `RateLimit` lines: quota and window, what remains and when it is whole again.
+
+    Source: draft-ietf-httpapi-ratelimit-headers-10, sections 3 and 4.
+    """
+    scope, _, per_minute = limit
+    remaining = int(spare_s * per_minute / _WINDOW_S) if spare_s > 0 else 0
+    return b'RateLimit-Policy: "%b";q=%d;w=60\r\nRateLimit: "%b";r=%d;t=%d\r\n' % (
+        name := scope.encode("ascii"), per_minute, name, remaining, math.ceil(_WINDOW_S - spare_s)
+    )  # fmt: skip

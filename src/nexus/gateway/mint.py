@@ -7,25 +7,39 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Callable
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]*)?")
+_LETTER_OF_BYTE = bytes(ord(_ALPHABET[byte & 31]) for byte in range(256))
+_PAGE = 4096
 TAG_LENGTH = 4
 
 
 class Minter:
-    """One per process. The time part is cut anew every millisecond; the rest is 60 (sessions) or 80 random bits."""
+    """One per process. The time part is cut anew every millisecond; the rest is 60 (sessions) or 80 random bits.
 
-    def __init__(self) -> None:
+    Random bytes are fetched by the page; each gives one letter (its lower five bits).
+    """
+
+    def __init__(self, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
         self._millisecond = -1
         self._stamp = ""
+        self._random_bytes = random_bytes
+        self._page = b""
+        self._at = _PAGE
 
     def run_id(self) -> str:
-        return f"run_{self._time()}{_letters(8)}"
+        return f"run_{self._time()}{self._take(16).translate(_LETTER_OF_BYTE).decode('ascii')}"
 
     def session_id(self, tag: str) -> str:
-        return f"ses_{self._time()}{_letters(6)}{tag}"
+        return f"ses_{self._time()}{self._take(12).translate(_LETTER_OF_BYTE).decode('ascii')}{tag}"
+
+    def traceparent(self) -> tuple[bytes, str]:
+        """A fresh one, and its trace id."""
+        fresh = self._take(24).hex()
+        return f"00-{fresh[:32]}-{fresh[32:]}-01".encode("ascii"), fresh[:32]
 
     def _time(self) -> str:
         now = time.time_ns() // 1_000_000
@@ -34,14 +48,12 @@ class Minter:
             self._stamp = "".join(_PAIRS[(now >> shift) & 1023] for shift in (40, 30, 20, 10, 0))
         return self._stamp
 
-
-def _letters(pairs: int) -> str:
-    number = int.from_bytes(os.urandom(10), "big")
-    letters = ""
-    for _ in range(pairs):
-        letters += _PAIRS[number & 1023]
-        number >>= 10
-    return letters
+    def _take(self, count: int) -> bytes:
+        start = self._at
+        if start + count > _PAGE:
+            self._page, start = self._random_bytes(_PAGE), 0
+        self._at = start + count
+        return self._page[start : start + count]
 
 
 def tag_of(instance_id: str) -> str:
@@ -57,9 +69,8 @@ def session_tag(session_id: str) -> str | None:
     return None
 
 
-def traceparent(given: bytes | None) -> tuple[bytes, str]:
-    """The traceparent to send on, and its trace id: the caller's when it is valid (W3C Trace Context), else a fresh one."""
+def parse_traceparent(given: bytes | None) -> str | None:
+    """The trace id of a valid traceparent (W3C Trace Context), or None."""
     if given is not None and _TRACEPARENT.fullmatch(given) is not None and not (given[:2] == b"00" and len(given) != 55):
-        return given, given[3:35].decode("ascii")
-    fresh = os.urandom(24).hex()
-    return f"00-{fresh[:32]}-{fresh[32:]}-01".encode("ascii"), fresh[:32]
+        return given[3:35].decode("ascii")
+    return None

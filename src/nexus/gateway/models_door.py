@@ -218,7 +218,7 @@ class ModelHandler(Handler):
         )
         if estimated:
             record["estimated"] = True
-        self.world.outbox.add(record)
+        self.world.outbox.add(json.dumps(record, separators=(",", ":")).encode())
 
     def _count(self, status: int) -> tuple[usage.Tokens, bool]:
         """What this call used, and whether that is a guess: a provider's own word first."""

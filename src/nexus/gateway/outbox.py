@@ -1,12 +1,10 @@
-"""Records on their way to control: batched, numbered, kept until acknowledged, bounded. Adding one never waits.
+"""Records (as JSON, see `nexus.wire.runs`) on their way to control: batched, numbered, kept until acknowledged, bounded.
 
-Pure bookkeeping; `feed` carries the batches. A batch that is sent twice is stored once, because records carry ids.
+Adding one never waits. Pure bookkeeping; `feed` carries the batches. A batch sent twice is stored once: records carry ids.
 """
 
 import asyncio
 import collections
-
-from nexus.wire import runs as wire_runs
 
 BATCH = 500
 _MOST_PENDING = 50_000
@@ -17,8 +15,8 @@ class Outbox:
     """When control is away for long, the oldest records are dropped and counted; a run is never held up for its record."""
 
     def __init__(self, *, most: int = _MOST_PENDING) -> None:
-        self._waiting: collections.deque[wire_runs.Record] = collections.deque()
-        self._sent: dict[int, list[wire_runs.Record]] = {}
+        self._waiting: collections.deque[bytes] = collections.deque()
+        self._sent: dict[int, list[bytes]] = {}
         self._most = most
         self._next = 1
         self.dropped = 0
@@ -30,7 +28,7 @@ class Outbox:
     def pending(self) -> int:
         return len(self._waiting) + sum(len(batch) for batch in self._sent.values())
 
-    def add(self, record: wire_runs.Record) -> None:
+    def add(self, record: bytes) -> None:
         waiting = self._waiting
         waiting.append(record)
         if len(waiting) >= BATCH:
@@ -40,7 +38,7 @@ class Outbox:
                 self.dropped += 1
         self.all_stored.clear()
 
-    def take_batch(self) -> tuple[int, list[wire_runs.Record]] | None:
+    def take_batch(self) -> tuple[int, list[bytes]] | None:
         """The next batch to send, or None when there is nothing or too much is unacknowledged."""
         self.full_batch.clear()
         if not self._waiting or len(self._sent) >= _MOST_UNACKNOWLEDGED:
@@ -50,7 +48,7 @@ class Outbox:
         self._sent[number] = batch
         return number, batch
 
-    def unacknowledged(self) -> list[tuple[int, list[wire_runs.Record]]]:
+    def unacknowledged(self) -> list[tuple[int, list[bytes]]]:
         """What was sent and never acknowledged, oldest first: all of it is sent again on a new connection."""
         return list(self._sent.items())
 

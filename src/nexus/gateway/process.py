@@ -60,6 +60,7 @@ def build_world(config: settings.Settings) -> world.World:
         outbox=outbox.Outbox(),
         ledger=usage.Ledger(),
         open_handler=doors.open_handler,
+        reader=doors.build_reader(),
     )
 
 

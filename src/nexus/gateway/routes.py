@@ -4,8 +4,8 @@ A new table is built completely before it is put in place, so no request sees ha
 observes of an instance (`Instance.active`, `out_until` …) outlives tables: the same instance keeps the same object.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,10 @@ class FeedBroken(Exception):
 @dataclass(slots=True, kw_only=True, eq=False)
 class Instance:
     """A place that serves runs, with what this process saw of it: `active` runs, `out_until` (monotonic seconds) after
-    refused connections (`refused` in a row), `failures` in a row, `latency_s` (a moving average)."""
+    refused connections (`refused` in a row), `failures` in a row, `latency_s` (a moving average).
+
+    `told` (lines for clients), `id_bytes` and `version_json` are ready-made.
+    """
 
     id: str
     address: str
@@ -35,6 +38,33 @@ class Instance:
     refused: int = 0
     failures: int = 0
     latency_s: float = 0.0
+    told: bytes = field(init=False, repr=False)
+    id_bytes: bytes = field(init=False, repr=False)
+    version_json: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.told = (
+            b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: sandbox\r\nNexus-Version: %b\r\n"
+            % self.version.encode("latin-1", "replace")
+        )
+        self.id_bytes = self.id.encode("ascii")
+        self.version_json = json.dumps(self.version).encode()
+
+
+class Turn:
+    """Whose turn it is, by a number that grows; a turn that was not used can be given back."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def take(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def give_back(self) -> None:
+        self._next -= 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +81,9 @@ class Deployment:
     wait_s: float
     max_concurrency: int | None
     max_queue: int
-    turn: Iterator[int] = field(default_factory=itertools.count, repr=False)
+    plain: bool = True
+    requests_per_minute: int | None = None
+    turn: Turn = field(default_factory=Turn, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +109,7 @@ class RouteTable:
     keys: Mapping[str, Caller] = field(default_factory=dict, repr=False)
     tokens: Mapping[str, Caller] = field(default_factory=dict, repr=False)
     models: Mapping[str, wire_feed.ModelEntry] = field(default_factory=dict, repr=False)
+    tenant_rates: Mapping[str, int | None] = field(default_factory=dict)
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     default_model: str | None = None
@@ -112,21 +145,17 @@ def _compile(
     entries = dict(start.entries)
     agents: dict[tuple[str, str], dict[str, Deployment]] = {name: dict(by_env) for name, by_env in start.agents.items()}
     keys, tokens, models = dict(start.keys), dict(start.tokens), dict(start.models)
+    tenant_rates = dict(start.tenant_rates)
+    simple: dict[str, tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]] = {
+        "key": (keys, _key), "token": (tokens, _token), "model": (models, _model), "tenant": (tenant_rates, _tenant_rate),
+    }  # fmt: skip
     for path in deleted:
         entries.pop(path, None)
         kind, _, rest = path.partition("/")
         if kind == "deployment":
-            tenant, agent, environment = rest.split("/")
-            by_environment = agents.get((tenant, agent), {})
-            by_environment.pop(environment, None)
-            if not by_environment:
-                agents.pop((tenant, agent), None)
-        elif kind == "key":
-            keys.pop(rest, None)
-        elif kind == "token":
-            tokens.pop(rest, None)
-        elif kind == "model":
-            models.pop(rest, None)
+            _forget(agents, rest)
+        elif kind in simple:
+            simple[kind][0].pop(rest, None)
     for path, value in changed.items():
         entries[path] = value
         kind, _, rest = path.partition("/")
@@ -134,12 +163,9 @@ def _compile(
             tenant, agent, environment = rest.split("/")
             before = old.agents.get((tenant, agent), {}).get(environment)
             agents.setdefault((tenant, agent), {})[environment] = _deployment(tenant, agent, environment, value, before)
-        elif kind == "key":
-            keys[rest] = _key(value)
-        elif kind == "token":
-            tokens[rest] = _token(value)
-        elif kind == "model":
-            models[rest] = _model(value)
+        elif kind in simple:
+            compiled, compile_one = simple[kind]
+            compiled[rest] = compile_one(value)
     settings = entries.get("settings") or {}
     return RouteTable(
         epoch=str(epoch),
@@ -149,11 +175,20 @@ def _compile(
         keys=keys,
         tokens=tokens,
         models=models,
+        tenant_rates=tenant_rates,
         hosts=frozenset(str(name).lower() for name in settings.get("hosts", ())),
         origins=frozenset(str(name).lower() for name in settings.get("origins", ())),
         default_model=settings.get("default_model"),
         max_body_bytes=int(settings.get("max_body_bytes") or DEFAULT_MAX_BODY),
     )
+
+
+def _forget(agents: dict[tuple[str, str], dict[str, Deployment]], path: str) -> None:
+    tenant, agent, environment = path.split("/")
+    by_environment = agents.get((tenant, agent), {})
+    by_environment.pop(environment, None)
+    if not by_environment:
+        agents.pop((tenant, agent), None)
 
 
 def _deployment(tenant: str, agent: str, environment: str, value: Mapping[str, Any], before: Deployment | None) -> Deployment:
@@ -166,6 +201,7 @@ def _deployment(tenant: str, agent: str, environment: str, value: Mapping[str, A
             instance = Instance(id=entry["id"], address=entry["address"], version=entry["version"], tag=mint.tag_of(entry["id"]))
         instances.append(instance)
     limit = value["max_concurrency"]
+    options = value.get("options") or {}
     return Deployment(
         id=value["id"],
         tenant=tenant,
@@ -179,7 +215,8 @@ def _deployment(tenant: str, agent: str, environment: str, value: Mapping[str, A
         wait_s=float(value["wait_s"]),
         max_concurrency=None if limit is None else int(limit),
         max_queue=int(value["max_queue"]),
-        turn=before.turn if before else itertools.count(),
+        requests_per_minute=_rate(options.get("requests_per_minute")),
+        turn=before.turn if before else Turn(),
     )
 
 
@@ -199,8 +236,22 @@ def _key(value: Mapping[str, Any]) -> Caller:
         may_run=service or principal.may(principals.Action.RUN),
         service=service,
         expires_at=None if value["expires_at"] is None else float(value["expires_at"]),
-        requests_per_minute=value["requests_per_minute"],
+        requests_per_minute=_rate(value["requests_per_minute"]),
     )
+
+
+def _rate(value: object) -> int | None:
+    """Requests a minute; None: as many as come. Zero and less is not a rate."""
+    if value is None:
+        return None
+    rate = int(str(value))
+    if rate < 1:
+        raise ValueError(f"{rate} requests a minute is not a limit")
+    return rate
+
+
+def _tenant_rate(value: Mapping[str, Any]) -> int | None:
+    return _rate(value["requests_per_minute"])
 
 
 def _token(value: Mapping[str, Any]) -> Caller:

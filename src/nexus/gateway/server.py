@@ -11,7 +11,7 @@ from typing import Any, cast
 import httptools
 
 from nexus.core import errors
-from nexus.gateway import answers, http1
+from nexus.gateway import answers, express, http1
 from nexus.gateway.call import Call
 from nexus.gateway.exchange import Exchange, Phase
 from nexus.gateway.world import World
@@ -22,14 +22,15 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing", "_backlog", "_deadline", "_head_bytes", "_head_read", "_headers", "_held_back", "_in_head", "_inside",
-        "_last_read", "_lingering", "_out", "_parser", "_paused", "_peer", "_queue", "_refusal", "_stalled_at", "_target",
-        "current", "receiving", "transport", "world",
+        "_last_read", "_lingering", "_out", "_parser", "_paused", "_queue", "_refusal", "_stalled_at", "_target",
+        "current", "express", "peer", "receiving", "transport", "world",
     )  # fmt: skip
 
     def __init__(self, world: World, *, inside: bool) -> None:
         self.world = world
         self.current: Exchange | None = None
         self.receiving: Exchange | None = None
+        self.express: express.Express | None = None
         self._inside = inside
         self._queue: collections.deque[Exchange] = collections.deque()
         self._backlog = b""
@@ -40,7 +41,7 @@ class ClientConnection(asyncio.Protocol):
         self._headers: list[http1.Header] = []
         self._target = b""
         self._head_bytes = self._head_read = 0
-        self._parser: Any = httptools.HttpRequestParser(self)
+        self._parser: Any = None
 
     # what uvloop calls
 
@@ -50,13 +51,14 @@ class ClientConnection(asyncio.Protocol):
         self._last_read = world.loop.time()
         self._deadline = self._last_read + world.settings.header_timeout_s
         peer = transport.get_extra_info("peername")
-        self._peer = str(peer[0]) if isinstance(peer, tuple) else "unix"
+        self.peer = str(peer[0]) if isinstance(peer, tuple) else "unix"
         self.transport.set_write_buffer_limits(high=world.settings.buffer_bytes)
         world.connections.add(self)
         if len(world.connections) > world.settings.max_connections:
             self._refuse(errors.Exhausted("too many connections are open", code="limit.connections", retry_after_s=1))
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._unfold()
         self.world.connections.discard(self)
         self._parser = None
         self._backlog = b""
@@ -67,6 +69,10 @@ class ClientConnection(asyncio.Protocol):
         self._queue.clear()
 
     def data_received(self, data: bytes) -> None:
+        if self.express is not None:
+            self._unfold()
+        elif self.current is None and not self._in_head and self._is_open() and express.begin(self, data):
+            return
         if self._lingering or self._refusal is not None:
             return
         if self.current is not None and self.receiving is None:
@@ -77,8 +83,22 @@ class ClientConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         return False
 
+    def _is_open(self) -> bool:
+        """Whether a request that comes now may take the short way."""
+        return not (self._inside or self._lingering or self._stalled_at or self._backlog or self._queue or self._refusal)
+
+    def _unfold(self) -> None:
+        """Let the run on the short way go on as an exchange."""
+        if self.express is not None:
+            self.express.abandon()
+
+    def rest(self) -> None:
+        """A run on the short way has been answered."""
+        self._deadline = self.world.loop.time() + self.world.settings.keep_alive_s
+
     def pause_writing(self) -> None:
         self._stalled_at = self.world.loop.time()
+        self._unfold()
         if self.current is not None and self.current.upstream is not None:
             self.current.upstream.transport.pause_reading()
 
@@ -108,6 +128,8 @@ class ClientConnection(asyncio.Protocol):
             self._in_head = True
             self._head_read = 0
         began_in_head = self._in_head
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -173,7 +195,7 @@ class ClientConnection(asyncio.Protocol):
         if len(self._queue) >= world.settings.max_pipelined:
             raise errors.Exhausted("too many requests are pipelined on one connection", code="limit.pipelined")
         self._headers = []
-        exchange = Exchange(self, Call(head=head, inside=self._inside, peer=self._peer, started=world.clock()), world)
+        exchange = Exchange(self, Call(head=head, inside=self._inside, peer=self.peer, started=world.clock()), world)
         self.receiving = exchange
         self._queue.append(exchange)
 
@@ -322,7 +344,11 @@ class ClientConnection(asyncio.Protocol):
         if self._stalled_at and now - self._stalled_at > limits.write_stall_s:
             self.transport.abort()
             return
+        if self.express is not None and now > self.express.deadline:
+            self._unfold()
         exchange = self.current
+        if self.express is not None:
+            return
         if exchange is None:
             if now > self._deadline:
                 self._idle_out()
@@ -345,11 +371,11 @@ class ClientConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """The process is stopping: close what is idle; an answer under way is finished first."""
-        if self.current is None and not self._queue and not self._in_head and not self._lingering:
+        if self.current is None and self.express is None and not (self._queue or self._in_head or self._lingering):
             self.transport.close()
 
     def is_busy(self) -> bool:
-        return self.current is not None and self.current.phase is not Phase.DONE
+        return self.express is not None or (self.current is not None and self.current.phase is not Phase.DONE)
 
 
 def _too_large(limit: int) -> errors.NexusError:

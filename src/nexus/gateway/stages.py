@@ -1,13 +1,15 @@
 """Every decision about a request, in order. A stage fills in the call or raises a typed error; none does I/O.
 
-To add one: write a function of (call, world), put it in `STAGES` where it belongs, and test it with a table.
+To add one: write a function of (call, world), put it in `STAGES` where it belongs (and in `EVERY_TIME` if it may decide
+differently on the next request), and test it with a table: docs/howto/add-a-stage.md.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 
 from nexus.core import errors, names, principals
-from nexus.gateway import balance, http1, mint, paths, routes
+from nexus.gateway import balance, http1, limits, mint, paths, routes
 from nexus.gateway.call import Call, Door, Match
 from nexus.gateway.world import World
 from nexus.kit import keys
@@ -173,16 +175,46 @@ def believe_service(call: Call, world: World) -> None:
 
 
 def limit_rate(call: Call, world: World) -> None:
+    """Count the request against its key and its tenant, also when it will be refused for another reason."""
     caller = call.caller
-    if caller is None or caller.requests_per_minute is None:
+    if caller is not None:
+        _count(call, limits_of_caller(caller, call.tenant, world), world)
+
+
+def limit_agent(call: Call, world: World) -> None:
+    deployment = call.deployment
+    if deployment is not None:
+        _count(call, limits_of_deployment(deployment), world)
+
+
+def limits_of_caller(caller: routes.Caller, tenant: str, world: World) -> tuple[limits.Limit, ...]:
+    found = []
+    if caller.requests_per_minute is not None:
+        found.append(limits.Limit("key", caller.principal.id, caller.requests_per_minute))
+    shared = world.table.tenant_rates.get(tenant)
+    if shared is not None:
+        found.append(limits.Limit("tenant", f"tenant/{tenant}", shared))
+    return tuple(found)
+
+
+def limits_of_deployment(deployment: routes.Deployment) -> tuple[limits.Limit, ...]:
+    rate = deployment.requests_per_minute
+    return () if rate is None else (limits.Limit("agent", f"deployment/{deployment.id}", rate),)
+
+
+def _count(call: Call, applying: tuple[limits.Limit, ...], world: World) -> None:
+    if not applying:
         return
-    wait_s = world.rates.take(caller.principal.id, caller.requests_per_minute, world.loop.time())
-    if wait_s > 0:
+    limit, spare_s = verdict = world.rates.take_all(applying, world.loop.time())
+    if call.quota is None or spare_s * limit.per_minute < call.quota[1] * call.quota[0].per_minute:
+        call.quota = verdict
+    if spare_s < 0:
+        what = {"key": f"key {limit.key}", "tenant": f"tenant {call.tenant}", "agent": "this agent"}[limit.scope]
         raise errors.Exhausted(
-            f"key {caller.principal.id} may send {caller.requests_per_minute} requests a minute",
+            f"{what} may {'take' if limit.scope == 'agent' else 'send'} {limit.per_minute} requests a minute",
             code="limit.requests",
-            retry_after_s=max(1.0, round(wait_s + 0.5)),
-            next_step="wait as long as Retry-After says, or ask for a key with a higher limit",
+            retry_after_s=max(1.0, math.ceil(-spare_s)),
+            next_step="wait as long as Retry-After says, or ask for a higher limit",
         )
 
 
@@ -259,7 +291,12 @@ def name_run(call: Call, world: World) -> None:
         return
     if not call.run_id:
         call.run_id = world.minter.run_id()
-    call.traceparent, call.trace_id = mint.traceparent(call.head.named.get(b"traceparent"))
+    carried = call.head.named.get(b"traceparent")
+    trace_id = mint.parse_traceparent(carried)
+    if carried is not None and trace_id is not None:
+        call.traceparent, call.trace_id = carried, trace_id
+    else:
+        call.traceparent, call.trace_id = world.minter.traceparent()
     given = call.head.named.get(b"nexus-session-id")
     if given is not None:
         session = given.decode("latin-1")
@@ -298,15 +335,29 @@ STAGES: tuple[Callable[[Call, World], None], ...] = (
     limit_rate,
     authorise,
     resolve_deployment,
+    limit_agent,
     name_run,
     choose_instance,
 )
+EVERY_TIME = frozenset({limit_rate, limit_agent, name_run, choose_instance})
 
 
 def decide(call: Call, world: World) -> None:
     """Run every stage on a call; the first error ends it."""
     for stage in STAGES:
         stage(call, world)
+
+
+def admit(call: Call, world: World) -> bool:
+    """Run the stages whose outcome hangs on nothing but the request line, Host, credential, Nexus-Environment and the route
+    table, so that it can be remembered as long as the table stands. False when one objects. The rest are in `EVERY_TIME`."""
+    try:
+        for stage in STAGES:
+            if stage not in EVERY_TIME:
+                stage(call, world)
+    except errors.NexusError:
+        return False
+    return True
 
 
 def refresh_deployment(call: Call, world: World) -> bool:

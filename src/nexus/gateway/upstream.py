@@ -8,14 +8,18 @@ import asyncio
 import collections
 import select
 import ssl
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import httptools
 
 from nexus.gateway import http1, routes, settings
 
+if TYPE_CHECKING:
+    from nexus.gateway.express import Express
+
 _MOST_HEADERS = 200
 _MOST_INTERIM = 16
+_FRESH_S = 0.002
 
 
 class BadAnswer(Exception):
@@ -41,13 +45,14 @@ class Upstream(asyncio.Protocol):
 
     __slots__ = (
         "_chunked", "_done", "_head_bytes", "_headers", "_headless", "_interim", "_length", "_naked", "_parser", "_parts",
-        "_poll", "_reusable", "_status", "address", "answered", "fresh", "idle_since", "pool", "receiver", "transport",
+        "_poll", "_reusable", "_status", "address", "answered", "express", "fresh", "idle_since", "pool", "receiver", "transport",
     )  # fmt: skip
 
     def __init__(self, pool: "Pool", address: str) -> None:
         self.pool = pool
         self.address = address
         self.receiver: Receiver | None = None
+        self.express: Express | None = None
         self.fresh = True
         self.answered = False
         self.idle_since = 0.0
@@ -59,6 +64,24 @@ class Upstream(asyncio.Protocol):
         self._poll = select.poll()
         sock = transport.get_extra_info("socket")
         self._poll.register(sock.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR | select.POLLRDHUP)
+
+    def carry(self, express: "Express") -> None:
+        """Serve a run that takes the short way."""
+        self.express = express
+        self.answered = False
+
+    def rest(self) -> None:
+        """The short way's run is over and its answer was whole: the connection is free."""
+        self.express = None
+        pool = self.pool
+        self.idle_since = pool.now()
+        pool.keep(self)
+
+    def _unfold(self) -> None:
+        """The run that was carried is no longer a plain one; `begin` is called in here."""
+        express, self.express = self.express, None
+        if express is not None:
+            express.unfold()
 
     def begin(self, receiver: Receiver, *, headless: bool) -> None:
         """Serve one exchange. `headless`: its request is HEAD, so the answer has no body whatever it says."""
@@ -72,8 +95,10 @@ class Upstream(asyncio.Protocol):
 
     def is_quiet(self) -> bool:
         """Whether an idle connection has neither been closed by its peer nor sent anything: one system call, no race lost
-        that a write would have won."""
-        return not self.transport.is_closing() and not self._poll.poll(0)
+        that a write would have won. The loop itself has just looked at a connection that rests only since this very turn."""
+        if self.transport.is_closing():
+            return False
+        return self.pool.now() - self.idle_since < _FRESH_S or not self._poll.poll(0)
 
     def close(self) -> None:
         """Drop the connection at once; the exchange, if any, hears nothing more."""
@@ -91,6 +116,11 @@ class Upstream(asyncio.Protocol):
     # what uvloop calls
 
     def data_received(self, data: bytes) -> None:
+        express = self.express
+        if express is not None:
+            if express.finish(data):
+                return
+            self._unfold()
         receiver = self.receiver
         if receiver is None:
             self.transport.abort()
@@ -123,6 +153,7 @@ class Upstream(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.pool.forget(self)
+        self._unfold()
         self._parser = None
         receiver, self.receiver = self.receiver, None
         if receiver is None:
@@ -133,6 +164,7 @@ class Upstream(asyncio.Protocol):
             receiver.on_upstream_lost(error)
 
     def pause_writing(self) -> None:
+        self._unfold()
         if self.receiver is not None:
             self.receiver.pause_body()
 
@@ -235,6 +267,17 @@ class Pool:
                 _, made = await self._loop.create_connection(lambda: Upstream(self, address), place, port, ssl=context)
         self._open.add(made)
         return made
+
+    def now(self) -> float:
+        return self._loop.time()
+
+    def keep(self, connection: Upstream) -> None:
+        """Back to the idle ones, at the cost of one look-up: for a connection that was taken from them and only read from."""
+        idle = self._idle.get(connection.address)
+        if idle is None or len(idle) >= self._most_idle:
+            self.give_back(connection)
+        else:
+            idle.append(connection)
 
     def give_back(self, connection: Upstream) -> None:
         idle = self._idle.setdefault(connection.address, collections.deque())

@@ -10,7 +10,7 @@ from nexus.gateway import limits, mint, outbox, routes, settings, upstream, usag
 from nexus.gateway.call import Match
 
 if TYPE_CHECKING:
-    from nexus.gateway import exchange, server, waiting
+    from nexus.gateway import exchange, express, lines, server, waiting
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Counts:
 
 @dataclass(slots=True, kw_only=True)
 class World:
-    """`table` is replaced as a whole by the feed. `paths` and `hosts` remember what was worked out for a path or a Host."""
+    """`table` is replaced as a whole by the feed. `paths`, `hosts` and `admitted` remember what was worked out."""
 
     settings: settings.Settings
     loop: asyncio.AbstractEventLoop
@@ -35,6 +35,7 @@ class World:
     outbox: outbox.Outbox
     ledger: usage.Ledger
     open_handler: "Callable[[exchange.Exchange], exchange.Handler]"
+    reader: "lines.Reader"
     minter: mint.Minter = field(default_factory=mint.Minter)
     table: routes.RouteTable = field(default_factory=routes.RouteTable)
     counts: Counts = field(default_factory=Counts)
@@ -42,6 +43,7 @@ class World:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     paths: dict[bytes, Match | None] = field(default_factory=dict)
     hosts: dict[bytes, bool] = field(default_factory=dict)
+    admitted: "dict[tuple[bytes | None, ...], express.Admission]" = field(default_factory=dict, repr=False)
     connected: bool = False
     draining: bool = False
     clock: Callable[[], float] = time.time
@@ -51,4 +53,5 @@ class World:
         """Put a whole new table in place and let waiting runs look again."""
         self.table = table
         self.hosts.clear()
+        self.admitted.clear()
         self.waiting.look_again()

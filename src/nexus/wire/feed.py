@@ -11,6 +11,7 @@ Keys of entries, and the type of their value:
     key/<sha256 of an API key>                  KeyEntry
     token/<sha256 of an instance token>         TokenEntry
     model/<name>                                ModelEntry
+    tenant/<tenant>                             TenantEntry
     settings                                    SettingsEntry
 
 A model's name is resolved in this order: `default` and an absent name become `settings.default_model`; then `model/<name>`;
@@ -64,6 +65,12 @@ class TokenEntry(TypedDict):
     tenant: str
     agent: str
     environment: str
+
+
+class TenantEntry(TypedDict):
+    """What all keys of a tenant share. None: no limit; a tenant without an entry has none."""
+
+    requests_per_minute: int | None
 
 
 class ModelEntry(TypedDict):
