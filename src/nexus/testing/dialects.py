@@ -13,14 +13,28 @@ CREATED = 1_700_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A tool the model wants called. `arguments` is the object the tool takes."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = "call_fake1"
+
+    @property
+    def text(self) -> str:
+        return json.dumps(self.arguments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What to say. `input_tokens`/`output_tokens` None leaves usage out, as some providers do."""
+    """What to say, or which tools to call instead. `input_tokens`/`output_tokens` None leaves usage out, as some providers do."""
 
     id: str
     model: str
     pieces: tuple[str, ...]
     input_tokens: int | None
     output_tokens: int | None
+    calls: tuple[ToolCall, ...] = ()
 
     @property
     def text(self) -> str:
@@ -56,11 +70,23 @@ def chat(answer: Answer, body: Mapping[str, Any]) -> dict[str, Any]:
             "created": CREATED,
             "model": answer.model,
             "choices": [
-                {"index": 0, "message": {"role": "assistant", "content": answer.text}, "finish_reason": "stop", "logprobs": None}
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": answer.text} if not answer.calls else _calling(answer),
+                    "finish_reason": "tool_calls" if answer.calls else "stop",
+                    "logprobs": None,
+                }
             ],
             "usage": answer.usage("prompt_tokens", "completion_tokens", "total_tokens"),
         }
     )
+
+
+def _calling(answer: Answer) -> dict[str, Any]:
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.text}} for call in answer.calls
+    ]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
 
 
 def chat_stream(answer: Answer, body: Mapping[str, Any]) -> Iterator[bytes]:
@@ -76,7 +102,10 @@ def chat_stream(answer: Answer, body: Mapping[str, Any]) -> Iterator[bytes]:
     yield chunk(choice({"role": "assistant", "content": ""}))
     for piece in answer.pieces:
         yield chunk(choice({"content": piece}))
-    yield chunk(choice({}, "stop"))
+    if answer.calls:
+        for at, call in enumerate(_calling(answer)["tool_calls"]):
+            yield chunk(choice({"tool_calls": [{"index": at, **call}]}))
+    yield chunk(choice({}, "tool_calls" if answer.calls else "stop"))
     usage = answer.usage("prompt_tokens", "completion_tokens", "total_tokens")
     if usage and (body.get("stream_options") or {}).get("include_usage"):
         yield chunk([], usage=usage)
@@ -129,7 +158,7 @@ def response(answer: Answer, body: Mapping[str, Any], *, status: str = "complete
         "tool_choice": "auto",
         "tools": [],
         "top_p": 1.0,
-        "output": [_message(answer, "completed")] if done else [],
+        "output": _output_items(answer) if done else [],
         "usage": usage | details if usage and done else None,
     }
 
@@ -139,19 +168,44 @@ def _message(answer: Answer, status: str) -> dict[str, Any]:
     return {"id": "msg_" + answer.id, "type": "message", "role": "assistant", "status": status, "content": content}
 
 
-def response_stream(answer: Answer, body: Mapping[str, Any]) -> Iterator[bytes]:
+def _output_items(answer: Answer, status: str = "completed") -> list[dict[str, Any]]:
+    if not answer.calls:
+        return [_message(answer, status)]
+    kind = {"type": "function_call", "status": status}
+    return [
+        kind | {"id": f"fc_{call.id}", "call_id": call.id, "name": call.name, "arguments": call.text} for call in answer.calls
+    ]
+
+
+def _call_events(answer: Answer) -> Iterator[tuple[str, dict[str, Any]]]:
+    for at, item in enumerate(_output_items(answer)):
+        place = {"item_id": item["id"], "output_index": at}
+        begun = item | {"status": "in_progress", "arguments": ""}
+        yield "response.output_item.added", {"output_index": at, "item": begun}
+        yield "response.function_call_arguments.delta", place | {"delta": item["arguments"]}
+        yield "response.function_call_arguments.done", place | {"name": item["name"], "arguments": item["arguments"]}
+        yield "response.output_item.done", {"output_index": at, "item": item}
+
+
+def _text_events(answer: Answer) -> Iterator[tuple[str, dict[str, Any]]]:
     place = {"item_id": "msg_" + answer.id, "output_index": 0, "content_index": 0}
     empty = {"type": "output_text", "text": "", "annotations": []}
     full = empty | {"text": answer.text}
+    yield "response.output_item.added", {"output_index": 0, "item": _message(answer, "in_progress")}
+    yield "response.content_part.added", place | {"part": empty}
+    for piece in answer.pieces:
+        yield "response.output_text.delta", place | {"delta": piece, "logprobs": []}
+    yield "response.output_text.done", place | {"text": answer.text, "logprobs": []}
+    yield "response.content_part.done", place | {"part": full}
+    yield "response.output_item.done", {"output_index": 0, "item": _message(answer, "completed")}
+
+
+def response_stream(answer: Answer, body: Mapping[str, Any]) -> Iterator[bytes]:
+    begun = {"response": response(answer, body, status="in_progress")}
     events: list[tuple[str, dict[str, Any]]] = [
-        ("response.created", {"response": response(answer, body, status="in_progress")}),
-        ("response.in_progress", {"response": response(answer, body, status="in_progress")}),
-        ("response.output_item.added", {"output_index": 0, "item": _message(answer, "in_progress")}),
-        ("response.content_part.added", place | {"part": empty}),
-        *(("response.output_text.delta", place | {"delta": piece, "logprobs": []}) for piece in answer.pieces),
-        ("response.output_text.done", place | {"text": answer.text, "logprobs": []}),
-        ("response.content_part.done", place | {"part": full}),
-        ("response.output_item.done", {"output_index": 0, "item": _message(answer, "completed")}),
+        ("response.created", begun),
+        ("response.in_progress", begun),
+        *(_call_events(answer) if answer.calls else _text_events(answer)),
         ("response.completed", {"response": response(answer, body)}),
     ]
     for number, (name, fields) in enumerate(events):
@@ -165,31 +219,42 @@ def message(answer: Answer, body: Mapping[str, Any]) -> dict[str, Any]:
             "type": "message",
             "role": "assistant",
             "model": answer.model,
-            "content": [{"type": "text", "text": answer.text}],
-            "stop_reason": "end_turn",
+            "content": _uses(answer) or [{"type": "text", "text": answer.text}],
+            "stop_reason": "tool_use" if answer.calls else "end_turn",
             "usage": answer.usage("input_tokens", "output_tokens"),
         }
     ) | {"stop_sequence": None}
 
 
+def _uses(answer: Answer) -> list[dict[str, Any]]:
+    return [{"type": "tool_use", "id": call.id, "name": call.name, "input": dict(call.arguments)} for call in answer.calls]
+
+
 def message_stream(answer: Answer, body: Mapping[str, Any]) -> Iterator[bytes]:
     """Anthropic gives the input's tokens at the start and the output's at the end."""
-    begun = message(answer, body) | {"content": [], "stop_reason": None}
-    ended: dict[str, Any] = {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}}
+    whole = message(answer, body)
+    begun = whole | {"content": [], "stop_reason": None}
+    delta = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
+    ended: dict[str, Any] = {"type": "message_delta", "delta": delta}
     if answer.output_tokens is not None:
         begun |= {"usage": {"input_tokens": answer.input_tokens, "output_tokens": 1}}
         ended |= {"usage": {"output_tokens": answer.output_tokens}}
     yield _event("message_start", {"type": "message_start", "message": begun})
-    yield _event(
-        "content_block_start", {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
-    )
     yield _event("ping", {"type": "ping"})
-    for piece in answer.pieces:
-        delta = {"type": "text_delta", "text": piece}
-        yield _event("content_block_delta", {"type": "content_block_delta", "index": 0, "delta": delta})
-    yield _event("content_block_stop", {"type": "content_block_stop", "index": 0})
+    for at, block in enumerate(whole["content"]):
+        hollow: dict[str, Any] = {"text": ""} if block["type"] == "text" else {"input": {}}
+        yield _event("content_block_start", {"type": "content_block_start", "index": at, "content_block": block | hollow})
+        for piece in _block_deltas(answer, block):
+            yield _event("content_block_delta", {"type": "content_block_delta", "index": at, "delta": piece})
+        yield _event("content_block_stop", {"type": "content_block_stop", "index": at})
     yield _event("message_delta", ended)
     yield _event("message_stop", {"type": "message_stop"})
+
+
+def _block_deltas(answer: Answer, block: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if block["type"] == "text":
+        return [{"type": "text_delta", "text": piece} for piece in answer.pieces]
+    return [{"type": "input_json_delta", "partial_json": json.dumps(block["input"])}]
 
 
 def embeddings(answer: Answer, body: Mapping[str, Any], *, dimensions: int = 8) -> dict[str, Any]:

@@ -53,13 +53,13 @@ class Request:
 class FakeLlm:
     """The provider, serving inside its context. `knobs` may be replaced at any time and hold for requests that begin later.
 
-    `replies` are used up first, in order. `cancelled` counts answers whose client left before the end.
+    `replies` (texts, or tools to call) are used up first, in order. `cancelled` counts answers whose client left before the end.
     """
 
     knobs: Knobs = field(default_factory=Knobs)
     host: str = "127.0.0.1"
     port: int = 0
-    replies: list[str] = field(default_factory=list)
+    replies: list[str | dialects.ToolCall] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     cancelled: int = 0
     _server: asyncio.Server | None = None
@@ -154,14 +154,19 @@ class FakeLlm:
 
     def _script(self, knobs: Knobs, request: Request) -> dialects.Answer:
         text = self.replies.pop(0) if self.replies else knobs.reply
-        words = text.split(" ") if text is not None else [f"word{number}" for number in range(1, knobs.tokens + 1)]
+        calls: tuple[dialects.ToolCall, ...] = ()
+        if isinstance(text, dialects.ToolCall):
+            calls, words = (text,), []
+        else:
+            words = text.split(" ") if text is not None else [f"word{number}" for number in range(1, knobs.tokens + 1)]
         pieces = tuple(word if at == 0 else " " + word for at, word in enumerate(words))
         return dialects.Answer(
             id=f"fake{len(self.requests)}",
             model=str(request.body.get("model", knobs.models[0])),
             pieces=pieces,
             input_tokens=len(dialects.prompt_text(request.body).split()) if knobs.usage else None,
-            output_tokens=len(pieces) if knobs.usage else None,
+            output_tokens=max(1, len(pieces)) if knobs.usage else None,
+            calls=calls,
         )
 
     async def _stream(
