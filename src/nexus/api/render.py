@@ -147,6 +147,7 @@ def _render_instance(record: Instance, revision: Revision | None, status: instan
             "cpu_s": status.usage.cpu_s,
             "memory_bytes": status.usage.memory_bytes,
             "active_runs": status.usage.active_runs,
+            "last_end": dict(status.last_end) if status.last_end is not None else None,
             "problem": dict(status.problem) if status.problem is not None else None,
         }
     )

@@ -57,7 +57,8 @@ class InstanceStatus:
     """What a node sees. `address` (`unix:/path` or `tcp:host:port`) is set once the worker listens.
 
     `problem` is a problem object (see `nexus.wire.problem`) when the phase is failed or unhealthy. `step` and `detail`
-    say what is going on while building or starting (`resolving`, `installing`, `importing`).
+    say what is going on while building or starting (`resolving`, `installing`, `importing`). `last_end` is the problem object of
+    its last unwanted end, with `at` (seconds since the epoch), also after it was started again.
     """
 
     id: str
@@ -73,4 +74,5 @@ class InstanceStatus:
     step: str = ""
     detail: str = ""
     problem: Mapping[str, object] | None = None
+    last_end: Mapping[str, object] | None = None
     usage: Usage = field(default_factory=Usage)

@@ -25,6 +25,7 @@ class InstanceView(View):
     memory_bytes: int = 0
     active_runs: int = 0
     problem: dict[str, Any] | None = None
+    last_end: dict[str, Any] | None = None
 
 
 class VersionView(View):

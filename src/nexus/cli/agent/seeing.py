@@ -89,6 +89,8 @@ def _show_deployment(entry: dict[str, Any]) -> None:
 
 def _note(instance: dict[str, Any]) -> str:
     problem = instance.get("problem") or {}
+    if not problem and (end := instance.get("last_end")):
+        return f"ended {screen.ago(end.get('at'))} ago: {end.get('cause') or end.get('detail')}"
     return str(problem.get("cause") or problem.get("detail") or instance.get("detail") or instance.get("step") or "")
 
 

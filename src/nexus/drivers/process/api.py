@@ -18,7 +18,7 @@ from nexus.wire import problem
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_INSTANCE = re.compile(r"/instances/([^/]{1,100})(/log)?")
+_INSTANCE = re.compile(r"/instances/([^/]{1,100})(/log|/end)?")
 _MOST_BODY = 8 * 1024 * 1024
 _HEARTBEAT_S = 2.0
 _DEFAULT_GRACE_S = 10.0
@@ -47,6 +47,8 @@ class App:
         elif match and not match[2] and method == "DELETE":
             self._node.stop(match[1], grace_s=_number(query, "grace_s", _DEFAULT_GRACE_S, 86_400))
             await _answer(send, 202, {})
+        elif match and match[2] == "/end" and method == "GET":
+            await _answer(send, 200, {"problem": await self._node.last_end(match[1], wait_s=_number(query, "wait_s", 0.0, 5.0))})
         elif match and match[2] and method == "GET":
             await _answer(send, 200, {"lines": self._node.log_tail(match[1], int(_number(query, "lines", 50, 1000)))})
         elif method == "GET" and path == "/health":

@@ -332,6 +332,7 @@ class Instance:
             step="restarting",
             detail=detail,
             problem=problem,
+            last_end={**problem, "at": self._tools.clock()},
             address=None,
             pid=None,
             restarts=self.status.restarts + 1,

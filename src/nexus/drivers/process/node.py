@@ -31,6 +31,7 @@ from nexus.ports import driver
 _LOG = logging.getLogger(__name__)
 _MEASURE_S = 2.0
 _QUEUE = 1024
+_RECENT_END_S = 5.0
 _MOST_RECORD = 16 * 1024 * 1024
 _UNUSED_S = 30 * 86_400
 MOST_INSTANCES = 5000
@@ -148,6 +149,20 @@ class Node:
                     yield status
         finally:
             self._watchers.discard(queue)
+
+    async def last_end(self, instance_id: str, *, wait_s: float) -> Mapping[str, object] | None:
+        """Why this instance ended in the last seconds; waits up to `wait_s` for news of it, None when it did not end."""
+        paths.check_instance_id(instance_id)
+        deadline = time.monotonic() + wait_s
+        while (known := self._instances.get(instance_id)) is not None:
+            end = known.status.last_end or (known.status.problem if known.status.phase is InstancePhase.FAILED else None)
+            at = (end or {}).get("at", 0.0)
+            if end is not None and (not isinstance(at, float) or time.time() - at < _RECENT_END_S):
+                return end
+            if time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(0.02)
+        return None
 
     def log_tail(self, instance_id: str, lines: int) -> list[str]:
         paths.check_instance_id(instance_id)
