@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -48,12 +49,14 @@ class Runner:
     def answer(self, text: str, code: int = 0) -> None:
         (self.folder / "answer").write_text(text)
         script = (
-            f"#!{sys.executable}\nimport json, os, sys\nfrom pathlib import Path\nfolder = Path({str(self.folder)!r})\n"
+            f"import json, os, sys\nfrom pathlib import Path\nfolder = Path({str(self.folder)!r})\n"
             "names = ('NEXUS_URL', 'NEXUS_API_KEY')\n"
             "(folder / 'called').write_text(json.dumps([sys.argv[1:], {n: os.environ.get(n) for n in names}]))\n"
             f"sys.stdout.write((folder / 'answer').read_text())\nsys.exit({code})\n"
         )
-        (self.folder / "bin/nexus").write_text(script)
+        (self.folder / "nexus.py").write_text(script)
+        launch = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(self.folder / "nexus.py"))} "$@"\n'
+        (self.folder / "bin/nexus").write_text(launch)  # a #! line cannot name an interpreter whose path has a space
         (self.folder / "bin/nexus").chmod(0o755)
 
     def run(self, **inputs: str) -> subprocess.CompletedProcess[str]:
