@@ -211,7 +211,7 @@ class Exchange:
     # going upstream
 
     def connect(self, address: str) -> None:
-        upstream = self.world.pool.take(address)
+        upstream = self.world.pool.take(address, self.world.loop.time())
         if upstream is not None:
             self._attach(upstream)
             return

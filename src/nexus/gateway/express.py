@@ -40,8 +40,8 @@ class Express:
     """One run on the short way: just enough to finish it, or to make an `Exchange` of it."""
 
     __slots__ = (
-        "_admission", "_data", "_given", "_instance", "_quota", "_run_id", "_session_id", "_started", "_trace", "_upstream",
-        "_whole", "client", "deadline", "sent_at", "world",
+        "_admission", "_body", "_data", "_fields", "_given", "_instance", "_quota", "_run_id", "_session_id", "_started",
+        "_trace", "_upstream", "client", "deadline", "sent_at", "world",
     )  # fmt: skip
 
     client: "ClientConnection"
@@ -58,7 +58,8 @@ class Express:
     _started: float
     _trace: bytes
     _upstream: "Upstream"
-    _whole: lines.Whole
+    _fields: list[bytes | None]
+    _body: bytes
 
     def finish(self, data: bytes) -> bool:
         """The answer, when `data` is all of it: sends it on, gives back, records. False leaves everything as it is."""
@@ -67,9 +68,8 @@ class Express:
         if answer is None:
             return False
         status, onward, body = answer
-        whole = self._whole
         client = self.client
-        if (len(body) >= _COMPRESSED_FROM and whole.fields[lines.CODING] is not None) or world.draining:
+        if (len(body) >= _COMPRESSED_FROM and self._fields[lines.CODING] is not None) or world.draining:
             return False
         instance = self._instance
         quota = self._quota
@@ -82,11 +82,12 @@ class Express:
             if quota is None
             else b"".join((http1.status_line(status), *onward, limits.render(*quota), head, body))
         )
-        client.rest()
+        now = world.loop.time()
+        client.rest(now)
         ended = time.monotonic()
         world.counts.in_flight -= 1
         world.counts.runs += 1
-        self._upstream.rest()
+        self._upstream.rest(now)
         instance.active -= 1
         deployment = self._admission.deployment
         balance.note_answer(instance, latency_s=ended - self.sent_at, failed=status >= 500)
@@ -97,7 +98,7 @@ class Express:
             b'"status":%d,"started_at":%.6f,"duration_s":%.6f,"bytes_in":%d,"bytes_out":%d,"trace_id":"%b"}'
             % (
                 self._run_id, self._admission.record, instance.version_json, instance.id_bytes, self._session_id,
-                b"completed" if status < 400 else b"failed", status, self._started, ended - self.sent_at, len(whole.body),
+                b"completed" if status < 400 else b"failed", status, self._started, ended - self.sent_at, len(self._body),
                 len(body), self._trace[3:35],
             )
         )  # fmt: skip
@@ -132,7 +133,7 @@ class Express:
         exchange = Exchange(client, request, world)
         handler = doors.RunHandler(exchange)
         handler.resume(sent_at=self.sent_at)
-        exchange.resume(handler, self._upstream, self._whole.body, deadline=self.deadline)
+        exchange.resume(handler, self._upstream, self._body, deadline=self.deadline)
         client.current = exchange
         return exchange
 
@@ -164,7 +165,7 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
     instance = balance.decide_instance(deployment, session_id=None if session is None else session.decode("ascii"), now=now)
     if instance is None:
         return False
-    upstream = world.pool.take(instance.address)
+    upstream = world.pool.take(instance.address, now)
     if upstream is None:
         deployment.turn.give_back()
         return False
@@ -178,10 +179,10 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
     if trace is None or mint.parse_traceparent(trace) is None:
         trace = world.minter.traceparent()[0]
     run = Express()
-    run.client, run.world, run._admission, run._whole, run._data = client, world, admission, whole, data
+    run.client, run.world, run._admission, run._fields, run._body, run._data = client, world, admission, fields, body, data
     run._instance, run._upstream, run._quota, run._trace, run._started = instance, upstream, quota, trace, started
     run._given = session is not None
-    run._run_id = world.minter.run_id().encode("ascii")
+    run._run_id = world.minter.run_id_bytes()
     run._session_id = world.minter.session_id(instance.tag).encode("ascii") if session is None else session
     run.sent_at = time.monotonic()
     run.deadline = now + deployment.timeout_s + world.settings.deadline_grace_s

@@ -19,11 +19,17 @@ _WINDOW_S = 60.0
 
 
 class Limit(NamedTuple):
-    """So many requests a minute for `key`. `scope` is what is limited: `key`, `tenant` or `agent`."""
+    """So many requests a minute for `key`. `scope` is what is limited: `key`, `tenant` or `agent`; `told` begins its lines."""
 
     scope: str
     key: str
     per_minute: int
+    told: bytes
+
+
+def limit(scope: str, key: str, per_minute: int) -> Limit:
+    name = scope.encode("ascii")
+    return Limit(scope, key, per_minute, b'RateLimit-Policy: "%b";q=%d;w=60\r\nRateLimit: "%b"' % (name, per_minute, name))
 
 
 Verdict = tuple[Limit, float]
@@ -79,6 +85,8 @@ class Rates:
     def take_all(self, limits: Sequence[Limit], now: float) -> Verdict:
         """Take one request from each of (at least one) limits, or from none. Gives the tightest."""
         tightest, least = limits[0], _WINDOW_S * 2
+        if len(limits) == 1:
+            return tightest, self.take(tightest.key, tightest.per_minute, now)
         for at, limit in enumerate(limits):
             spare = self.take(limit.key, limit.per_minute, now)
             if spare < 0:
@@ -103,8 +111,6 @@ def render(limit: Limit, spare_s: float) -> bytes:
 
     Source: draft-ietf-httpapi-ratelimit-headers-10, sections 3 and 4.
     """
-    scope, _, per_minute = limit
+    _, _, per_minute, told = limit
     remaining = int(spare_s * per_minute / _WINDOW_S) if spare_s > 0 else 0
-    return b'RateLimit-Policy: "%b";q=%d;w=60\r\nRateLimit: "%b";r=%d;t=%d\r\n' % (
-        name := scope.encode("ascii"), per_minute, name, remaining, math.ceil(_WINDOW_S - spare_s)
-    )  # fmt: skip
+    return b"%b;r=%d;t=%d\r\n" % (told, remaining, math.ceil(_WINDOW_S - spare_s))

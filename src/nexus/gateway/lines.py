@@ -5,7 +5,7 @@ ASCII) gives None: then `httptools` reads the same bytes and judges them. So thi
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from nexus.gateway import http1
 
@@ -30,21 +30,11 @@ Known = tuple[int, bytes, bytes]
 """The kind of a line (0: of no interest), its value, and the line as it goes on (empty: it does not)."""
 
 
-class Whole(NamedTuple):
-    """A request that came whole. `fields` holds values by kind, `onward` the lines for the worker."""
+Whole = tuple[bytes, list[bytes | None], list[bytes], bytes]
+"""A request that came whole: its first line, its values by kind, its lines for the worker, its body."""
 
-    first: bytes
-    fields: list[bytes | None]
-    onward: list[bytes]
-    body: bytes
-
-
-class Answer(NamedTuple):
-    """A worker's answer that came whole."""
-
-    status: int
-    onward: list[bytes]
-    body: bytes
+Answer = tuple[int, list[bytes], bytes]
+"""A worker's answer that came whole: its status, its lines for the client, its body."""
 
 
 class Reader:
@@ -93,7 +83,7 @@ class Reader:
         length = fields[LENGTH]
         if length is None or fields[HOST] is None or len(data) - end - 4 != int(length):
             return None
-        return Whole(first, fields, onward, data[end + 4 :])
+        return first, fields, onward, data[end + 4 :]
 
     def read_answer(self, data: bytes) -> Answer | None:
         """The answer with a length that `data` is, exactly; None when it is anything else, a part or more."""
@@ -120,7 +110,7 @@ class Reader:
         status = self._statuses.get(first) or self._learn_status(first)
         if length is None or not status or len(data) - end - 4 != int(length):
             return None
-        return Answer(status, onward, data[end + 4 :])
+        return status, onward, data[end + 4 :]
 
     def _learn_request(self, line: bytes) -> Known | None:
         found = _LINE.fullmatch(line)

@@ -25,27 +25,30 @@ class Minter:
 
     def __init__(self, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
         self._millisecond = -1
-        self._stamp = ""
+        self._stamp = b""
         self._random_bytes = random_bytes
         self._page = b""
         self._at = _PAGE
 
     def run_id(self) -> str:
-        return f"run_{self._time()}{self._take(16).translate(_LETTER_OF_BYTE).decode('ascii')}"
+        return self.run_id_bytes().decode("ascii")
+
+    def run_id_bytes(self) -> bytes:
+        return b"run_%b%b" % (self._time(), self._take(16).translate(_LETTER_OF_BYTE))
 
     def session_id(self, tag: str) -> str:
-        return f"ses_{self._time()}{self._take(12).translate(_LETTER_OF_BYTE).decode('ascii')}{tag}"
+        return (b"ses_%b%b" % (self._time(), self._take(12).translate(_LETTER_OF_BYTE))).decode("ascii") + tag
 
     def traceparent(self) -> tuple[bytes, str]:
         """A fresh one, and its trace id."""
         fresh = self._take(24).hex()
         return f"00-{fresh[:32]}-{fresh[32:]}-01".encode("ascii"), fresh[:32]
 
-    def _time(self) -> str:
+    def _time(self) -> bytes:
         now = time.time_ns() // 1_000_000
         if now != self._millisecond:
             self._millisecond = now
-            self._stamp = "".join(_PAIRS[(now >> shift) & 1023] for shift in (40, 30, 20, 10, 0))
+            self._stamp = "".join(_PAIRS[(now >> shift) & 1023] for shift in (40, 30, 20, 10, 0)).encode("ascii")
         return self._stamp
 
     def _take(self, count: int) -> bytes:

@@ -19,6 +19,7 @@ class Outbox:
         self._sent: dict[int, list[bytes]] = {}
         self._most = most
         self._next = 1
+        self._empty = True
         self.dropped = 0
         self.full_batch = asyncio.Event()
         self.all_stored = asyncio.Event()
@@ -36,7 +37,9 @@ class Outbox:
             if len(waiting) > self._most:
                 waiting.popleft()
                 self.dropped += 1
-        self.all_stored.clear()
+        if self._empty:
+            self._empty = False
+            self.all_stored.clear()
 
     def take_batch(self) -> tuple[int, list[bytes]] | None:
         """The next batch to send, or None when there is nothing or too much is unacknowledged."""
@@ -58,4 +61,5 @@ class Outbox:
             if len(self._waiting) >= BATCH:
                 self.full_batch.set()
         elif not self._sent:
+            self._empty = True
             self.all_stored.set()

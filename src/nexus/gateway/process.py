@@ -27,6 +27,7 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
     listeners = [await _listen_tcp(here), await _listen_door(here)]
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
     try:
         async with guard.Loops() as loops:
             loops.start("feed", client.follow)

@@ -92,9 +92,9 @@ class ClientConnection(asyncio.Protocol):
         if self.express is not None:
             self.express.abandon()
 
-    def rest(self) -> None:
+    def rest(self, now: float) -> None:
         """A run on the short way has been answered."""
-        self._deadline = self.world.loop.time() + self.world.settings.keep_alive_s
+        self._deadline = now + self.world.settings.keep_alive_s
 
     def pause_writing(self) -> None:
         self._stalled_at = self.world.loop.time()

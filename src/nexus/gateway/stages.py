@@ -190,16 +190,16 @@ def limit_agent(call: Call, world: World) -> None:
 def limits_of_caller(caller: routes.Caller, tenant: str, world: World) -> tuple[limits.Limit, ...]:
     found = []
     if caller.requests_per_minute is not None:
-        found.append(limits.Limit("key", caller.principal.id, caller.requests_per_minute))
+        found.append(limits.limit("key", caller.principal.id, caller.requests_per_minute))
     shared = world.table.tenant_rates.get(tenant)
     if shared is not None:
-        found.append(limits.Limit("tenant", f"tenant/{tenant}", shared))
+        found.append(limits.limit("tenant", f"tenant/{tenant}", shared))
     return tuple(found)
 
 
 def limits_of_deployment(deployment: routes.Deployment) -> tuple[limits.Limit, ...]:
     rate = deployment.requests_per_minute
-    return () if rate is None else (limits.Limit("agent", f"deployment/{deployment.id}", rate),)
+    return () if rate is None else (limits.limit("agent", f"deployment/{deployment.id}", rate),)
 
 
 def _count(call: Call, applying: tuple[limits.Limit, ...], world: World) -> None:

@@ -70,12 +70,11 @@ class Upstream(asyncio.Protocol):
         self.express = express
         self.answered = False
 
-    def rest(self) -> None:
+    def rest(self, now: float) -> None:
         """The short way's run is over and its answer was whole: the connection is free."""
         self.express = None
-        pool = self.pool
-        self.idle_since = pool.now()
-        pool.keep(self)
+        self.idle_since = now
+        self.pool.keep(self)
 
     def _unfold(self) -> None:
         """The run that was carried is no longer a plain one; `begin` is called in here."""
@@ -93,12 +92,12 @@ class Upstream(asyncio.Protocol):
             self._parser = httptools.HttpResponseParser(self)
         self.on_message_begin()
 
-    def is_quiet(self) -> bool:
+    def is_quiet(self, now: float) -> bool:
         """Whether an idle connection has neither been closed by its peer nor sent anything: one system call, no race lost
         that a write would have won. The loop itself has just looked at a connection that rests only since this very turn."""
         if self.transport.is_closing():
             return False
-        return self.pool.now() - self.idle_since < _FRESH_S or not self._poll.poll(0)
+        return now - self.idle_since < _FRESH_S or not self._poll.poll(0)
 
     def close(self) -> None:
         """Drop the connection at once; the exchange, if any, hears nothing more."""
@@ -246,12 +245,12 @@ class Pool:
     def open_count(self) -> int:
         return len(self._open)
 
-    def take(self, address: str) -> Upstream | None:
+    def take(self, address: str, now: float) -> Upstream | None:
         """An idle connection that its peer still holds open, or None."""
         idle = self._idle.get(address)
         while idle:
             connection = idle.pop()
-            if connection.is_quiet():
+            if connection.is_quiet(now):
                 return connection
             connection.close()
         return None
@@ -267,9 +266,6 @@ class Pool:
                 _, made = await self._loop.create_connection(lambda: Upstream(self, address), place, port, ssl=context)
         self._open.add(made)
         return made
-
-    def now(self) -> float:
-        return self._loop.time()
 
     def keep(self, connection: Upstream) -> None:
         """Back to the idle ones, at the cost of one look-up: for a connection that was taken from them and only read from."""

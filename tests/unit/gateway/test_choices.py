@@ -139,7 +139,7 @@ def test_a_minutes_requests_may_come_at_once_then_one_an_interval():
 
 def test_one_of_several_limits_that_says_no_takes_nothing_from_the_others():
     rates = limits.Rates.private()
-    wide, narrow = limits.Limit("key", "k", 10), limits.Limit("agent", "d", 2)
+    wide, narrow = limits.limit("key", "k", 10), limits.limit("agent", "d", 2)
     assert rates.take_all((wide, narrow), 50.0) == (narrow, 30.0)
     assert rates.take_all((wide, narrow), 50.0) == (narrow, 0.0)
     for _ in range(5):
@@ -148,7 +148,7 @@ def test_one_of_several_limits_that_says_no_takes_nothing_from_the_others():
 
 
 def test_what_is_left_is_told_as_the_draft_says():
-    limit = limits.Limit("key", "k", 120)
+    limit = limits.limit("key", "k", 120)
     assert limits.render(limit, 30.0) == b'RateLimit-Policy: "key";q=120;w=60\r\nRateLimit: "key";r=60;t=30\r\n'
     assert limits.render(limit, -2.0).endswith(b";r=0;t=62\r\n")
 
