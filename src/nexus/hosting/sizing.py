@@ -76,6 +76,8 @@ def plan_settings(version: Version, config: project.ProjectConfig, asked: Asked,
     kept: dict[str, Any] = {"session": {"persist": hosting.session.persist, "max_lifetime_s": hosting.session.max_lifetime}}
     if hosting.python is not None:
         kept["python"] = hosting.python
+    if hosting.concurrency is not None:
+        kept["concurrency"] = hosting.concurrency
     return Settings(
         entrypoint=version.entrypoint,
         package_digest=version.digest,
@@ -92,7 +94,7 @@ def plan_settings(version: Version, config: project.ProjectConfig, asked: Asked,
         run_timeout_s=hosting.timeout,
         start_timeout_s=hosting.start_timeout,
         balancer=options.pop("load_balancer", hosting.load_balancer),
-        max_concurrency=options.pop("max_concurrency", None),
+        max_concurrency=options.pop("max_concurrency", hosting.concurrency),
         max_queue=options.pop("max_queue", 1000),
         wait_s=options.pop("wait_s", 30.0),
         options=kept,
