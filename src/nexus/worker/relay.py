@@ -106,10 +106,10 @@ class Relay:
             self._ready.set()
         loop.run_forever()
         server.close()
-        open_ones = asyncio.all_tasks(loop)
-        for task in open_ones:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*open_ones, return_exceptions=True))
+        if open_ones := asyncio.all_tasks(loop):
+            for task in open_ones:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(open_ones))
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()
 
