@@ -1,23 +1,34 @@
 """Which instance serves a run: pure choices over what this process knows. Called by the stage `choose_instance`."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from nexus.gateway import mint, routes
+from nexus.gateway import mint, routes, splits
 
 LATENCY_WEIGHT = 0.2
 _LONGEST_OUT_S = 10.0
+_MOST_NOTED = 20_000
 
 
 def decide_instance(
-    deployment: routes.Deployment, *, session_id: str | None, now: float, without: Collection[str] = ()
+    deployment: routes.Deployment,
+    *,
+    session_id: str | None,
+    now: float,
+    without: Collection[str] = (),
+    version: str | None = None,
 ) -> routes.Instance | None:
-    """The instance for a run, or None when none can take it now. `without` are instances that this run has tried.
+    """The instance for a run, or None when none can take it now. `without` are instances that this run has tried, `version` is
+    the only one it may run on (None: any).
 
     A session goes to the instance it was minted for while that is listed, else to its rendezvous winner among the
     usable ones; so every gateway process agrees without talking. Without a session the deployment's balancer decides.
     """
-    usable = [instance for instance in deployment.instances if instance.out_until <= now and instance.id not in without]
+    listed = deployment.instances if version is None else deployment.versions.get(version, ())
+    threshold = deployment.options.threshold
+    usable = [instance for instance in listed if instance.out_until <= now and instance.id not in without]
+    if threshold is not None:
+        usable = [instance for instance in usable if instance.circuit.may_pass(threshold, now)]
     if not usable:
         return None
     limit = deployment.max_concurrency
@@ -37,6 +48,44 @@ def decide_instance(
     if deployment.balancer == "health-based":
         return min(around, key=_burden)
     return min(around, key=_active)
+
+
+def decide_version(
+    deployment: routes.Deployment, *, session_id: str | None, user: str, pins: splits.Pins, draw: Callable[[], float]
+) -> str | None:
+    """Which of several versions a run goes to; None leaves it to the balancer (also when there is only one version).
+
+    A session keeps the version it began on while that has instances. Else the split decides: by user, by session, or by
+    drawing when the run has no session yet.
+    """
+    versions = deployment.versions
+    if len(versions) < 2:
+        return None
+    if session_id is not None:
+        began = pins.find(deployment.id, session_id, versions)
+        if began is not None:
+            return began
+        tag = mint.session_tag(session_id)
+        if tag is not None and tag in deployment.tags:
+            return deployment.tags[tag].version
+    split = deployment.options.split
+    if split is None:
+        return None
+    key = user if split.by == "user" and user else session_id or f"{draw():.17f}"
+    return splits.assign(split, deployment.id, key, versions)
+
+
+def note_session(
+    deployment: routes.Deployment, session_id: str, instance: routes.Instance, pins: splits.Pins, wall: float
+) -> None:
+    """Remember on which version a session runs, once for each table."""
+    pinned = deployment.pinned
+    if session_id in pinned:
+        return
+    if len(pinned) >= _MOST_NOTED:
+        pinned.clear()
+    pinned.add(session_id)
+    pins.put(deployment.id, session_id, instance.version, wall)
 
 
 def _home_of(session_id: str, deployment: routes.Deployment, usable: Sequence[routes.Instance]) -> routes.Instance:

@@ -75,6 +75,10 @@ class Handler:
         """No connection could be made; nothing was sent. Connect elsewhere, wait, or raise the error to answer."""
         raise errors.Unavailable("nothing answers there", code="upstream.failed", retry_after_s=1) from error
 
+    def repeat(self) -> bool:
+        """The connection broke before any answer, and the request is at hand. True when it is being sent elsewhere."""
+        return False
+
     def expired(self) -> None:
         """The exchange's deadline has passed."""
         self.exchange.fail(errors.Exhausted("no answer came in time", code="run.timeout"))
@@ -250,7 +254,7 @@ class Exchange:
             framing = b"" if bodiless else b"Content-Length: %d\r\n" % len(body)
             self.parts.clear()
             self._joined = 0
-            self._kept = b"" if upstream.fresh else body
+            self._kept = b"" if upstream.fresh and not handler.collects else body
             upstream.transport.write(handler.request_head(framing) + body)
             return
         self._chunk_request = head.length is None
@@ -286,6 +290,14 @@ class Exchange:
         if self._was_never_read(upstream, error):
             self.parts = [self._kept]
             self.connect(upstream.address)
+            return
+        try:
+            if not upstream.answered and self.handler.collects:
+                self.parts = [self._kept]
+                if self.handler.repeat():
+                    return
+        except errors.NexusError as problem:
+            self.fail(problem)
             return
         self.fail(self.handler.broken("the connection broke off before the answer was complete", lost=True))
 

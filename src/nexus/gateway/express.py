@@ -7,7 +7,7 @@ of its cost. Whatever is out of the ordinary, before or after, continues on the 
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from nexus.gateway import balance, call, doors, http1, limits, lines, mint, routes, stages
+from nexus.gateway import balance, call, http1, limits, lines, mint, routes, runs_door, stages
 from nexus.gateway.exchange import Exchange
 from nexus.gateway.world import World
 
@@ -90,6 +90,10 @@ class Express:
         self._upstream.rest(now)
         instance.active -= 1
         deployment = self._admission.deployment
+        threshold = deployment.options.threshold
+        if threshold is not None:
+            instance.circuit.note_end(threshold, failed=status >= 500, now=now)
+            deployment.circuit.note_end(threshold, failed=status >= 500, now=now)
         balance.note_answer(instance, latency_s=ended - self.sent_at, failed=status >= 500)
         if world.waiting.has(deployment.id):
             world.loop.call_soon(world.waiting.look_again, deployment.id)
@@ -131,7 +135,7 @@ class Express:
             quota=self._quota,
         )
         exchange = Exchange(client, request, world)
-        handler = doors.RunHandler(exchange)
+        handler = runs_door.RunHandler(exchange)
         handler.resume(sent_at=self.sent_at)
         exchange.resume(handler, self._upstream, self._body, deadline=self.deadline)
         client.current = exchange
@@ -150,42 +154,25 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
     if admission is None or len(body) > world.table.max_body_bytes:
         return False
     started = world.clock()
-    if admission.expires_at <= started:
-        return False
-    accept = fields[lines.ACCEPT]
-    if accept is not None and b"text/event-stream" in accept:
-        return False
-    session = fields[lines.SESSION]
-    deployment = admission.deployment
-    if session in (b".", b".."):
+    accept, session = fields[lines.ACCEPT], fields[lines.SESSION]
+    if admission.expires_at <= started or (accept is not None and b"text/event-stream" in accept) or session in (b".", b".."):
         return False
     now = world.loop.time()
-    if world.waiting.has(deployment.id):
+    reserved = _reserve(admission, session, world, now)
+    if reserved is None:
         return False
-    instance = balance.decide_instance(deployment, session_id=None if session is None else session.decode("ascii"), now=now)
-    if instance is None:
-        return False
-    upstream = world.pool.take(instance.address, now)
-    if upstream is None:
-        deployment.turn.give_back()
-        return False
-    quota = None
-    if admission.limits:
-        quota = world.rates.take_all(admission.limits, now)
-        if quota[1] < 0:
-            world.pool.give_back(upstream)
-            return False
+    run = Express()
+    run.client, run.world, run._admission, run._fields, run._body, run._data = client, world, admission, fields, body, data
+    run._instance, run._upstream, run._quota = instance, upstream, _ = reserved
     trace = fields[lines.TRACE]
     if trace is None or mint.parse_traceparent(trace) is None:
         trace = world.minter.traceparent()[0]
-    run = Express()
-    run.client, run.world, run._admission, run._fields, run._body, run._data = client, world, admission, fields, body, data
-    run._instance, run._upstream, run._quota, run._trace, run._started = instance, upstream, quota, trace, started
-    run._given = session is not None
+    run._trace, run._started, run._given = trace, started, session is not None
     run._run_id = world.minter.run_id_bytes()
     run._session_id = world.minter.session_id(instance.tag).encode("ascii") if session is None else session
     run.sent_at = time.monotonic()
-    run.deadline = now + deployment.timeout_s + world.settings.deadline_grace_s
+    seconds = admission.deployment.timeout_s
+    run.deadline = now + seconds + world.settings.deadline_grace_s
     counts = world.counts
     counts.requests += 1
     counts.in_flight += 1
@@ -197,12 +184,46 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
             (
                 b"POST /run HTTP/1.1\r\nHost: agent\r\n", *onward, admission.told,
                 b"Nexus-Run-Id: %b\r\nNexus-Session-Id: %b\r\nNexus-Deadline: %d\r\ntraceparent: %b\r\nContent-Length: %d\r\n\r\n"
-                % (run._run_id, run._session_id, (started + deployment.timeout_s) * 1000, trace, len(body)),
+                % (run._run_id, run._session_id, (started + seconds) * 1000, trace, len(body)),
                 body,
             )
         )
     )  # fmt: skip
     return True
+
+
+def _reserve(
+    admission: Admission, session: bytes | None, world: World, now: float
+) -> "tuple[routes.Instance, Upstream, limits.Verdict | None] | None":
+    """Instance, a warm connection to it and what the limits leave; None, and nothing taken, when one of them is not to be had."""
+    deployment = admission.deployment
+    threshold = deployment.options.threshold
+    if world.waiting.has(deployment.id) or (threshold is not None and not deployment.circuit.may_pass(threshold, now)):
+        return None
+    session_id = None if session is None else session.decode("ascii")
+    version = None
+    if len(deployment.versions) > 1:
+        if session_id is None:
+            return None
+        version = balance.decide_version(deployment, session_id=session_id, user="", pins=world.pins, draw=world.draw)
+    turn = deployment.turn.at
+    instance = balance.decide_instance(deployment, session_id=session_id, now=now, version=version)
+    upstream = None if instance is None else world.pool.take(instance.address, now)
+    if instance is None or upstream is None:
+        deployment.turn.at = turn
+        return None
+    quota = None
+    if admission.limits:
+        quota = world.rates.take_all(admission.limits, now)
+        if quota[1] < 0:
+            world.pool.give_back(upstream)
+            return None
+    if session_id is not None and session_id not in deployment.pinned:
+        balance.note_session(deployment, session_id, instance, world.pins, world.clock())
+    if threshold is not None:
+        instance.circuit.note_start(threshold)
+        deployment.circuit.note_start(threshold)
+    return instance, upstream, quota
 
 
 def _admit(key: tuple[bytes | None, ...], data: bytes, world: World) -> Admission | None:
@@ -223,8 +244,8 @@ def _admit(key: tuple[bytes | None, ...], data: bytes, world: World) -> Admissio
         match=match,
         expires_at=float("inf") if caller.expires_at is None else caller.expires_at,
         limits=stages.limits_of_caller(caller, request.tenant, world) + stages.limits_of_deployment(deployment),
-        told=doors.render_caller(request),
-        record=doors.render_record_start(request),
+        told=runs_door.render_caller(request),
+        record=runs_door.render_record_start(request),
     )
     if len(world.admitted) >= _REMEMBERED:
         world.admitted.clear()

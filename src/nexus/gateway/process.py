@@ -7,7 +7,7 @@ import socket
 import stat
 from pathlib import Path
 
-from nexus.gateway import doors, feed, limits, outbox, server, settings, upstream, usage, waiting, world
+from nexus.gateway import doors, feed, limits, outbox, runs_door, server, settings, splits, upstream, usage, waiting, world
 from nexus.kit import guard
 
 _LOG = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
             task.cancel()
         await asyncio.gather(*here.tasks, return_exceptions=True)
         here.rates.close()
+        here.pins.close()
         config.home.door_socket(config.number).unlink(missing_ok=True)
 
 
@@ -61,7 +62,8 @@ def build_world(config: settings.Settings) -> world.World:
         outbox=outbox.Outbox(),
         ledger=usage.Ledger(),
         open_handler=doors.open_handler,
-        reader=doors.build_reader(),
+        reader=runs_door.build_reader(),
+        pins=splits.Pins.open(config.home.run / "sessions.map"),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexus.core import principals
-from nexus.gateway import mint
+from nexus.gateway import breaker, kept, mint, wishes
 from nexus.wire import feed as wire_feed
 
 SERVICE = "service"
@@ -38,6 +38,7 @@ class Instance:
     refused: int = 0
     failures: int = 0
     latency_s: float = 0.0
+    circuit: breaker.Circuit = field(default_factory=breaker.Circuit, repr=False)
     told: bytes = field(init=False, repr=False)
     id_bytes: bytes = field(init=False, repr=False)
     version_json: bytes = field(init=False, repr=False)
@@ -52,23 +53,23 @@ class Instance:
 
 
 class Turn:
-    """Whose turn it is, by a number that grows; a turn that was not used can be given back."""
+    """Whose turn it is: `at` grows with every choice, and is set back when a choice was not used."""
 
-    __slots__ = ("_next",)
+    __slots__ = ("at",)
 
     def __init__(self) -> None:
-        self._next = 0
+        self.at = 0
 
     def take(self) -> int:
-        self._next += 1
-        return self._next - 1
-
-    def give_back(self) -> None:
-        self._next -= 1
+        self.at += 1
+        return self.at - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
+    """`circuit` and `cache` live as long as the revision, `turn` as long as the deployment, in every table. `pinned` holds the
+    sessions whose version this table has seen noted. `plain` deployments may take the short way (`express`)."""
+
     id: str
     tenant: str
     agent: str
@@ -81,9 +82,16 @@ class Deployment:
     wait_s: float
     max_concurrency: int | None
     max_queue: int
-    plain: bool = True
-    requests_per_minute: int | None = None
+    options: wishes.Options = field(default_factory=wishes.Options)
+    versions: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
     turn: Turn = field(default_factory=Turn, repr=False)
+    circuit: breaker.Circuit = field(default_factory=breaker.Circuit, repr=False)
+    cache: kept.Cache = field(default_factory=kept.Cache, repr=False)
+    pinned: set[str] = field(default_factory=set, repr=False)
+
+    @property
+    def plain(self) -> bool:
+        return self.options.cache is None and self.options.split is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +209,10 @@ def _deployment(tenant: str, agent: str, environment: str, value: Mapping[str, A
             instance = Instance(id=entry["id"], address=entry["address"], version=entry["version"], tag=mint.tag_of(entry["id"]))
         instances.append(instance)
     limit = value["max_concurrency"]
-    options = value.get("options") or {}
+    by_version: dict[str, tuple[Instance, ...]] = {}
+    for instance in instances:
+        by_version[instance.version] = (*by_version.get(instance.version, ()), instance)
+    same = before if before is not None and (before.id, before.revision) == (value["id"], int(value["revision"])) else None
     return Deployment(
         id=value["id"],
         tenant=tenant,
@@ -215,8 +226,11 @@ def _deployment(tenant: str, agent: str, environment: str, value: Mapping[str, A
         wait_s=float(value["wait_s"]),
         max_concurrency=None if limit is None else int(limit),
         max_queue=int(value["max_queue"]),
-        requests_per_minute=_rate(options.get("requests_per_minute")),
+        options=wishes.parse_options(value.get("options") or {}, where=f"{tenant}/{agent}/{environment}"),
+        versions=by_version,
         turn=before.turn if before else Turn(),
+        circuit=same.circuit if same else breaker.Circuit(),
+        cache=same.cache if same else kept.Cache(),
     )
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from nexus.core import errors, names, principals
-from nexus.gateway import balance, http1, limits, mint, paths, routes
+from nexus.gateway import balance, breaker, http1, limits, mint, paths, routes
 from nexus.gateway.call import Call, Door, Match
 from nexus.gateway.world import World
 from nexus.kit import keys
@@ -198,7 +198,7 @@ def limits_of_caller(caller: routes.Caller, tenant: str, world: World) -> tuple[
 
 
 def limits_of_deployment(deployment: routes.Deployment) -> tuple[limits.Limit, ...]:
-    rate = deployment.requests_per_minute
+    rate = deployment.options.requests_per_minute
     return () if rate is None else (limits.limit("agent", f"deployment/{deployment.id}", rate),)
 
 
@@ -310,19 +310,45 @@ def name_run(call: Call, world: World) -> None:
         call.session_id, call.session_given = session, True
 
 
+def break_circuit(call: Call, world: World) -> None:
+    """Refuse at once what has just failed again and again, where the deployment wants that."""
+    deployment = call.deployment
+    if deployment is None or deployment.options.threshold is None:
+        return
+    now = world.loop.time()
+    if not deployment.circuit.may_pass(deployment.options.threshold, now):
+        raise breaker.refusal(deployment.agent, deployment.circuit, now)
+
+
 def choose_instance(call: Call, world: World) -> None:
     """The instance for this run, or none for now (the run then waits). Asked again after a wait or a refused connection."""
-    if call.deployment is None:
+    deployment = call.deployment
+    if deployment is None:
         return
+    session_id = call.session_id if call.session_given else None
+    version = None
+    if len(deployment.versions) > 1:
+        version = balance.decide_version(
+            deployment, session_id=session_id, user=_user(call), pins=world.pins, draw=world.draw
+        )  # fmt: skip
     instance = balance.decide_instance(
-        call.deployment,
-        session_id=call.session_id if call.session_given else None,
-        now=world.loop.time(),
-        without=call.tried,
-    )
+        deployment, session_id=session_id, now=world.loop.time(), without=call.tried, version=version
+    )  # fmt: skip
     call.instance = instance
-    if instance is not None and not call.session_given:
+    if instance is None:
+        return
+    if not call.session_given:
         call.session_id = world.minter.session_id(instance.tag)
+    if call.session_id is not None and (call.session_given or len(deployment.versions) > 1):
+        balance.note_session(deployment, call.session_id, instance, world.pins, world.clock())
+
+
+def _user(call: Call) -> str:
+    """Who a split by user is by: the user that the caller names, else the caller."""
+    named = call.head.named.get(b"nexus-user-id")
+    if named is not None:
+        return named.decode("latin-1")
+    return call.caller.principal.id if call.caller is not None else ""
 
 
 STAGES: tuple[Callable[[Call, World], None], ...] = (
@@ -336,10 +362,11 @@ STAGES: tuple[Callable[[Call, World], None], ...] = (
     authorise,
     resolve_deployment,
     limit_agent,
+    break_circuit,
     name_run,
     choose_instance,
 )
-EVERY_TIME = frozenset({limit_rate, limit_agent, name_run, choose_instance})
+EVERY_TIME = frozenset({limit_rate, limit_agent, break_circuit, name_run, choose_instance})
 
 
 def decide(call: Call, world: World) -> None:

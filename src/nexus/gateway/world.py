@@ -1,12 +1,13 @@
 """Everything one gateway process shares between its connections. Built by `process`, handed to each connection."""
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nexus.gateway import limits, mint, outbox, routes, settings, upstream, usage
+from nexus.gateway import kept, limits, mint, outbox, routes, settings, splits, upstream, usage
 from nexus.gateway.call import Match
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class World:
     ledger: usage.Ledger
     open_handler: "Callable[[exchange.Exchange], exchange.Handler]"
     reader: "lines.Reader"
+    pins: splits.Pins
+    keys: kept.Keys = field(default_factory=kept.Keys)
+    draw: Callable[[], float] = random.random
     minter: mint.Minter = field(default_factory=mint.Minter)
     table: routes.RouteTable = field(default_factory=routes.RouteTable)
     counts: Counts = field(default_factory=Counts)

@@ -32,6 +32,7 @@ _STATUS_OF_CODE = {
     "agent.bad_response": 502,
     "agent.connection_lost": 502,
     "control.timeout": 504,
+    "idempotency.mismatch": 422,
     "model.credential_refused": 502,
     "model.timeout": 504,
     "upgrade.unsupported": 501,
