@@ -83,9 +83,11 @@ async def _listen_tcp(here: world.World) -> asyncio.AbstractServer:
 
 async def _listen_door(here: world.World) -> asyncio.AbstractServer:
     path = here.settings.home.door_socket(here.settings.number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.chmod(0o711)
     _clear(path)
     listener = await here.loop.create_unix_server(lambda: server.ClientConnection(here, inside=True), str(path), backlog=_BACKLOG)
-    path.chmod(0o600)
+    path.chmod(0o666)  # an agent is another user; the run folder above is its owner's alone, and every call shows a token
     return listener
 
 

@@ -38,9 +38,14 @@ class Home:
     def supervisor_socket(self) -> Path:
         return self.run / "supervisor.sock"
 
+    @property
+    def doors(self) -> Path:
+        """What boxes see of the run-time directory: the gateways' doors and nothing else."""
+        return self.run / "doors"
+
     def door_socket(self, gateway: int) -> Path:
         """Where gateway process number `gateway` serves the platform doors to instances."""
-        return self.run / f"door-{gateway}.sock"
+        return self.doors / f"door-{gateway}.sock"
 
     def model_socket(self, model: str) -> Path:
         """Where a local model answers; listening there starts it on first use."""

@@ -54,6 +54,7 @@ async def serve(name: str) -> None:
         if name.startswith("gateway"):
             server = await asyncio.start_server(answer, host.host, host.port, reuse_port=True)
             door = host.home.door_socket(int(os.environ["NEXUS_GATEWAY"]))
+            door.parent.mkdir(parents=True, exist_ok=True)
             door.unlink(missing_ok=True)
             await asyncio.start_unix_server(answer, door)
         else:
