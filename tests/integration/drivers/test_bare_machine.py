@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import plain_worker
+import psutil
 import pytest
 import supervisor_rig
 
@@ -77,8 +78,10 @@ async def test_without_control_groups_children_die_with_their_instance(rig: supe
         spec = rig.spec_of({"agent.py": agent})
         made.start(spec)
         await until(made, spec.id, READY)
-        children = await rig.run(spec.id, None)
-        assert all(launcher.born(child) for child in children)
+        inside = await rig.run(spec.id, None)
+        status = next(status for status in made.statuses() if status.id == spec.id)
+        children = [child.pid for child in psutil.Process(status.pid).children()]
+        assert len(children) == len(inside) == 2
         stopping = made.stop(spec.id, grace_s=0)
         assert stopping is not None
         await stopping

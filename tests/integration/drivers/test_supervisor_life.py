@@ -360,35 +360,60 @@ async def test_stopping_while_it_starts_and_starting_while_it_stops(rig: Rig) ->
 async def test_an_agent_that_tampers_with_its_own_files_harms_only_itself(rig: Rig) -> None:
     agent = (
         "import os\n"
-        "here = os.path.dirname(os.environ['HOME'])\n"
+        "here, shared = os.path.dirname(os.environ['HOME']), os.path.dirname(os.environ['NEXUS_SOCKET'])\n"
         "def run(input):\n"
-        "    for name in ('status.json', 'worker.json', 'output.fifo'):\n"
-        "        os.unlink(f'{here}/{name}')\n"
-        "    os.mkfifo(f'{here}/status.json')\n"
-        "    os.mkfifo(f'{here}/worker.json')\n"
-        "    os.symlink('/etc/passwd', f'{here}/output.fifo')\n"
-        "    os.mkfifo(os.path.join(here, input))\n"
-        "    if input == 'tmp/die': os._exit(1)\n"
+        "    refused = []\n"
+        "    for name in ('status.json', 'output.fifo', 'tmp/../status.json'):\n"
+        "        try: os.unlink(f'{here}/{name}')\n"
+        "        except OSError as error: refused.append(name)\n"
+        "    for name in os.listdir(shared): os.unlink(f'{shared}/{name}')\n"
+        "    os.mkfifo(f'{shared}/worker.json')\n"
+        "    os.symlink(input, f'{shared}/sock')\n"
+        "    os.symlink('/etc/passwd', os.environ['HOME'] + '/link')\n"
+        "    if input == 'die': os._exit(1)\n"
+        "    return refused\n"
     )
     spec, other = rig.spec_of({"agent.py": agent}), rig.spec("good")
     await start(rig, spec)
     await start(rig, other)
     passwords = Path("/etc/passwd").read_bytes()
     with pytest.raises(ConnectionError):
-        await rig.run(spec.id, "tmp/die")
+        await rig.run(spec.id, "die")
+    (rig.home.instances / spec.id / "work" / "link").unlink()
     await until(rig, spec.id, lambda status: status.restarts == 1 and status.phase is READY)
-    logs_of_it = rig.home.logs / "agents" / "acme" / spec.agent
-    await rig.run(spec.id, str(logs_of_it / "trap.jsonl"))
+    supervisor = str(rig.home.supervisor_socket)
+    assert await rig.run(spec.id, supervisor) == ["status.json", "output.fifo", "tmp/../status.json"]
+    assert rig.home.instance_socket(spec.id).is_socket()
     async with asyncio.timeout(10):
         lines = [line async for line in rig.driver.logs(logs.LogQuery(tenant="acme", agent=spec.agent))]
     assert any("the instance ended" in line["message"] for line in lines)
     pid = (await rig.status(spec.id)).pid
     rig.kill()
+    (rig.home.instances / spec.id / "status.json").unlink()
+    os.mkfifo(rig.home.instances / spec.id / "status.json")
     await rig.up()
     assert [status.id for status in await rig.driver.statuses()] == [other.id]
     assert launcher.born(pid or 0) is None, "what cannot be adopted is not left running"
     assert await rig.run(other.id, 1) == 1
     assert Path("/etc/passwd").read_bytes() == passwords
+
+
+async def test_a_worker_that_puts_a_link_where_its_socket_belongs_leads_nobody_astray(rig: Rig) -> None:
+    agent = (
+        "import asyncio, os\n"
+        "listen, at = asyncio.start_unix_server, os.environ['NEXUS_SOCKET']\n"
+        "async def astray(answer, path):\n"
+        "    server = await listen(answer, path)\n"
+        "    os.unlink(path)\n"
+        f"    os.symlink({str(rig.home.supervisor_socket)!r}, path)\n"
+        "    return server\n"
+        "asyncio.start_unix_server = astray\n"
+        "def run(input): return input\n"
+    )
+    spec = rig.spec_of({"agent.py": agent})
+    assert (await fails(rig, spec))["code"] == "start.no_socket"
+    assert not rig.home.instance_socket(spec.id).is_symlink()
+    assert rig.home.supervisor_socket.is_socket()
 
 
 async def test_a_run_in_hand_may_end_before_its_instance_does_even_if_the_supervisor_dies(rig: Rig) -> None:

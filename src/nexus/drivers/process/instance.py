@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from nexus.core import errors, instances
@@ -31,6 +32,7 @@ _STEADY_S = 60.0
 _DUMP_S = 1.0
 _LINGER_S = 2.0
 _CANCEL_S = 3.0
+_BOXED_TEMPORARY = Path("/tmp")  # noqa: S108 - the box's own
 PAUSES = backoff.Backoff(first_s=0.5, longest_s=30.0, least_s=0.25)
 
 T = TypeVar("T")
@@ -45,6 +47,7 @@ class Tools:
     logs: Callable[[instances.InstanceSpec], log_writer.LogWriter]
     preparation: preparation.Preparation
     launcher: launcher.Launcher
+    doors: Path
     on_change: Callable[[instances.InstanceStatus], None]
     pauses: backoff.Backoff = PAUSES
     grace_s: float = 10.0
@@ -214,22 +217,38 @@ class Instance:
         await asyncio.to_thread(preparation.make_folders, self._paths)
         log = self._open_log()
         self._set(InstancePhase.STARTING, step="launching", detail="", address=None)
+        layers = await asyncio.to_thread(self._tools.launcher.look)
+        wish = preparation.render_wish(spec, self._paths, prepared, doors=self._tools.doors)
+        problems.check_isolation(spec, wish, layers)
         output = log.open_for_child()
         try:
             plan = launcher.Plan(
                 instance_id=spec.id,
                 command=preparation.render_command(prepared),
-                environ=preparation.render_environ(spec, self._paths, prepared),
+                environ=preparation.render_environ(
+                    spec, self._paths, prepared, temporary=_BOXED_TEMPORARY if layers.boxed else self._paths.temporary
+                ),
                 folder=prepared.source,
                 output=output,
                 memory_bytes=spec.memory_bytes,
                 cpu_millis=spec.cpu_millis,
+                wish=wish,
             )
-            self._running = self._tools.launcher.launch(plan)
+            self._running = await self._launch(plan)
         finally:
             os.close(output)
-        self._set(InstancePhase.STARTING, pid=self._running.handle.pid, started_at=self._tools.clock())
+        self._set(InstancePhase.STARTING, pid=self._running.handle.shown, started_at=self._tools.clock())
         return self._running
+
+    async def _launch(self, plan: launcher.Plan) -> launcher.Running:
+        """In a thread. Whoever cancels us still finds the process, and can end it."""
+        launching = asyncio.ensure_future(asyncio.to_thread(self._tools.launcher.launch, plan))
+        try:
+            return await asyncio.shield(launching)
+        except asyncio.CancelledError:
+            with contextlib.suppress(errors.NexusError):
+                self._running = await launching
+            raise
 
     async def _attend(self, running: launcher.Running) -> Problem:
         """From launched to ended; the process is dead or about to be killed when this returns why."""
@@ -276,6 +295,10 @@ class Instance:
                 self._on_step(step, detail)
             await asyncio.sleep(pause)
             pause = min(pause * 1.1, 0.1)
+        try:
+            paths.publish_socket(self._paths)
+        except OSError as error:
+            return problem_wire.render(problems.no_socket(self._spec, error.strerror or str(error), self._tail()))
         check = self._spec.health
         reason: str | None = None
         for attempt in range(check.retries):

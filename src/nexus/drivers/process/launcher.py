@@ -1,17 +1,11 @@
-"""A launch plan becomes a running process, and a recorded process is found again. The sandbox replaces this file's `Launcher`.
-
-Limits that a process keeps across exec are set by `box.py`; groups are joined from outside before the agent's code may run.
-"""
+"""What is launched and found again: plans, handles, and a running instance. `box_launcher` starts them."""
 
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
-import resource
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +14,9 @@ from typing import Protocol, Self
 import psutil
 
 from nexus.core import errors
-from nexus.drivers.process import cgroups
+from nexus.drivers.process import cgroups, sandbox
 
-_BOX = Path(__file__).with_name("box.py")
-_OOM_SCORE = 500
 _REAP_S = 5.0
-_FILE_BYTES = 16 * 1024**3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,17 +30,27 @@ class Plan:
     output: int
     memory_bytes: int | None
     cpu_millis: int | None
+    wish: sandbox.Wish | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handle:
-    """What is needed to find the process again: its pid is only trusted with the same start time in the same boot."""
+    """What is needed to find the process again: its pid is only trusted with the same start time in the same boot.
+
+    In a box `pid` is the box's init, whose end is the end of all, and `worker` the agent's own process.
+    """
 
     pid: int
     born: int
     boot: str
     groups: Mapping[str, str] = field(default_factory=dict)
     instance_id: str = ""
+    worker: int = 0
+
+    @property
+    def shown(self) -> int:
+        """The process that people want to see: the worker."""
+        return self.worker or self.pid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,10 @@ class Exit:
 class Launcher(Protocol):
     """Starts and finds processes. `launch` may block for some milliseconds and raises `errors.NexusError`."""
 
+    def look(self) -> sandbox.Layers:
+        """The layers of isolation in force on this machine. May block for some milliseconds the first time."""
+        ...
+
     def launch(self, plan: Plan) -> "Running": ...
 
     def adopt(self, handle: Handle) -> "Running | None":
@@ -81,11 +86,21 @@ class Launcher(Protocol):
 class Running:
     """One running instance: signal it, wait for its end, kill all of it, count what it used."""
 
-    def __init__(self, handle: Handle, *, pidfd: int, group: cgroups.Group, child: subprocess.Popen[bytes] | None) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        *,
+        pidfd: int,
+        group: cgroups.Group,
+        child: subprocess.Popen[bytes] | None,
+        ours: bool | None = None,
+    ) -> None:
+        """`ours`: it is a child of this process, so its exit is for us to take; with `child` that goes without saying."""
         self.handle = handle
         self._pidfd = pidfd
         self._group = group
         self._child = child
+        self._ours = child is not None if ours is None else ours
         self._kills = group.memory_kills()
         self._exit: Exit | None = None
 
@@ -113,7 +128,8 @@ class Running:
 
     def kill_all(self) -> None:
         """SIGKILL for every process of the instance."""
-        tree = self._tree() if self._exit is None else []
+        boxed = self.handle.worker != 0  # then nothing outlives the first process
+        tree = self._tree() if self._exit is None and not boxed else []
         self.send(signal.SIGKILL)
         self._group.kill()
         if born(self.handle.pid) in (None, self.handle.born):  # else the number belongs to a stranger by now
@@ -122,7 +138,7 @@ class Running:
         for process in tree:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        if not self.handle.groups:
+        if not self.handle.groups and not boxed:
             kill_marked(self.handle.instance_id)
 
     def usage(self) -> tuple[float, int]:
@@ -142,7 +158,7 @@ class Running:
     def secrets_of(self, names: Sequence[str]) -> dict[str, str]:
         """Values of these variables as the process was given them: how an adopting supervisor learns what is never on disk."""
         try:
-            block = Path(f"/proc/{self.handle.pid}/environ").read_bytes()
+            block = Path(f"/proc/{self.handle.shown}/environ").read_bytes()
         except OSError:
             return {}
         pairs = (entry.partition(b"=") for entry in block.split(b"\0"))
@@ -170,79 +186,22 @@ class Running:
 
     def _reap(self) -> Exit:
         out_of_memory = self._group.memory_kills() > self._kills
-        if self._child is None:
+        if not self._ours:
             return Exit(out_of_memory=out_of_memory)
-        code = self._child.wait(timeout=5)
+        code = self._child.wait(timeout=5) if self._child is not None else _take_exit(self._pidfd)
+        if self.handle.worker and code > 128 and code - 128 in signal.valid_signals():
+            code = 128 - code  # as the box's init tells that the worker was ended by a signal
         if code >= 0:
             return Exit(code=code)
         return Exit(signal=-code, out_of_memory=out_of_memory and -code == signal.SIGKILL)
 
 
-class ProcessLauncher:
-    """Plain processes with resource limits and, where the machine has them, control groups."""
-
-    def __init__(self, layout: cgroups.Layout, *, python: str = sys.executable) -> None:
-        self._layout = layout
-        self._python = python
-        self._boot = boot_id()
-
-    def launch(self, plan: Plan) -> Running:
-        group = cgroups.make(self._layout, plan.instance_id, memory_bytes=plan.memory_bytes, cpu_millis=plan.cpu_millis)
-        wait_end, go_end = os.pipe2(os.O_CLOEXEC)
-        try:
-            box = {"go": wait_end, "limits": self._limits(plan), "command": list(plan.command)}
-            child = subprocess.Popen(
-                [self._python, "-I", "-S", str(_BOX), json.dumps(box)],
-                stdin=subprocess.DEVNULL,
-                stdout=plan.output,
-                stderr=plan.output,
-                cwd=plan.folder,
-                env=dict(plan.environ),
-                pass_fds=(wait_end,),
-                start_new_session=True,
-                umask=0o077,
-            )
-            group.join(child.pid)
-            with contextlib.suppress(OSError):
-                Path(f"/proc/{child.pid}/oom_score_adj").write_text(str(_OOM_SCORE))
-            handle = Handle(
-                pid=child.pid, born=born(child.pid) or 0, boot=self._boot, groups=group.paths(), instance_id=plan.instance_id
-            )
-            running = Running(handle, pidfd=os.pidfd_open(child.pid), group=group, child=child)
-            with contextlib.suppress(BrokenPipeError):
-                os.write(go_end, b"1")
-            return running
-        except OSError as error:
-            group.remove()
-            raise errors.Unavailable(
-                f"cannot start a process for {plan.instance_id}",
-                code="start.no_process",
-                phase="start",
-                cause=error.strerror,
-                next_step="see what the machine is short of with: nexus doctor",
-            ) from error
-        finally:
-            os.close(wait_end)
-            os.close(go_end)
-
-    def adopt(self, handle: Handle) -> Running | None:
-        if handle.boot != self._boot or born(handle.pid) != handle.born:
-            return None
-        try:
-            pidfd = os.pidfd_open(handle.pid)
-        except OSError:
-            return None
-        if born(handle.pid) != handle.born:
-            os.close(pidfd)
-            return None
-        return Running(handle, pidfd=pidfd, group=cgroups.from_paths(handle.groups), child=None)
-
-    def _limits(self, plan: Plan) -> dict[str, tuple[int, int]]:
-        files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1] & 0x7FFFFFFF, 65536)
-        limits = {"RLIMIT_CORE": (0, 0), "RLIMIT_NOFILE": (files, files), "RLIMIT_FSIZE": (_FILE_BYTES, _FILE_BYTES)}
-        if plan.memory_bytes is not None and not self._layout.has("memory"):
-            limits["RLIMIT_DATA"] = (plan.memory_bytes, plan.memory_bytes)
-        return limits
+def _take_exit(pidfd: int) -> int:
+    """The exit code of a child that has ended, a signal as a negative number."""
+    found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    if found is None:
+        return 0
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
 def _resolve(ended: asyncio.Future[None]) -> None:

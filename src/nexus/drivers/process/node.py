@@ -12,6 +12,7 @@ from typing import Any, Self
 from nexus.core import errors, instances
 from nexus.core.phases import InstancePhase
 from nexus.drivers.process import (
+    box_launcher,
     cgroups,
     environment_plans,
     environments,
@@ -23,6 +24,7 @@ from nexus.drivers.process import (
     paths,
     preparation,
     record,
+    sandbox,
 )
 from nexus.kit import backoff, guard
 from nexus.kit.home import Home
@@ -54,6 +56,7 @@ class Node:
         self._layout = layout if layout is not None else cgroups.Layout()
         self._environments = environments.Environments(home.environments, environ=environ)
         self._worker_copy = worker_copy
+        self._layers = sandbox.Layers()
         self.hub = log_query.Hub()
         self._instances: dict[str, instance.Instance] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
@@ -64,7 +67,8 @@ class Node:
             place=lambda instance_id: paths.of_instance(home, instance_id),
             logs=self._logs_for,
             preparation=preparation.Preparation(home, self._environments, worker_copy),
-            launcher=launcher.ProcessLauncher(self._layout),
+            launcher=box_launcher.BoxLauncher(self._layout),
+            doors=home.doors,
             on_change=self._publish,
             grace_s=grace_s,
             pauses=pauses or instance.PAUSES,
@@ -73,7 +77,9 @@ class Node:
     async def __aenter__(self) -> Self:
         for folder in (self.home.instances, self.home.environments, self.home.root / "sources", self.home.logs):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await asyncio.to_thread(_open_doors, self.home)
         await asyncio.to_thread(self._sweep_files)
+        self._layers = await asyncio.to_thread(self._tools.launcher.look)
         self._find_again()
         await asyncio.to_thread(self._prune)
         await self._loops.__aenter__()
@@ -176,7 +182,7 @@ class Node:
         return self.hub.query(folder, tenant=tenant, agent=agent, wanted=wanted, limit=limit, follow=follow)
 
     def capabilities(self) -> driver.Capabilities:
-        missing = ["isolation: instances run as the host's own user and see its files; run only code you trust"]
+        missing = list(self._layers.missing)
         if not self._layout.has("memory"):
             missing.append("memory control group: a limit holds for each process apart, by RLIMIT_DATA")
         if not self._layout.has("cpu"):
@@ -187,7 +193,7 @@ class Node:
             missing.append("no control group at all: a daemon that hides its origin may outlive its instance")
         return driver.Capabilities(
             name="process",
-            isolation="process",
+            isolation="box" if self._layers.boxed else "process",
             limits_memory=True,
             limits_cpu=self._layout.has("cpu"),
             missing=tuple(missing),
@@ -277,6 +283,13 @@ class Node:
             await self._environments.ensure(empty, _ignore)
         with contextlib.suppress(errors.NexusError):
             await self._worker_copy()
+
+
+def _open_doors(home: Home) -> None:
+    """The folder that boxes see, before the first box binds it."""
+    home.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home.doors.mkdir(exist_ok=True)
+    home.doors.chmod(0o711)
 
 
 def _ignore(*_: Any) -> None:

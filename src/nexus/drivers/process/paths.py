@@ -1,5 +1,6 @@
 """Where the process driver keeps things: one folder for each instance, one for each package, log files by tenant and agent."""
 
+import contextlib
 import errno
 import os
 import re
@@ -25,8 +26,23 @@ class InstancePaths:
         return self.root / "status.json"
 
     @property
+    def shared(self) -> Path:
+        """The one folder where worker and supervisor meet: the worker may do there what it likes."""
+        return self.socket.with_suffix("")
+
+    @property
+    def worker_socket(self) -> Path:
+        """Where the worker listens. What is found there is looked at before it becomes `socket`."""
+        return self.shared / "sock"
+
+    @property
     def worker_status(self) -> Path:
-        return self.root / "worker.json"
+        return self.shared / "worker.json"
+
+    @property
+    def stage(self) -> Path:
+        """An empty folder: the root of the box is mounted on it, out of our sight."""
+        return self.root / "root"
 
     @property
     def output(self) -> Path:
@@ -73,6 +89,18 @@ def read_regular(path: Path, *, most: int) -> bytes:
         return os.read(fd, most)
     finally:
         os.close(fd)
+
+
+def publish_socket(at: InstancePaths) -> None:
+    """Move the worker's socket out of its reach, to where the gateways connect. OSError unless a socket was there.
+
+    Moved first and judged then: nobody can exchange it any more, for a link to another's socket say.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(at.worker_socket, at.socket)
+    if not stat.S_ISSOCK(at.socket.lstat().st_mode):
+        at.socket.unlink()
+        raise OSError(errno.ENOTSOCK, "the worker put something else where its socket belongs", str(at.worker_socket))
 
 
 def check_instance_id(value: str) -> str:

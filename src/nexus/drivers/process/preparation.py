@@ -5,12 +5,13 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from nexus.core import errors, instances
-from nexus.drivers.process import environment_plans, environments, paths
+from nexus.drivers.process import environment_plans, environments, paths, sandbox
 from nexus.kit.home import Home
 from nexus.wire import archive
 
@@ -51,9 +52,12 @@ class Preparation:
             python=_checked_python(python) if python is not None else None,
         )
         environment = await self._environments.ensure(plan, on_step)
+        copy = await self._worker_copy()
+        for folder in (source, environment, copy):
+            await asyncio.to_thread(open_to_agents, folder)
         touch(source)
         touch(environment)
-        return Prepared(source=source, environment=environment, worker_copy=await self._worker_copy())
+        return Prepared(source=source, environment=environment, worker_copy=copy)
 
     async def _unpack(self, digest: str, target: Path) -> None:
         async with self._unpacking.setdefault(digest, asyncio.Lock()):
@@ -87,9 +91,11 @@ def make_folders(at: paths.InstancePaths) -> None:
         at.work.mkdir(exist_ok=True, mode=0o700)
         shutil.rmtree(at.temporary, ignore_errors=True)
         at.temporary.mkdir(mode=0o700)
+        at.stage.mkdir(exist_ok=True, mode=0o700)
         at.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for path in (at.worker_status, at.socket):
-            path.unlink(missing_ok=True)
+        shutil.rmtree(at.shared, ignore_errors=True)
+        at.shared.mkdir(mode=0o700)
+        at.socket.unlink(missing_ok=True)
     except OSError as error:
         raise errors.Exhausted(
             f"cannot make the folders of an instance below {at.root.parent}",
@@ -130,16 +136,17 @@ def forget(at: paths.InstancePaths) -> None:
     """Nothing of the instance stays but its log. Never follows links that the agent left there."""
     with contextlib.suppress(OSError):
         at.socket.unlink(missing_ok=True)
+    shutil.rmtree(at.shared, ignore_errors=True)
     shutil.rmtree(at.root, ignore_errors=True)
 
 
-def render_environ(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Prepared) -> dict[str, str]:
+def render_environ(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Prepared, *, temporary: Path) -> dict[str, str]:
     """Every variable of the box and nothing of the host's. Ours win over the author's, secrets over settings."""
     environ = {
         "PATH": os.pathsep.join([str(ready.environment / "bin"), "/usr/local/bin", "/usr/bin", "/bin"]),
         "HOME": str(at.work),
         "LANG": "C.UTF-8",
-        "TMPDIR": str(at.temporary),
+        "TMPDIR": str(temporary),
         "PYTHONUNBUFFERED": "1",
         "VIRTUAL_ENV": str(ready.environment),
         **{name: str(value) for name, value in spec.env.items()},
@@ -150,7 +157,7 @@ def render_environ(spec: instances.InstanceSpec, at: paths.InstancePaths, ready:
         "NEXUS_ENVIRONMENT": spec.environment,
         "NEXUS_SOURCE": str(ready.source),
         "NEXUS_ENTRYPOINT": spec.entrypoint,
-        "NEXUS_SOCKET": str(at.socket),
+        "NEXUS_SOCKET": str(at.worker_socket),
         "NEXUS_DOOR": spec.door,
         "NEXUS_TOKEN": spec.token,
         "NEXUS_STATUS_FILE": str(at.worker_status),
@@ -163,6 +170,40 @@ def render_environ(spec: instances.InstanceSpec, at: paths.InstancePaths, ready:
     if spec.options.get("traces"):
         environ["NEXUS_TRACES"] = "1"
     return environ
+
+
+def render_wish(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Prepared, *, doors: Path) -> sandbox.Wish:
+    """What the instance sees of this machine: its own folders, and to read its code, its environment and the doors."""
+    options = spec.options
+    needed, links = sandbox.interpreter(ready.environment / "bin" / "python")
+    door = Path(spec.door)
+    return sandbox.Wish(
+        stage=at.stage,
+        folder=ready.source,
+        home=at.work,
+        output=at.output,
+        read=[ready.source, ready.environment, ready.worker_copy, doors if door.parent == doors else door, *needed],
+        write=[at.work, at.shared, at.temporary],
+        links=links,
+        context=str(options.get("security_context", sandbox.RESTRICTED)),
+        network=str(options.get("network", "host")),
+        read_only_root=options.get("read_only_root") is not False,
+        untrusted=options.get("untrusted") is True,
+        memory_bytes=spec.memory_bytes,
+    )
+
+
+def open_to_agents(folder: Path) -> None:
+    """Agents are other users: let them read what is theirs to read. The folders above stay their owner's alone. Once each."""
+    if folder.stat().st_mode & 0o005 == 0o005:
+        return
+    for directory, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            path = os.path.join(directory, name)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISREG(mode) and mode & 0o004 == 0:
+                os.chmod(path, stat.S_IMODE(mode) | 0o044 | (mode & 0o100) >> 3 | (mode & 0o100) >> 6)
+        os.chmod(directory, 0o755)  # noqa: S103 - the top one last: it says that all of it is done
 
 
 def render_command(ready: Prepared) -> list[str]:

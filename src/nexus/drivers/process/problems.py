@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from nexus.core import errors, instances
-from nexus.drivers.process import launcher
+from nexus.drivers.process import launcher, sandbox
 
 _LOGS = "see the whole log with: nexus ai agent logs {agent}"
 
@@ -56,6 +56,37 @@ def out_of_memory(spec: instances.InstanceSpec, tail: Sequence[str], *, phase: s
         log_tail=tail,
         extra={"limit_bytes": limit},
     )
+
+
+def no_socket(spec: instances.InstanceSpec, reason: str, tail: Sequence[str]) -> errors.NexusError:
+    return errors.AgentFailed(
+        f"{spec.agent} says that it is ready and does not listen",
+        code="start.no_socket",
+        phase="start",
+        cause=reason,
+        next_step="the worker listens on the unix socket named by NEXUS_SOCKET; leave that file to it",
+        log_tail=tail,
+    )
+
+
+def check_isolation(spec: instances.InstanceSpec, wish: sandbox.Wish, layers: sandbox.Layers) -> None:
+    """`Unavailable` when this machine cannot give what was asked for: an untrusted version, or a network of its own."""
+    if wish.untrusted and layers.refused:
+        raise errors.Unavailable(
+            f"{spec.agent} is marked untrusted and may not run on this machine",
+            code="isolation.layer_missing",
+            phase="start",
+            cause="; ".join(layers.missing),
+            next_step="see what to change with: nexus doctor; or run it on a machine that has every layer",
+        )
+    if wish.network == "isolated" and "network" not in layers.held:
+        raise errors.Unavailable(
+            f"{spec.agent} wants a network of its own, which this machine does not offer",
+            code="isolation.layer_missing",
+            phase="start",
+            cause=layers.refused.get("network", "no network namespace"),
+            next_step="write hosting.network: host, or run it where network namespaces may be made (nexus doctor)",
+        )
 
 
 def unhealthy(spec: instances.InstanceSpec, reason: str, tail: Sequence[str]) -> errors.NexusError:

@@ -1,0 +1,201 @@
+"""Entering the box, step by step; the order is the security. Standard library only, and little of it: this is start-up time.
+
+```
+supervisor ── Popen ──► box_main ── unshare, CLONE_PARENT ──► init (pid 1) ── fork ──► worker (pid 2)
+     ▲        plan by socket        then it exits         builds the root,            exec
+     └────── "init", "worker", or what failed ◄────────── gives up everything
+```
+
+`confine` is what a zygote calls too, in a child that it forked: it needs no exec.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+
+from nexus.drivers.process import box_calls, box_filter, box_landlock, box_root
+
+EXIT_BOX = 71
+_LINK = 3
+_FORWARDED = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGABRT, signal.SIGWINCH,
+)  # fmt: skip
+
+
+def main(control: int) -> None:
+    """Never returns. `control` is our end of a stream socket: the plan comes in by it, the outcome goes out."""
+    link = socket.socket(fileno=control)
+    link.set_inheritable(False)
+    plan = json.loads(_read_all(link))
+    if not plan:
+        os._exit(EXIT_BOX)
+    try:
+        _limit(plan["limits"])
+        if "namespaces" in plan["layers"]:
+            _into_namespaces(plan)
+            link.sendall(b"i")
+        _live(plan, link)
+    except box_calls.Denied as denied:
+        _fail(link, denied.layer, str(denied), denied.number)
+    except OSError as error:
+        _fail(link, "namespaces", f"{error.filename or 'set-up'}: {error.strerror}", error.errno or 0)
+
+
+def confine(plan: "box_calls.Plan") -> None:
+    """From inside fresh namespaces to an unprivileged process in its own root. Raises `Denied`.
+
+    Called with all privileges the caller has; afterwards there are none, for this process and whatever it starts.
+    """
+    layers = plan["layers"]
+    os.umask(0o022)
+    if "namespaces" in layers:
+        if plan["isolated"]:
+            box_calls.raise_loopback()
+        socket.sethostname(plan["host"])
+        box_root.build(plan)
+    _renounce(plan)
+    os.umask(0o077)
+    os.chdir(plan["folder"])
+    box_calls.forbid_new_privileges()
+    if "landlock" in layers:
+        box_landlock.restrict(plan["landlock_read"], plan["landlock_write"])
+    if "seccomp" in layers:
+        box_calls.set_filter(box_filter.build(box_calls.machine, restricted=plan["restricted"]))
+
+
+def _into_namespaces(plan: "box_calls.Plan") -> None:
+    """This process ends; its twin, already in the new namespaces and pid 1 there, goes on as the supervisor's child."""
+    own = box_calls.CLONE_NEWNS | box_calls.CLONE_NEWIPC | box_calls.CLONE_NEWUTS | box_calls.CLONE_NEWPID
+    own |= box_calls.CLONE_NEWCGROUP
+    if plan["owner"] is None:
+        user, group = os.getuid(), os.getgid()
+        box_calls.unshare(own | box_calls.CLONE_NEWUSER, "namespaces")
+        _map_ids(plan["inner"], user, group)
+    else:
+        box_calls.unshare(own, "namespaces")
+    if plan["isolated"]:
+        box_calls.unshare(box_calls.CLONE_NEWNET, "network")
+    if box_calls.fork_beside():
+        os._exit(0)
+    os.setsid()
+
+
+def _map_ids(inner: int, user: int, group: int) -> None:
+    for name, line in (("setgroups", "deny"), ("uid_map", f"{inner} {user} 1"), ("gid_map", f"{inner} {group} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(line)
+
+
+def _renounce(plan: "box_calls.Plan") -> None:
+    """Another user, unprivileged inside and outside, and not one capability left."""
+    owner = plan["owner"]
+    if owner is not None:
+        box_calls.drop_bounding_set()
+        os.setgroups([])
+        os.setresgid(owner, owner, owner)
+        os.setresuid(owner, owner, owner)
+        box_calls.be_inspectable()
+        if "user" in plan["layers"]:
+            # The namespaces above belong to the host's own user namespace, where we are nobody from here on.
+            box_calls.unshare(box_calls.CLONE_NEWUSER, "user")
+            try:
+                _map_ids(plan["inner"], owner, owner)
+            except OSError as error:
+                raise box_calls.Denied("user", "map the user", error.errno or 0) from None
+    if "namespaces" in plan["layers"] and (owner is None or "user" in plan["layers"]):
+        box_calls.drop_bounding_set()  # a new user namespace begins with all of them
+    box_calls.drop_capabilities()
+
+
+def _live(plan: "box_calls.Plan", link: socket.socket) -> None:
+    if "namespaces" not in plan["layers"]:
+        confine_alone(plan, link)
+        return
+    confine(plan)
+    link = _take_descriptors(plan, link)
+    watched = set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    worker = os.fork()
+    if worker == 0:
+        os.setsid()
+        _start(plan, link)
+    link.close()
+    _keep(worker, watched)
+
+
+def confine_alone(plan: "box_calls.Plan", link: socket.socket) -> None:
+    """Without namespaces: no privileges can be gained, the filter and Landlock where there are such, and no init of our own."""
+    confine({**plan, "owner": None})
+    _start(plan, link)
+
+
+def _start(plan: "box_calls.Plan", link: socket.socket) -> None:
+    try:
+        link.sendall(b"w")
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        os.execve(plan["command"][0], plan["command"], plan["environ"])  # noqa: S606 - replacing ourselves is the point
+    except OSError as error:
+        _fail(link, "command", f"{plan['command'][0]}: {error.strerror}", error.errno or 0)
+
+
+def _keep(worker: int, watched: "set[signal.Signals]") -> None:
+    """Pid 1: reap every orphan, hand signals on, end as the worker ends (128 + the signal, as a shell tells it)."""
+    box_calls.close_from(0)
+    forwarded = set(_FORWARDED)
+    while True:
+        number = signal.sigwait(watched)
+        if number in forwarded:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, number)
+        if number != signal.SIGCHLD:
+            continue
+        while True:
+            try:
+                ended, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                os._exit(EXIT_BOX)
+            if ended == 0:
+                break
+            if ended == worker:
+                code = os.waitstatus_to_exitcode(status)
+                os._exit(code if code >= 0 else 128 - code)
+
+
+def _take_descriptors(plan: "box_calls.Plan", link: socket.socket) -> socket.socket:
+    """Input from the box's own `/dev/null`, output to the FIFO by its name in the box; nothing else but the link stays open."""
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    out = os.open(plan["output"], os.O_RDWR)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    ours = link.detach()
+    if ours != _LINK:
+        os.dup2(ours, _LINK, inheritable=False)
+    box_calls.close_from(_LINK + 1)
+    return socket.socket(fileno=_LINK)
+
+
+def _limit(limits: "dict[str, list[int]]") -> None:
+    for name, (soft, hard) in limits.items():
+        kind = getattr(resource, name)
+        most = resource.getrlimit(kind)[1]
+        if most != resource.RLIM_INFINITY:
+            soft, hard = min(soft, most), min(hard, most)
+        resource.setrlimit(kind, (soft, hard))
+
+
+def _read_all(link: socket.socket) -> bytes:
+    pieces = []
+    while piece := link.recv(1 << 20):
+        pieces.append(piece)
+    return b"".join(pieces) or b"null"
+
+
+def _fail(link: socket.socket, layer: str, text: str, number: int) -> None:
+    with contextlib.suppress(OSError):
+        link.sendall(b"!" + json.dumps({"layer": layer, "text": text, "errno": number}).encode())
+    os._exit(EXIT_BOX)

@@ -1,0 +1,284 @@
+"""Starts instances in their boxes and says which layers of the box this machine offers. The one `Launcher` in use.
+
+The plan goes to the box's first process over a socket, once it stands in its control groups: nothing of the agent's is in an
+argument list or an environment before the box is closed. The kernel itself tells us the pids, as credentials of what is answered.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nexus.core import errors
+from nexus.drivers.process import box_calls, cgroups, launcher, sandbox
+
+_LOG = logging.getLogger(__name__)
+_MAIN = Path(__file__).with_name("box_main.py")
+_ANSWER_S = 20.0
+_OOM_SCORE = 500
+_FILE_BYTES = 16 * 1024**3
+_CREDENTIALS = struct.Struct("3i")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entered:
+    """What the box answered: its processes by our numbers, or what failed."""
+
+    init: int = 0
+    worker: int = 0
+    failed: dict[str, Any] | None = None
+
+
+class BoxLauncher:
+    """`layers` are looked for at the first launch, or by `look`; both block for some milliseconds."""
+
+    def __init__(self, layout: cgroups.Layout, *, python: str = sys.executable, layers: sandbox.Layers | None = None) -> None:
+        self._layout = layout
+        self._python = python
+        self._boot = launcher.boot_id()
+        self._layers = layers
+
+    def look(self) -> sandbox.Layers:
+        """The layers in force on this machine, found once by entering a box that does nothing."""
+        if self._layers is None:
+            self._layers = find_layers(self._layout, python=self._python)
+        return self._layers
+
+    def launch(self, plan: launcher.Plan) -> launcher.Running:
+        if plan.wish is None:
+            raise errors.Internal("a launch without a box was planned", code="driver.defect", phase="start")
+        layers = self.look()
+        owner = plan_owner(plan.instance_id) if layers.boxed else None
+        group = cgroups.make(self._layout, plan.instance_id, memory_bytes=plan.memory_bytes, cpu_millis=plan.cpu_millis)
+        try:
+            _give(plan.wish, owner)
+            drawn = sandbox.plan(
+                plan.wish,
+                instance_id=plan.instance_id,
+                layers=layers,
+                owner=owner,
+                command=plan.command,
+                environ=plan.environ,
+                limits=self._limits(plan),
+            )
+            running = self._enter(drawn, plan, group)
+        except BaseException:
+            cgroups.wait_removed(group)
+            raise
+        return running
+
+    def adopt(self, handle: launcher.Handle) -> launcher.Running | None:
+        if handle.boot != self._boot or launcher.born(handle.pid) != handle.born:
+            return None
+        try:
+            pidfd = os.pidfd_open(handle.pid)
+        except OSError:
+            return None
+        if launcher.born(handle.pid) != handle.born:
+            os.close(pidfd)
+            return None
+        return launcher.Running(handle, pidfd=pidfd, group=cgroups.from_paths(handle.groups), child=None)
+
+    def _enter(self, drawn: dict[str, Any], plan: launcher.Plan, group: cgroups.Group) -> launcher.Running:
+        try:
+            first, entered = enter(drawn, python=self._python, output=plan.output, group=group)
+        except OSError as error:
+            raise errors.Unavailable(
+                f"cannot start a process for {plan.instance_id}",
+                code="start.no_process",
+                phase="start",
+                cause=error.strerror or str(error),
+                next_step="see what the machine is short of with: nexus doctor",
+            ) from error
+        if entered.failed is not None:
+            raise _explain(entered.failed, plan)
+        boxed = entered.init != 0
+        pid = entered.init or first.pid
+        handle = launcher.Handle(
+            pid=pid,
+            born=launcher.born(pid) or 0,
+            boot=self._boot,
+            groups=group.paths(),
+            instance_id=plan.instance_id,
+            worker=entered.worker if boxed else 0,
+        )
+        return launcher.Running(handle, pidfd=os.pidfd_open(pid), group=group, child=None if boxed else first, ours=True)
+
+    def _limits(self, plan: launcher.Plan) -> dict[str, tuple[int, int]]:
+        files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1] & 0x7FFFFFFF, 65536)
+        limits = {"RLIMIT_CORE": (0, 0), "RLIMIT_NOFILE": (files, files), "RLIMIT_FSIZE": (_FILE_BYTES, _FILE_BYTES)}
+        if plan.memory_bytes is not None and not self._layout.has("memory"):
+            limits["RLIMIT_DATA"] = (plan.memory_bytes, plan.memory_bytes)
+        return limits
+
+
+def enter(drawn: dict[str, Any], *, python: str, output: int, group: cgroups.Group) -> tuple["subprocess.Popen[bytes]", Entered]:
+    """Start the first process, let it into its groups, hand it the plan and hear what became of it. Raises OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        ours.settimeout(_ANSWER_S)
+        first = subprocess.Popen(
+            [python, "-I", "-S", str(_MAIN), str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd="/",
+            env={"LANG": "C.UTF-8"},
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+            umask=0o077,
+        )
+        theirs.close()
+        try:
+            group.join(first.pid)
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{first.pid}/oom_score_adj").write_text(str(_OOM_SCORE))
+            with contextlib.suppress(BrokenPipeError):
+                ours.sendall(json.dumps(drawn).encode())
+                ours.shutdown(socket.SHUT_WR)
+            entered = _hear(ours)
+        except BaseException:
+            first.kill()
+            first.wait()
+            raise
+        if entered.init or entered.failed is not None:
+            first.wait(_ANSWER_S)
+        if entered.init and entered.failed is not None:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(entered.init, 0)
+        return first, entered
+
+
+def plan_owner(instance_id: str) -> int | None:
+    """The host's user that an instance becomes; None when we are not root and can become nobody else."""
+    if os.geteuid() != 0:
+        return None
+    return sandbox.plan_owner(instance_id, Path("/proc/self/uid_map").read_text())
+
+
+def find_layers(layout: cgroups.Layout, *, python: str = sys.executable) -> sandbox.Layers:
+    """Enter an empty box with every layer, and again without each one that the machine refuses. Blocks for some 50 ms."""
+    held, refused = set(sandbox.LAYERS), dict[str, str]()
+    if os.geteuid() != 0:
+        held.discard("user")  # the one namespace of an ordinary user's box is its user namespace
+    if not box_calls.known():
+        return sandbox.Layers(refused={layer: f"not written for {box_calls.machine}" for layer in held})
+    while held:
+        failed = _try(frozenset(held), python)
+        if failed is None:
+            break
+        layer = str(failed["layer"]) if failed["layer"] in held else "namespaces"
+        if layer not in held:
+            _LOG.warning("no layer of the box works here: %s", failed["text"])
+            refused |= dict.fromkeys(held, str(failed["text"]))
+            held.clear()
+            break
+        gone = {layer, *(("user", "network") if layer == "namespaces" else ())} & held
+        refused |= dict.fromkeys(gone, str(failed["text"]))
+        held -= gone
+    return sandbox.Layers(held=frozenset(held), refused=refused)
+
+
+def _try(held: frozenset[str], python: str) -> dict[str, Any] | None:
+    """None when a program ran to its good end in a box of these layers, else what failed."""
+    with tempfile.TemporaryDirectory(prefix="nexus-box-") as name, _fifo(Path(name, "output")) as output:
+        stage = Path(name, "stage")
+        stage.mkdir()
+        needs, links = sandbox.interpreter(Path(python))
+        real = Path(python).resolve()
+        owner = plan_owner(name) if "namespaces" in held else None
+        wish = sandbox.Wish(
+            stage=stage,
+            folder=Path("/"),
+            home=Path("/"),
+            output=Path(name, "output"),
+            read=needs,
+            links=links,
+            network="isolated" if "network" in held else "host",
+        )
+        _give(wish, owner)
+        drawn = sandbox.plan(
+            wish,
+            instance_id="ins_trial",
+            layers=sandbox.Layers(held=held),
+            owner=owner,
+            command=[str(real), "-I", "-S", "-c", "pass"],
+            environ={},
+            limits={},
+        )
+        try:
+            first, entered = enter(drawn, python=python, output=output, group=cgroups.Group())
+        except OSError as error:
+            return {"layer": "namespaces", "text": error.strerror or str(error)}
+        if entered.failed is not None:
+            return entered.failed
+        code = first.wait(_ANSWER_S) if not entered.init else os.waitstatus_to_exitcode(os.waitpid(entered.init, 0)[1])
+        return None if code == 0 else {"layer": "namespaces", "text": f"a program in it ends with {code}"}
+
+
+def _give(wish: sandbox.Wish, owner: int | None) -> None:
+    """What the instance may write belongs to its user."""
+    if owner is not None:
+        for path in (*wish.write, wish.output):
+            os.chown(path, owner, owner, follow_symlinks=False)
+
+
+def _hear(link: socket.socket) -> Entered:
+    """Everything the box says until it runs (or has ended): one letter from each process that came to life."""
+    init = worker = 0
+    failed = b""
+    while True:
+        data, extra, _, _ = link.recvmsg(64 * 1024, socket.CMSG_SPACE(_CREDENTIALS.size))
+        if not data:
+            break
+        pid = next((_CREDENTIALS.unpack(found[: _CREDENTIALS.size])[0] for _, _, found in extra), 0)
+        if failed or data[:1] == b"!":
+            failed += data
+        elif data == b"i":
+            init = pid
+        elif data == b"w":
+            worker = pid
+    if failed:
+        return Entered(init=init, worker=worker, failed=json.loads(failed[1:]))
+    if not worker:
+        return Entered(init=init, failed={"layer": "namespaces", "text": "it ended before the agent was started", "errno": 0})
+    return Entered(init=init, worker=worker)
+
+
+def _explain(failed: dict[str, Any], plan: launcher.Plan) -> errors.NexusError:
+    if failed["layer"] == "command":
+        return errors.Unavailable(
+            f"the worker of {plan.instance_id} cannot be started",
+            code="start.no_process",
+            phase="start",
+            cause=str(failed["text"]),
+            next_step="see what the machine is short of with: nexus doctor",
+        )
+    return errors.Unavailable(
+        f"the box of {plan.instance_id} cannot be made",
+        code="start.no_box",
+        phase="start",
+        cause=f"{failed['layer']}: {failed['text']}",
+        next_step="see which layers of isolation this machine offers with: nexus doctor",
+    )
+
+
+@contextlib.contextmanager
+def _fifo(path: Path) -> Iterator[int]:
+    os.mkfifo(path, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
