@@ -244,5 +244,9 @@ def test_history_and_rollback(host: Host, project: Path) -> None:
 def test_changing_and_deleting_a_secret_restarts_by_rolling(host: Host, project: Path) -> None:
     host.ok("ai", "agent", "secret", "set", "my-agent", "EXTERNAL_API_KEY", stdin="zz-98765\n")
     until(lambda: host.run("my-agent", "secret")[1].get("output") == "zz-9", what="the new secret")
+    before = (host.home / "master.key").read_bytes()
+    assert host.ok("keys", "rotate-master", "--json").json["rewrapped"] >= 1
+    assert (host.home / "master.key").read_bytes() != before
+    assert host.run("my-agent", "secret")[1]["output"] == "zz-9"
     host.ok("ai", "agent", "secret", "delete", "my-agent", "EXTERNAL_API_KEY")
     assert "EXTERNAL_API_KEY" not in host.ok("ai", "agent", "secret", "list", "my-agent", "--json").out

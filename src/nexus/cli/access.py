@@ -12,7 +12,9 @@ from nexus.kit import quantity
 
 def register(app: typer.Typer) -> None:
     keys = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="API keys.")
-    for name, command in (("create", create_key), ("list", list_keys), ("revoke", revoke_key)):
+    for name, command in (
+        ("create", create_key), ("list", list_keys), ("revoke", revoke_key), ("rotate-master", rotate_master_key),
+    ):  # fmt: skip
         keys.command(name)(command)
     app.add_typer(keys, name="keys")
     tenants = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Tenants.")
@@ -89,6 +91,13 @@ def revoke_key(
     with connect.open_client() as host:
         host.keys.revoke(key_id)
     screen.give({"revoked": key_id}, as_json=as_json, text=f"revoked {key_id}")
+
+
+def rotate_master_key(as_json: Json = False) -> None:
+    """Replace the master key that secrets are kept under. Nothing restarts, no value changes."""
+    with connect.open_client() as host:
+        view = host.keys.rotate_master()
+    screen.give(view, as_json=as_json, text=f"{view.get('rewrapped', 0)} secrets are kept under a new master key")
 
 
 def create_tenant(

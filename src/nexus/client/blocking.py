@@ -195,6 +195,7 @@ class Keys(_Room):
     create = _verb(operations.create_key)
     list = _verb(operations.list_keys)
     revoke = _verb(operations.revoke_key)
+    rotate_master = _verb(operations.rotate_master_key)
 
 
 class Tenants(_Room):

@@ -320,6 +320,12 @@ def revoke_key(key_id: str) -> Operation[None]:
     yield from ask(Call(method="DELETE", path=f"/v1/keys/{quote(key_id, safe='')}"))
 
 
+def rotate_master_key() -> Operation[answers.Answer]:
+    """Replace the key under which every secret's own key is kept (admins only). `rewrapped` says how many were."""
+    reply = yield from ask(Call(method="POST", path="/v1/host/rotate-key"))
+    return answers.Answer(reply.object())
+
+
 def create_tenant(name: str) -> Operation[answers.Answer]:
     reply = yield from ask(Call(method="POST", path="/v1/tenants", json={"name": names.parse_label(name, "tenant name")}))
     return answers.Answer(reply.object())
