@@ -6,7 +6,7 @@ import importlib.util
 from fastapi import APIRouter, FastAPI
 
 import nexus
-from nexus.api import agents, bounds, deployments, errors, host, keys, logs, secrets
+from nexus.api import agents, bounds, deployments, errors, host, keys, logs, rollouts, secrets
 from nexus.api.services import Services
 from nexus.core import errors as core_errors
 
@@ -39,7 +39,16 @@ def create_app(services: Services | None) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    for router in (agents.router, deployments.router, secrets.router, logs.router, keys.router, host.router, _console):
+    for router in (
+        agents.router,
+        deployments.router,
+        rollouts.router,
+        secrets.router,
+        logs.router,
+        keys.router,
+        host.router,
+        _console,
+    ):
         app.include_router(router)
     for name in _FURTHER:
         if importlib.util.find_spec(name) is not None:

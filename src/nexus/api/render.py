@@ -35,6 +35,8 @@ def render_revision(revision: Revision) -> views.RevisionView:
         created_by=revision.created_by,
         ended_at=revision.ended_at,
         problem=dict(revision.problem) if revision.problem is not None else None,
+        strategy=revision.strategy.kind.value,
+        outcome=dict(revision.progress.outcome) or None,
     )
 
 

@@ -42,7 +42,7 @@ from nexus.kit.home import Home
 from nexus.models import catalog
 from nexus.secrets import master_key
 from nexus.secrets import service as secret_service
-from nexus.stores.postgres import access, engine, hosting, migrate
+from nexus.stores.postgres import access, engine, hosting, hosting_runs, migrate
 from nexus.wire import feed
 
 _LOG = logging.getLogger("nexus.control")
@@ -128,6 +128,7 @@ async def _build(
     )
     reconciler = loop.Reconciler(store=store, driver=driver, executor=doing, clock=system)
     rooms.wake, rooms.statuses = reconciler.wake, lambda: reconciler.picture.statuses
+    rooms.samples = reconciler.looks.samples = hosting_runs.PostgresRunSamples(database)
 
     async def restart(tenant: str, agent: str) -> None:
         await rooms.restart(tenant, agent, reason="secret changed")
@@ -160,7 +161,9 @@ async def _run(
 
     async def publish_routes(picture: loop.Picture) -> None:
         entries: dict[str, Any] = dict(
-            routes.render_deployments(picture.deployments, picture.revisions, picture.instances, picture.statuses)
+            routes.render_deployments(
+                picture.deployments, picture.revisions, picture.instances, picture.statuses, now=time.time()
+            )
         )
         records = [each for mine in picture.instances.values() for each in mine]
         server.publish("hosting", entries | routes.render_tokens(picture.deployments, records))

@@ -13,6 +13,7 @@ from typing import Any, Self
 from nexus.core.environments import Bounds
 from nexus.core.instances import HealthCheck
 from nexus.core.phases import RevisionPhase
+from nexus.core.rollouts import Progress, Strategy
 
 
 class Target(StrEnum):
@@ -99,6 +100,8 @@ class Revision:
     created_by: str
     ended_at: float | None = None
     problem: Mapping[str, Any] | None = None
+    strategy: Strategy = field(default_factory=Strategy)
+    progress: Progress = field(default_factory=Progress)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 from nexus.core import deployments, errors, ids, instances
 from nexus.core.deployments import Deployment, Instance, Revision, Target
 from nexus.core.phases import RevisionPhase
-from nexus.hosting import changes, planner
+from nexus.hosting import changes, planner, strategies
 from nexus.kit import clock
 from nexus.ports import driver, hosting_store
 
@@ -64,7 +64,11 @@ class Executor:
             case planner.Forget():
                 await self._forget(deployment, action.instance_id)
             case planner.Activate():
-                await self._activate(deployment, action.revision)
+                await self._activate(deployment, action)
+            case planner.Advance():
+                await self._advance(deployment, action)
+            case planner.SwitchBack():
+                await self._switch_back(deployment, action)
             case planner.Fail():
                 await self._fail(deployment, action)
             case planner.Remove():
@@ -103,6 +107,9 @@ class Executor:
             if revision is None or revision.phase is not RevisionPhase.PENDING:
                 return
             await change.put_revision(replace(revision, phase=RevisionPhase.ROLLING))
+            for one in await change.revisions():
+                if one.progress.lead == number and one.phase is RevisionPhase.PENDING:
+                    await change.put_revision(replace(one, phase=RevisionPhase.ROLLING))
             wanted = f"{change.deployment.replicas} instance{'s' if change.deployment.replicas != 1 else ''}"
             event = {"phase": RevisionPhase.ROLLING.value, "message": f"starting {wanted}", "done": False}
             await change.add_event(number, self._clock.time(), event)
@@ -110,10 +117,12 @@ class Executor:
     async def _mint(self, deployment: Deployment, number: int) -> None:
         async with self._change(deployment) as change:
             now = change.deployment
-            if now is None or now.target is not Target.RUNNING or now.target_revision != number:
+            if now is None or now.target is not Target.RUNNING:
                 return
-            revision = next((one for one in await change.revisions() if one.number == number), None)
-            if revision is None:
+            revisions = {one.number: one for one in await change.revisions()}
+            wanted = {now.target_revision, *(share.revision for share in self._shares(now, revisions))}
+            revision = revisions.get(number)
+            if revision is None or number not in wanted:
                 return
             instance_id = ids.new_id(ids.INSTANCE)
             minted = Instance(
@@ -127,6 +136,9 @@ class Executor:
             )
             await change.put_instance(minted)
         await self._driver.start(await self._spec(deployment, revision, instance_id))
+
+    def _shares(self, deployment: Deployment, revisions: Mapping[int, Revision]) -> tuple[strategies.Share, ...]:
+        return strategies.plan_shares(deployment, revisions, self._clock.time())
 
     async def _start_again(self, deployment: Deployment, instance_id: str, revisions: Mapping[int, Revision]) -> None:
         for one in await self._store.instances(deployment.tenant, deployment.id):
@@ -168,19 +180,78 @@ class Executor:
             if change.deployment is not None:
                 await change.drop_instance(instance_id)
 
-    async def _activate(self, deployment: Deployment, number: int) -> None:
+    async def _activate(self, deployment: Deployment, action: planner.Activate) -> None:
+        lead = action.lead or action.revision
         async with self._change(deployment) as change:
-            revision = await _in_hand(change, deployment, number)
-            if revision is None:
+            target = await _in_hand(change, deployment, lead)
+            if target is None:
                 return
             now = self._clock.time()
-            for past in await change.revisions():
-                if past.phase is RevisionPhase.ACTIVE:
+            revisions = await change.revisions()
+            winner = next((one for one in revisions if one.number == action.revision), None)
+            if winner is None:
+                return
+            outcome = dict(action.outcome)
+            for past in revisions:
+                if past.number != winner.number and past.phase is RevisionPhase.ACTIVE:
                     await change.put_revision(replace(past, phase=RevisionPhase.SUPERSEDED, ended_at=now))
-            await change.put_revision(replace(revision, phase=RevisionPhase.ACTIVE))
-            await change.put_deployment(replace(change.deployment, active_revision=number, updated_at=now))
-            event = {"phase": RevisionPhase.ACTIVE.value, "message": f"version {revision.version} is active", "done": True}
-            await change.add_event(number, now, event)
+                elif past.number != winner.number and lead in (past.number, past.progress.lead) and past.phase in changes.IN_HAND:
+                    await change.put_revision(_not_chosen(past, winner, outcome, now))
+            standby = change.deployment.active_revision if action.keeps_standby else None
+            progress = replace(
+                winner.progress,
+                outcome=outcome,
+                waiting="",
+                lead=None,
+                looks=0,
+                looked_at=0,
+                started=winner.progress.started or now,
+                since=now,
+                standby=standby,
+                standby_until=now + winner.strategy.keep_s if standby is not None else None,
+            )
+            await change.put_revision(replace(winner, phase=RevisionPhase.ACTIVE, progress=progress))
+            await change.put_deployment(
+                replace(change.deployment, active_revision=winner.number, target_revision=winner.number, updated_at=now)
+            )
+            why = f": {outcome['reason']}" if outcome.get("reason") else ""
+            event = {
+                "phase": RevisionPhase.ACTIVE.value,
+                "message": f"version {winner.version} is active{why}",
+                "done": True,
+                "outcome": outcome,
+            }
+            await change.add_event(lead, now, event)
+
+    async def _advance(self, deployment: Deployment, action: planner.Advance) -> None:
+        async with self._change(deployment) as change:
+            now = change.deployment
+            if now is None or now.target is not Target.RUNNING or now.target_revision != action.revision:
+                return
+            revision = next((one for one in await change.revisions() if one.number == action.revision), None)
+            if revision is None or revision.progress.decision != action.progress.decision:
+                return  # somebody decided meanwhile; the next plan knows of it
+            await change.put_revision(replace(revision, progress=action.progress))
+            if action.message:
+                event = {
+                    "phase": revision.phase.value,
+                    "message": action.message,
+                    "done": False,
+                    "waits": action.waits,
+                    "stage": action.progress.stage,
+                }
+                await change.add_event(action.revision, self._clock.time(), event)
+
+    async def _switch_back(self, deployment: Deployment, action: planner.SwitchBack) -> None:
+        problem = dict(action.problem)
+        problem.setdefault("next_step", f"mend it and deploy again; its log: nexus ai agent logs {deployment.agent}")
+        async with self._change(deployment) as change:
+            now = change.deployment
+            if now is None or now.target is not Target.RUNNING or now.target_revision != action.revision:
+                return
+            await put_switch_back(
+                change, reason=str(problem.get("detail")), by="analysis", at=self._clock.time(), problem=problem
+            )
 
     async def _fail(self, deployment: Deployment, action: planner.Fail) -> None:
         problem = dict(action.problem)
@@ -191,18 +262,10 @@ class Executor:
             revision = await _in_hand(change, deployment, action.revision)
             if revision is None:
                 return
-            now = self._clock.time()
-            await change.put_revision(replace(revision, phase=RevisionPhase.FAILED, ended_at=now, problem=problem))
-            await change.put_deployment(replace(change.deployment, target_revision=action.back_to, updated_at=now))
-            kept = f"; revision {action.back_to} goes on serving" if action.back_to is not None else ""
-            event = {
-                "phase": RevisionPhase.FAILED.value,
-                "message": f"version {revision.version} did not start{kept}",
-                "instance_id": action.instance_id,
-                "done": True,
-                "problem": problem,
-            }
-            await change.add_event(action.revision, now, event)
+            said = "did not start" if action.instance_id is not None else "was rolled back"
+            await put_failure(
+                change, revision, problem=problem, by="platform", at=self._clock.time(), said=said, instance_id=action.instance_id
+            )
 
     async def _log_tail(self, instance_id: str) -> list[str]:
         try:
@@ -218,6 +281,84 @@ class Executor:
             await change.drop_deployment()
         if now.target is Target.REMOVED:
             await self._forget_agent(deployment.tenant, deployment.agent)
+
+
+async def put_failure(
+    change: hosting_store.Change,
+    target: Revision,
+    *,
+    problem: dict[str, Any],
+    by: str,
+    at: float,
+    said: str,
+    instance_id: str | None = None,
+) -> None:
+    """Give a rollout up: what belongs to it has failed, and the active revision is wanted again."""
+    if change.deployment is None:
+        return
+    back_to = change.deployment.active_revision if change.deployment.active_revision != target.number else None
+    for failed in changes.plan_failure(await change.revisions(), target, problem=problem, by=by, now=at):
+        await change.put_revision(failed)
+    await change.put_deployment(replace(change.deployment, target_revision=back_to, updated_at=at))
+    kept = f"; revision {back_to} goes on serving" if back_to is not None else ""
+    event = {
+        "phase": RevisionPhase.FAILED.value,
+        "message": f"version {target.version} {said}{kept}",
+        "instance_id": instance_id,
+        "done": True,
+        "problem": problem,
+    }
+    await change.add_event(target.number, at, event)
+
+
+async def put_switch_back(
+    change: hosting_store.Change, *, reason: str, by: str, at: float, problem: dict[str, Any]
+) -> Revision | None:
+    """Let the colour that stands by serve again, in this transaction; the new revision, or None when nothing stands by."""
+    if change.deployment is None:
+        return None
+    switched = changes.plan_switch_back(
+        change.deployment,
+        await change.revisions(),
+        await change.instances(),
+        reason=reason,
+        by=by,
+        now=at,
+        problem=problem,
+    )
+    if switched is None:
+        return None
+    await change.put_revision(switched.ended)
+    await change.put_revision(switched.revision)
+    for instance in switched.adopted:
+        await change.put_instance(instance)
+    await change.put_deployment(switched.deployment)
+    message = f"switched back to version {switched.revision.version}: {reason}"
+    event = {"phase": RevisionPhase.ACTIVE.value, "message": message, "done": True}
+    await change.add_event(switched.revision.number, at, event)
+    return switched.revision
+
+
+async def switch_back_to(change: hosting_store.Change, past: Revision, *, by: str, at: float) -> bool:
+    """Switch back at once when it is this revision that stands by; False when it is not."""
+    if change.deployment is None:
+        return False
+    current = changes.find_target(change.deployment, await change.revisions())
+    if current is None or current.progress.standby != past.number:
+        return False
+    problem = changes.aborted_problem(current, by)
+    return await put_switch_back(change, reason=f"asked for by {by}", by=by, at=at, problem=problem) is not None
+
+
+def _not_chosen(past: Revision, winner: Revision, outcome: dict[str, Any], at: float) -> Revision:
+    problem = {
+        "code": strategies.NOT_CHOSEN,
+        "kind": "conflict",
+        "status": 409,
+        "detail": f"version {winner.version} was chosen instead",
+    }
+    ended = replace(past.progress, outcome={**outcome, "decision": "not chosen"})
+    return replace(past, phase=RevisionPhase.SUPERSEDED, ended_at=at, problem=problem, progress=ended)
 
 
 async def _in_hand(change: hosting_store.Change, deployment: Deployment, number: int) -> deployments.Revision | None:

@@ -13,7 +13,7 @@ from nexus.core import errors
 from nexus.core.deployments import Deployment, Instance, Revision, Target
 from nexus.core.instances import InstanceStatus
 from nexus.core.phases import InstancePhase
-from nexus.hosting import changes, executor, load, planner
+from nexus.hosting import changes, executor, load, planner, rollout_looks, strategies
 from nexus.kit import clock
 from nexus.ports import driver, hosting_store
 
@@ -54,6 +54,7 @@ class Reconciler:
         self._executor = executor
         self._clock = clock
         self.queue_depth: QueueDepth | None = None
+        self.looks = rollout_looks.Looks(clock=clock)
         self._woken = asyncio.Event()
         self._announce = True
         self._missing: str | None = None
@@ -109,6 +110,7 @@ class Reconciler:
             raise
         picture = _arrange(snapshot, statuses)
         await self._publish(picture)
+        await self.looks.refresh(picture.deployments, picture.revisions)
         plans = [(one, self._plan(one, picture, announce=announce)) for one in picture.deployments]
         self._forget_ages(picture)
         await self._note_steps(picture)
@@ -126,7 +128,8 @@ class Reconciler:
         revisions = {number: revision for (owner, number), revision in picture.revisions.items() if owner == one.id}
         target = revisions.get(one.target_revision) if one.target_revision is not None else None
         seen = [self._see(each, picture.statuses.get(each.id)) for each in picture.instances.get(one.id, [])]
-        rolling = target is not None and target.phase in changes.IN_HAND
+        rolling = target is not None and target.phase in changes.IN_HAND and target.progress.since is None
+        shares = strategies.plan_shares(one, revisions, self._clock.time())
         wanted = planner.Wanted(
             deployment_id=one.id,
             target=one.target,
@@ -136,8 +139,16 @@ class Reconciler:
             active=one.active_revision,
             rolling_for_s=self._age(rolling, "rolling", one.id, str(one.target_revision)),
             grace_s={number: revision.settings.run_timeout_s for number, revision in revisions.items()},
+            surge=target.strategy.surge(one.replicas) if target is not None else planner.SURGE,
+            unavailable=target.strategy.unavailable(one.replicas) if target is not None else 0,
+            counts={share.revision: share.count for share in shares},
+            out=frozenset(number for number, revision in revisions.items() if strategies.is_out(revision)),
         )
         actions = planner.plan(wanted, seen)
+        if shares and target is not None and not any(isinstance(action, planner.Fail) for action in actions):
+            statuses = [(each, picture.statuses.get(each.id)) for each in picture.instances.get(one.id, [])]
+            if (step := self.looks.plan(one, target, revisions, shares, statuses)) is not None:
+                actions.append(step)
         if announce and one.target is Target.RUNNING:
             actions += [planner.Start(instance_id=each.id) for each in seen if _deserves_announcing(each, wanted)]
         return actions
@@ -168,6 +179,7 @@ class Reconciler:
         self._since = {key: at for key, at in self._since.items() if key[1] in known}
         self._noted = {key: step for key, step in self._noted.items() if key in known}
         self._loads = {key: history for key, history in self._loads.items() if key in known}
+        self.looks.forget(known)
 
     async def _note_steps(self, picture: Picture) -> None:
         for one in picture.deployments:
@@ -214,7 +226,8 @@ class Reconciler:
         for one in picture.deployments:
             revision = picture.revisions.get((one.id, one.target_revision or 0))
             history = self._loads.setdefault(one.id, load.History())
-            settled = one.target is Target.RUNNING and one.target_revision == one.active_revision
+            serving = revision is not None and (one.target_revision == one.active_revision or revision.progress.since is not None)
+            settled = one.target is Target.RUNNING and serving
             if not one.scaling.enabled or revision is None or not settled or not history.is_due(now):
                 continue
             mine = [picture.statuses.get(each.id) for each in picture.instances.get(one.id, [])]
@@ -231,6 +244,7 @@ class Reconciler:
         return retired or any(
             (revision := picture.revisions.get((one.id, one.target_revision or 0))) is not None
             and revision.phase in changes.IN_HAND
+            and (revision.progress.since is None or bool(revision.progress.decision))
             for one in picture.deployments
         )
 

@@ -1,7 +1,9 @@
 """Compare one deployment's desired state with what is, and say what to do next. Pure: ages are handed in, nothing is read.
 
-A rollout starts one instance more than wanted, routes it when ready, takes an old one out of the routes, lets it drain, stops it.
-A revision whose instance fails for good before it is active fails; the last active one, which kept serving, is wanted again.
+A rolling update starts `surge` instances more than wanted, routes them when ready, takes old ones out of the routes, lets them
+drain, stops them. With `counts` (blue-green, canary, A/B: `strategies`) each revision has its own number of instances, and
+`steps` decides when it ends. A revision whose instance fails for good before it is active fails; the last active one, which kept
+serving, is wanted again.
 
     pending ──► rolling ──► active ──► superseded
        └───────────┴──► failed, superseded
@@ -13,6 +15,7 @@ from typing import Any
 
 from nexus.core.deployments import Target
 from nexus.core.phases import InstancePhase, RevisionPhase
+from nexus.core.rollouts import Progress
 
 SURGE = 1
 UNROUTED_S = 1.0
@@ -24,7 +27,11 @@ _GONE = frozenset({InstancePhase.STOPPED})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """One deployment. `phase` is the target revision's; `rolling_for_s` is how long it has been on its way."""
+    """One deployment. `phase` is the target revision's; `rolling_for_s` is how long it has been on its way without serving.
+
+    `surge` and `unavailable` bound a rolling update. `counts` (empty: rolling) is how many instances each revision has side by
+    side. `out` are revisions that serve nothing any more: their instances go at once.
+    """
 
     deployment_id: str
     target: Target
@@ -34,6 +41,10 @@ class Wanted:
     active: int | None
     rolling_for_s: float = 0.0
     grace_s: Mapping[int, float] = field(default_factory=dict)
+    surge: int = SURGE
+    unavailable: int = 0
+    counts: Mapping[int, int] = field(default_factory=dict)
+    out: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +113,31 @@ class Forget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activate:
+    """This revision is what runs now. `lead` is the revision whose rollout ends thereby (itself, but for an A/B test), `outcome`
+    why; with `keeps_standby` the one before stays ready for a while."""
+
     revision: int
+    lead: int | None = None
+    outcome: Mapping[str, Any] = field(default_factory=dict)
+    keeps_standby: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advance:
+    """The target revision's rollout is this far now. Watchers are told `message`; `waits`: nothing more comes by itself."""
+
+    revision: int
+    progress: Progress
+    message: str = ""
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchBack:
+    """The revision that was switched to is broken: the one standing by serves again."""
+
+    revision: int
+    problem: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +155,7 @@ class Remove:
     """Nothing is left of a deleted deployment."""
 
 
-Action = Begin | Mint | Start | Retire | Stop | Forget | Activate | Fail | Remove
+Action = Begin | Mint | Start | Retire | Stop | Forget | Activate | Advance | SwitchBack | Fail | Remove
 
 
 def plan(wanted: Wanted, seen: Sequence[Seen]) -> list[Action]:
@@ -136,7 +171,11 @@ def plan(wanted: Wanted, seen: Sequence[Seen]) -> list[Action]:
     actions += [Start(instance_id=one.id) for one in seen if one.target is Target.RUNNING and one.phase is None]
     if wanted.phase is RevisionPhase.PENDING:
         actions.append(Begin(revision=wanted.revision))
-    return actions + _plan_replicas(wanted, wanted.revision, seen)
+    actions += [Retire(instance_id=one.id) for one in seen if one.revision in wanted.out and one.target is Target.RUNNING]
+    kept = [one for one in seen if one.revision not in wanted.out]
+    if wanted.counts:
+        return actions + _plan_side_by_side(wanted, kept)
+    return actions + _plan_replicas(wanted, wanted.revision, kept)
 
 
 def _plan_retired(wanted: Wanted, one: Seen) -> list[Action]:
@@ -152,8 +191,9 @@ def _find_failure(wanted: Wanted, seen: Sequence[Seen]) -> Fail | None:
     if wanted.revision is None or wanted.phase not in (RevisionPhase.PENDING, RevisionPhase.ROLLING):
         return None
     back_to = wanted.active if wanted.active != wanted.revision else None
+    fresh = {wanted.revision, *wanted.counts} - {wanted.active}
     for one in seen:
-        if one.revision == wanted.revision and one.target is Target.RUNNING and one.phase is InstancePhase.FAILED:
+        if one.revision in fresh and one.target is Target.RUNNING and one.phase is InstancePhase.FAILED:
             problem = one.problem or {"code": "instance.failed", "kind": "agent_failed", "detail": "an instance failed"}
             return Fail(revision=wanted.revision, back_to=back_to, instance_id=one.id, problem=problem)
     if wanted.rolling_for_s > LONGEST_ROLLOUT_S:
@@ -174,13 +214,8 @@ def _plan_replicas(wanted: Wanted, revision: int, seen: Sequence[Seen]) -> list[
     fresh = [one for one in seen if one.revision == revision and one.target is Target.RUNNING]
     old = [one for one in seen if one.revision != revision and one.target is Target.RUNNING]
     live, ready = [one for one in fresh if one.is_live], [one for one in fresh if one.is_ready]
-    failed = [one for one in fresh if not one.is_live]
-    actions: list[Action] = [Retire(instance_id=one.id) for one in failed if one.failed_for_s >= RETRY_FAILED_S]
-    waiting = len(failed) - len(actions)
-    room = wanted.replicas + SURGE - sum(one.is_live for one in old) - len(live)
-    missing = wanted.replicas - len(live) - waiting
-    actions += [Mint(revision=revision) for _ in range(min(missing, room) if old else missing)]
-    actions += [Retire(instance_id=one.id) for one in _superfluous(live, len(live) - wanted.replicas)]
+    room = wanted.replicas + wanted.surge - sum(one.is_live for one in old) - len(live) if old else None
+    actions = _plan_count(revision, wanted.replicas, fresh, room)
     if len(ready) >= wanted.replicas:
         actions += [Retire(instance_id=one.id) for one in old]
         if wanted.phase in (RevisionPhase.PENDING, RevisionPhase.ROLLING):
@@ -188,8 +223,31 @@ def _plan_replicas(wanted: Wanted, revision: int, seen: Sequence[Seen]) -> list[
         return actions
     ready_old = [one for one in old if one.is_ready]
     hopeless = [one for one in old if not one.is_ready and (ready or ready_old or one.revision != wanted.active)]
-    spare = _superfluous(ready_old, len(ready_old) + len(ready) - wanted.replicas)
+    spare = _superfluous(ready_old, len(ready_old) + len(ready) - (wanted.replicas - wanted.unavailable))
     return actions + [Retire(instance_id=one.id) for one in (*hopeless, *spare)]
+
+
+def _plan_count(revision: int, count: int, mine: Sequence[Seen], room: int | None) -> list[Action]:
+    """Bring a revision to its number of instances; those that failed for good are exchanged after a while."""
+    live = [one for one in mine if one.is_live]
+    failed = [one for one in mine if not one.is_live]
+    actions: list[Action] = [Retire(instance_id=one.id) for one in failed if one.failed_for_s >= RETRY_FAILED_S]
+    missing = count - len(live) - (len(failed) - len(actions))
+    actions += [Mint(revision=revision) for _ in range(missing if room is None else min(missing, room))]
+    return actions + [Retire(instance_id=one.id) for one in _superfluous(live, len(live) - count)]
+
+
+def _plan_side_by_side(wanted: Wanted, seen: Sequence[Seen]) -> list[Action]:
+    """Each revision its number. What is left of others goes once the stable revision can carry everything."""
+    actions: list[Action] = []
+    running = [one for one in seen if one.target is Target.RUNNING]
+    for revision, count in wanted.counts.items():
+        actions += _plan_count(revision, count, [one for one in running if one.revision == revision], None)
+    stable = wanted.active if wanted.active in wanted.counts else wanted.revision
+    carrying = sum(one.is_ready for one in running if one.revision == stable)
+    if stable is not None and carrying >= wanted.counts.get(stable, 0):
+        actions += [Retire(instance_id=one.id) for one in running if one.revision not in wanted.counts]
+    return actions
 
 
 def _superfluous(live: Sequence[Seen], count: int) -> list[Seen]:

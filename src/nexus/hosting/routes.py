@@ -1,11 +1,14 @@
 """Render what gateways must know about hosting: deployments, instance tokens, keys. Pure; `api.feed` sends the differences."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 from nexus.core.deployments import Deployment, Instance, Revision, Target
 from nexus.core.instances import InstanceStatus
-from nexus.core.phases import InstancePhase
+from nexus.core.phases import InstancePhase, RevisionPhase
+from nexus.hosting import strategies
 from nexus.ports import vault
 from nexus.wire import feed
 
@@ -15,28 +18,70 @@ def render_deployments(
     revisions: Mapping[tuple[str, int], Revision],
     instances: Mapping[str, list[Instance]],
     statuses: Mapping[str, InstanceStatus],
+    now: float = 0.0,
 ) -> dict[str, feed.DeploymentEntry]:
-    """One entry for each deployment that is wanted. It lists the instances that may take new runs: wanted, ready, reachable."""
+    """One entry for each deployment that is wanted. It lists the instances that may take new runs: wanted, ready, reachable, and
+    of a revision that has a share of the traffic. `now` (seconds since the epoch) ends the time a colour stands by."""
     entries: dict[str, feed.DeploymentEntry] = {}
     for one in deployments:
         if one.target is not Target.RUNNING:
             continue
-        mine = instances.get(one.id, [])
+        mine = {number: revision for (owner, number), revision in revisions.items() if owner == one.id}
+        ready = [each for each in instances.get(one.id, []) if _address_of(each, statuses) is not None]
+        traffic = _plan_traffic(one, mine, ready, now)
         number = one.target_revision or one.active_revision or 0
-        settings_of = revisions.get((one.id, number))
-        settings = settings_of.settings if settings_of is not None else None
+        settings = mine[number].settings if number in mine else None
         coming = one.target_revision is not None and one.replicas > 0
-        entries[f"deployment/{one.tenant}/{one.agent}/{one.environment}"] = {
+        entry: feed.DeploymentEntry = {
             "id": one.id,
             "revision": number,
             "balancer": cast("Any", settings.balancer if settings else "least-connections"),
-            "instances": [entry for each in mine if (entry := _render_instance(one, each, revisions, statuses)) is not None],
+            "instances": [
+                {"id": each.id, "address": _address_of(each, statuses) or "", "version": traffic.labels.get(each.revision, "")}
+                for each in ready
+                if each.revision not in traffic.without
+            ],
             "timeout_s": settings.run_timeout_s if settings else 8 * 3600.0,
             "wait_s": settings.wait_s if settings and coming else 0.0,
             "max_concurrency": settings.max_concurrency if settings else None,
             "max_queue": settings.max_queue if settings else 0,
         }
+        if traffic.split is not None:
+            entry["options"] = traffic.split
+        entries[f"deployment/{one.tenant}/{one.agent}/{one.environment}"] = entry
     return entries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Traffic:
+    """What serves: revisions `without` traffic, what each is called, and the split between them (None: none)."""
+
+    without: frozenset[int]
+    labels: Mapping[int, str]
+    split: dict[str, Any] | None
+
+
+def _plan_traffic(one: Deployment, mine: Mapping[int, Revision], ready: Iterable[Instance], now: float) -> _Traffic:
+    """Before a split and after it everything serves but what is only being prepared, stands by, or was found wanting."""
+    counts = Counter(each.revision for each in ready)
+    out = {number for number, revision in mine.items() if strategies.is_out(revision)}
+    shares = strategies.plan_shares(one, mine, now)
+    target = mine.get(one.target_revision or 0)
+    stable = target.number if target is not None and target.phase is RevisionPhase.ACTIVE else one.active_revision or 0
+    weights = strategies.split_weights(shares, counts, stable)
+    idle = {share.revision for share in shares if share.revision not in weights}
+    labels = {number: revision.version for number, revision in mine.items()}
+    if shares:
+        labels |= strategies.labels_of(mine[share.revision] for share in shares)
+    if len(weights) < 2 or target is None:
+        return _Traffic(without=frozenset(out | idle), labels=labels, split=None)
+    split = {
+        "split": [{"version": labels[number], "weight": weight} for number, weight in weights.items()],
+        "split_by": target.strategy.split_by,
+        "name": f"{one.id}/{target.number}",
+    }
+    others = counts.keys() - weights.keys()
+    return _Traffic(without=frozenset(out | idle | others), labels=labels, split=split)
 
 
 def render_tokens(deployments: Iterable[Deployment], instances: Iterable[Instance]) -> dict[str, feed.TokenEntry]:
@@ -84,14 +129,9 @@ def render_service_key(key_hash: str) -> dict[str, feed.KeyEntry]:
     }
 
 
-def _render_instance(
-    deployment: Deployment,
-    instance: Instance,
-    revisions: Mapping[tuple[str, int], Revision],
-    statuses: Mapping[str, InstanceStatus],
-) -> feed.InstanceEntry | None:
-    status, revision = statuses.get(instance.id), revisions.get((deployment.id, instance.revision))
-    usable = instance.target is Target.RUNNING and status is not None and status.phase is InstancePhase.READY
-    if not usable or status is None or status.address is None:
+def _address_of(instance: Instance, statuses: Mapping[str, InstanceStatus]) -> str | None:
+    """Where a wanted, ready instance is reached; None for any other."""
+    status = statuses.get(instance.id)
+    if instance.target is not Target.RUNNING or status is None or status.phase is not InstancePhase.READY:
         return None
-    return {"id": instance.id, "address": status.address, "version": revision.version if revision is not None else ""}
+    return status.address

@@ -7,13 +7,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nexus.core import deployments, environments, errors, ids, instances, names
+from nexus.core import deployments, environments, errors, ids, instances, names, rollouts
 from nexus.core.deployments import Deployment, Revision, Target, Version
 from nexus.core.phases import RevisionPhase
 from nexus.core.principals import Action, Principal
-from nexus.hosting import autoscale, changes, packages, sizing
+from nexus.hosting import autoscale, changes, executor, packages, sizing, strategies
 from nexus.kit import clock
-from nexus.ports import hosting_store
+from nexus.ports import hosting_store, run_samples
 from nexus.wire import params, project, project_file
 
 SecretStamp = Callable[[str, str], Awaitable[tuple[str, frozenset[str]]]]
@@ -45,6 +45,7 @@ class HostingService:
         self._clock = clock
         self._packages = asyncio.Lock()  # a package is not dropped between being kept and being named by a version
         self.wake: Callable[[], None] = lambda: None
+        self.samples: run_samples.RunSamples | None = None
         self.statuses: Callable[[], Mapping[str, instances.InstanceStatus]] = dict
 
     def now(self) -> float:
@@ -119,18 +120,9 @@ class HostingService:
                 next_step="upload it first: nexus ai agent deploy does both",
             )
         config = read_config(version)
-        stamp, present = await self._secret_stamp(caller.tenant, asked.agent)
-        if missing := [name for name in config.hosting.secrets if name not in present]:
-            raise errors.Conflict(
-                f"agent {asked.agent!r} needs the secret {missing[0]}, which is not set",
-                code="secret.missing",
-                cause=f"config.yaml names {', '.join(missing)} under hosting.secrets",
-                next_step=f"nexus ai agent secret set {asked.agent} {missing[0]}",
-                extra={"missing": missing},
-            )
+        strategy = strategies.plan_strategy(config.hosting.strategy, asked.strategy)
+        arms = await self._arms(caller, asked, version, strategy)
         scaling = sizing.plan_scaling(config, asked.environment)
-        wishes = sizing.Asked(replicas=asked.replicas, cpu=asked.cpu, memory=asked.memory, options=asked.options)
-        settings = sizing.plan_settings(version, config, wishes, secrets_stamp=stamp)
         async with self.store.change(caller.tenant, asked.agent, asked.environment) as change:
             now, before = self._clock.time(), change.deployment
             alive = before is not None and before.target is Target.RUNNING
@@ -140,26 +132,63 @@ class HostingService:
                 before or _new_deployment(caller.tenant, asked, scaling, now), replicas=replicas, scaling=scaling, updated_at=now
             )
             revisions = await change.revisions()
-            if alive and changes.is_same(changes.find_target(deployment, revisions), version.id, settings):
+            deployment = replace(deployment, active_revision=deployment.active_revision if alive else None)
+            made = changes.choose_start(deployment, revisions, strategy, arms, version)
+            target = changes.find_target(deployment, revisions) if alive else None
+            if changes.is_same(target, made.version.id, made.settings, made.strategy):
                 await change.put_deployment(deployment)
             else:
-                deployment = replace(deployment, active_revision=deployment.active_revision if alive else None)
-                await self._roll(change, deployment, version.id, version.version, settings, "deploy", caller.id)
+                await self._roll(
+                    change, deployment, made.version.id, made.version.version, made.settings, "deploy", caller.id, made.strategy
+                )
+                for member in changes.plan_members((await change.revisions())[0], made.strategy.variants, arms):
+                    await change.put_revision(member)
             result = await _deployed(change)
         self.wake()
         return result
 
+    async def _arms(
+        self, caller: Principal, asked: params.DeployParams, version: Version, strategy: rollouts.Strategy
+    ) -> changes.Arms:
+        """What is deployed: the version itself, or every variant of an A/B test, with the settings of each."""
+        stamp, present = await self._secret_stamp(caller.tenant, asked.agent)
+        wishes = sizing.Asked(replicas=asked.replicas, cpu=asked.cpu, memory=asked.memory, options=asked.options)
+        known = {one.version: one for one in await self.store.versions(caller.tenant, asked.agent)} if strategy.variants else {}
+        arms: dict[str, tuple[Version, deployments.Settings]] = {}
+        for number in [variant.version for variant in strategy.variants] or [version.version]:
+            found = version if number == version.version else known.get(number)
+            if found is None:
+                raise errors.NotFound(
+                    f"agent {asked.agent!r} has no version {number!r}",
+                    code="version.not_found",
+                    cause=f"the versions are {', '.join(list(known)[:20])}",
+                    next_step="upload it first: nexus ai agent deploy does both",
+                )
+            config = read_config(found)
+            if missing := [name for name in config.hosting.secrets if name not in present]:
+                raise _missing_secrets(asked.agent, missing)
+            arms[number] = (found, sizing.plan_settings(found, config, wishes, secrets_stamp=stamp))
+        if version.version not in arms:
+            raise errors.Invalid(
+                f"version {version.version} is deployed and is none of the variants",
+                code="strategy.invalid",
+                next_step=f"name it as one: --variant treatment={version.version}:50",
+            )
+        return arms
+
     async def rollback(self, caller: Principal, agent: str, asked: params.RollbackParams) -> Deployed:
         """Back to the version that ran before, or to a given one, with the settings it had then and today's secrets."""
-        environment = await self._environment(caller, agent, asked.environment)
+        environment = await self.environment_of(caller, agent, asked.environment)
         require(caller, Action.DEPLOY, agent, environment)
         stamp, _ = await self._secret_stamp(caller.tenant, agent)
         async with self.store.change(caller.tenant, agent, environment) as change:
-            deployment = _existing(change.deployment, agent, environment)
+            deployment = existing(change.deployment, agent, environment)
             revisions = await change.revisions()
             past = changes.find_rollback(deployment, revisions, asked.version)
             settings = replace(past.settings, secrets_stamp=stamp)
-            if not changes.is_same(changes.find_target(deployment, revisions), past.version_id, settings):
+            if past.settings == settings and await executor.switch_back_to(change, past, by=caller.id, at=self._clock.time()):
+                pass  # it stood by and serves again already
+            elif not changes.is_same(changes.find_target(deployment, revisions), past.version_id, settings):
                 reason = f"rollback to revision {past.number}"
                 await self._roll(change, deployment, past.version_id, past.version, settings, reason, caller.id)
             result = await _deployed(change)
@@ -168,11 +197,11 @@ class HostingService:
 
     async def scale(self, caller: Principal, agent: str, asked: params.ScaleParams) -> Deployed:
         """Replicas within the bounds at once; autoscaling on or off; new sizes per instance as a rolling restart."""
-        environment = await self._environment(caller, agent, asked.environment)
+        environment = await self.environment_of(caller, agent, asked.environment)
         require(caller, Action.DEPLOY, agent, environment)
         defaults = (autoscale.DEFAULT_TARGET_CPU, autoscale.DEFAULT_TARGET_MEMORY)
         async with self.store.change(caller.tenant, agent, environment) as change:
-            deployment = _existing(change.deployment, agent, environment)
+            deployment = existing(change.deployment, agent, environment)
             scaling = changes.plan_scaling_change(deployment.scaling, asked, defaults)
             replicas = sizing.plan_replicas(scaling, environment, asked.replicas, deployment.replicas)
             deployment = replace(deployment, scaling=scaling, replicas=replicas, updated_at=self._clock.time())
@@ -184,7 +213,7 @@ class HostingService:
         return result
 
     async def _resize(self, change: hosting_store.Change, deployment: Deployment, asked: params.ScaleParams, by: str) -> None:
-        target = changes.find_target(deployment, await change.revisions())
+        target = changes.find_stable(deployment, await change.revisions())
         if target is None:
             raise errors.Conflict(
                 f"{deployment.agent} in {deployment.environment} runs no version",
@@ -195,7 +224,8 @@ class HostingService:
         memory = target.settings.memory_bytes if asked.memory is None else sizing.parse_memory(asked.memory)
         settings = replace(target.settings, cpu_millis=cpu, memory_bytes=memory)
         if settings != target.settings:
-            await self._roll(change, deployment, target.version_id, target.version, settings, "sizes changed", by)
+            how = strategies.as_rolling(target.strategy)
+            await self._roll(change, deployment, target.version_id, target.version, settings, "sizes changed", by, how)
 
     async def restart(self, tenant: str, agent: str, *, reason: str, by: str = "platform") -> None:
         """A rolling restart of every deployment of an agent, with today's secrets."""
@@ -205,11 +235,12 @@ class HostingService:
                 deployment = change.deployment
                 if deployment is None or deployment.target is not Target.RUNNING:
                     continue
-                target = changes.find_target(deployment, await change.revisions())
+                target = changes.find_stable(deployment, await change.revisions())
                 if target is None or target.settings.secrets_stamp == stamp:
                     continue
                 settings = replace(target.settings, secrets_stamp=stamp)
-                await self._roll(change, deployment, target.version_id, target.version, settings, reason, by)
+                how = strategies.as_rolling(target.strategy)
+                await self._roll(change, deployment, target.version_id, target.version, settings, reason, by, how)
         self.wake()
 
     async def delete(self, caller: Principal, agent: str, environment: str | None) -> bool:
@@ -269,14 +300,14 @@ class HostingService:
         return found
 
     async def history(self, caller: Principal, agent: str, environment: str | None) -> Deployed:
-        chosen = await self._environment(caller, agent, environment)
+        chosen = await self.environment_of(caller, agent, environment)
         require(caller, Action.READ, agent, chosen)
         for one in await self.store.deployments_of(caller.tenant, agent):
             if one.environment == chosen:
                 return Deployed(deployment=one, revisions=await self.store.revisions(caller.tenant, one.id))
         raise no_agent(agent, chosen)
 
-    async def _environment(self, caller: Principal, agent: str, asked: str | None) -> str:
+    async def environment_of(self, caller: Principal, agent: str, asked: str | None) -> str:
         """The environment meant: as asked, else the key's, else production when deployed there, else the only one."""
         await self.agent(caller, agent)
         deployed = [one.environment for one in await self.store.deployments_of(caller.tenant, agent)]
@@ -304,6 +335,7 @@ class HostingService:
         settings: deployments.Settings,
         reason: str,
         by: str,
+        strategy: rollouts.Strategy | None = None,
     ) -> None:
         now = self._clock.time()
         made = changes.plan_revision(
@@ -315,9 +347,10 @@ class HostingService:
             reason=reason,
             by=by,
             now=now,
+            strategy=strategy,
         )
         await change.put_deployment(made.deployment)
-        if (past := made.superseded) is not None:
+        for past in made.superseded:
             await change.put_revision(past)
             event = {
                 "phase": past.phase.value,
@@ -329,6 +362,16 @@ class HostingService:
         await change.put_revision(made.revision)
         event = {"phase": RevisionPhase.PENDING.value, "message": f"{reason}: version {version}", "done": False}
         await change.add_event(made.revision.number, now, event)
+
+
+def _missing_secrets(agent: str, missing: list[str]) -> errors.Conflict:
+    return errors.Conflict(
+        f"agent {agent!r} needs the secret {missing[0]}, which is not set",
+        code="secret.missing",
+        cause=f"config.yaml names {', '.join(missing)} under hosting.secrets",
+        next_step=f"nexus ai agent secret set {agent} {missing[0]}",
+        extra={"missing": missing},
+    )
 
 
 def require(caller: Principal, action: Action, agent: str, environment: str | None) -> None:
@@ -369,7 +412,7 @@ def _selected(caller: Principal, deployment: Deployment, environment: str | None
     return environment in (None, deployment.environment) and caller.environment in (None, deployment.environment)
 
 
-def _existing(deployment: Deployment | None, agent: str, environment: str) -> Deployment:
+def existing(deployment: Deployment | None, agent: str, environment: str) -> Deployment:
     if deployment is None or deployment.target is not Target.RUNNING:
         raise no_agent(agent, environment)
     return deployment

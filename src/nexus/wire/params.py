@@ -4,13 +4,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nexus.wire import project
+
 
 class Params(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
 class DeployParams(Params):
-    """Make a version the target of an environment. Sizes override the version's config for this deployment."""
+    """Make a version the target of an environment. Sizes override the version's config for this deployment; so does what
+    `strategy` names."""
 
     agent: str
     version_id: str
@@ -19,6 +22,7 @@ class DeployParams(Params):
     cpu: str | None = None
     memory: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    strategy: project.Strategy | None = None
 
 
 class ScaleParams(Params):
@@ -36,6 +40,17 @@ class ScaleParams(Params):
 class RollbackParams(Params):
     environment: str | None = None
     version: str | None = None
+
+
+class PromoteParams(Params):
+    """`variant` names the winner of an A/B test; absent, the first new one."""
+
+    environment: str | None = None
+    variant: str | None = None
+
+
+class AbortParams(Params):
+    environment: str | None = None
 
 
 class SecretParams(Params):

@@ -39,6 +39,15 @@ def _written(example: str, pattern: str) -> WithJsonSchema:
     )
 
 
+def _part(value: Any) -> Any:
+    """A count, or per cent of the replicas."""
+    text = str(value)
+    number = text.removesuffix("%")
+    if isinstance(value, bool | float) or not (number.isascii() and number.isdecimal()) or int(number) > 100:
+        raise ValueError("expected a number of instances such as 1, or a part of them such as 25%")
+    return value if isinstance(value, int) else int(text) if text == number else text
+
+
 Cpu = Annotated[
     int, BeforeValidator(_quantity(quantity.parse_cpu)), Field(gt=0, le=1_024_000), _written("500m", r"^\d+(\.\d+)?m?$")
 ]
@@ -146,6 +155,82 @@ class Session(Section):
     max_lifetime: Duration = Field(default=8 * 3600.0, gt=0)
 
 
+class RolloutVariant(Section):
+    """One arm of an A/B test; the weights of all arms make 100."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
+    version: str = Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,62}$")
+    weight: int = Field(ge=1, le=99)
+
+
+class RolloutAnalysis(Section):
+    """When a difference between old and new counts: significant over all looks together, and large enough to act on."""
+
+    alpha: float = Field(default=0.01, gt=0, le=0.2, description="Chance of rolling back a version that is no worse")
+    samples: int = Field(default=20, ge=1, le=20_000, description="Runs of the new version before it is promoted")
+    error_margin: float = Field(default=0.02, ge=0, le=1, description="Difference of error rates that is tolerated")
+    latency_ratio: float = Field(default=1.25, ge=1, le=1000, description="How many times as long the median may take")
+    latency_margin: Duration = Field(default=0.05, ge=0, description="How much longer the median may take in any case")
+
+
+Part = Annotated[
+    int | str,
+    BeforeValidator(_part),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer", "minimum": 0, "maximum": 100}, {"type": "string", "pattern": r"^\d{1,3}%?$"}],
+            "examples": [1, "25%"],
+        }
+    ),
+]
+
+
+class Strategy(Section):
+    """How a new version takes over: exchanged one by one, beside the old one and switched, by growing shares, or as a test."""
+
+    type: Literal["rolling", "blue-green", "canary", "ab"] = "rolling"
+    max_surge: Part = Field(default=1, description="Instances more than wanted during a rolling update: 2, 25%")
+    max_unavailable: Part = Field(default=0, description="Instances less than wanted during a rolling update: 1, 25%")
+    auto_promote: bool = Field(default=True, description="Without a person, once nothing speaks against it")
+    keep: Duration = Field(default=300.0, ge=0, description="How long the old colour stays ready after a blue-green switch")
+    steps: list[Annotated[int, Field(ge=1, le=100)]] = Field(
+        default=[10, 50, 100], min_length=1, max_length=20, description="Shares of a canary in per cent, growing"
+    )
+    interval: Duration = Field(default=60.0, ge=1, description="How long each share of a canary is watched at least")
+    split_by: Literal["session", "user"] = Field(default="session", description="What stays with one version")
+    variants: list[RolloutVariant] = Field(default_factory=list, max_length=10, description="Arms of an A/B test")
+    analysis: RolloutAnalysis = Field(default_factory=RolloutAnalysis)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_forms(cls, value: Any) -> Any:
+        """`strategy: canary`, and Kubernetes' `type: RollingUpdate` with `rollingUpdate`."""
+        if isinstance(value, str):
+            return {"type": value}
+        if not isinstance(value, dict) or value.get("type") != "RollingUpdate":
+            return value
+        bounds = value.get("rollingUpdate") or {}
+        if not isinstance(bounds, dict):
+            return value
+        words = {"maxSurge": "max_surge", "maxUnavailable": "max_unavailable"}
+        rest = {name: entry for name, entry in value.items() if name not in ("type", "rollingUpdate")}
+        return {"type": "rolling", **rest, **{words.get(name, name): entry for name, entry in bounds.items()}}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if str(self.max_surge).rstrip("%") == "0" and str(self.max_unavailable).rstrip("%") == "0":
+            raise conflict("max_surge and max_unavailable cannot both be 0: nothing could ever move", "max_surge")
+        if self.steps != sorted(set(self.steps)):
+            raise conflict("steps must grow from one to the next", "steps")
+        if self.variants and sum(variant.weight for variant in self.variants) != 100:
+            raise conflict("the weights of the variants must make 100", "variants")
+        names_ = [variant.name for variant in self.variants]
+        versions = [variant.version for variant in self.variants]
+        if len(set(names_)) < len(names_) or len(set(versions)) < len(versions):
+            raise conflict("two variants cannot have the same name or version", "variants")
+        return self
+
+
 class Hosting(Section):
     cpu: Cpu | None = Field(default=None, description="CPU per instance: 500m, 2")
     memory: Memory | None = Field(default=None, description="Memory per instance: 512Mi, 2GB")
@@ -160,6 +245,7 @@ class Hosting(Section):
     isolation: Literal["instance", "session"] | None = None
     session: Session = Field(default_factory=Session)
     load_balancer: Literal["round-robin", "least-connections", "sticky", "health-based"] = "least-connections"
+    strategy: Strategy = Field(default_factory=Strategy, description="How a new version takes over")
     python: str | None = Field(default=None, pattern=r"^\d+\.\d+(\.\d+)?$")
 
     @field_validator("env", mode="before")

@@ -52,6 +52,95 @@ class RevisionView(View):
     created_by: str
     ended_at: float | None = None
     problem: dict[str, Any] | None = None
+    strategy: str = "rolling"
+    outcome: dict[str, Any] | None = None
+
+
+class ShareView(View):
+    """One revision's part in a rollout: per cent of new sessions, instances, and how its runs went since the rollout began."""
+
+    revision: int
+    version: str
+    role: str
+    weight: int
+    wanted: int
+    ready: int
+    runs: int = 0
+    errors: int = 0
+    error_rate: float = 0.0
+    p50_s: float = 0.0
+    p95_s: float = 0.0
+
+
+class RolloutView(View):
+    """Where a rollout is. `waiting` says for what (`instances`, `runs`, `promotion`; empty: for time), `next_at` when the stage
+    may end, `standby_until` until when `abort` switches back at once."""
+
+    agent: str
+    environment: str
+    deployment_id: str
+    revision: int
+    version: str
+    strategy: str
+    phase: str
+    stage: int = 0
+    stages: list[int] = Field(default_factory=list)
+    waiting: str = ""
+    next_at: float | None = None
+    standby_until: float | None = None
+    shares: list[ShareView] = Field(default_factory=list)
+    outcome: dict[str, Any] | None = None
+    problem: dict[str, Any] | None = None
+
+
+class RateDifferenceView(View):
+    """New minus old error rate with its 95 % interval (Newcombe); `p` two-sided (Fisher)."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+class ShiftView(View):
+    """By how many seconds the new one takes longer, with its 95 % interval (Hodges-Lehmann); `p` two-sided (Mann-Whitney)."""
+
+    shift_s: float
+    low_s: float
+    high_s: float
+    p: float
+    superiority: float
+
+
+class VariantView(View):
+    """One arm, and its difference to the control (absent for the control itself)."""
+
+    name: str
+    version: str
+    weight: int
+    runs: int
+    errors: int
+    error_rate: float
+    p50_s: float
+    p95_s: float
+    errors_vs_control: RateDifferenceView | None = None
+    latency_vs_control: ShiftView | None = None
+    verdict: str = ""
+
+
+class RolloutReport(View):
+    """How the versions of a rollout compare, from the runs of the time they served together."""
+
+    agent: str
+    environment: str
+    revision: int
+    strategy: str
+    phase: str
+    since: float
+    until: float | None = None
+    confidence: float = 0.95
+    control: str
+    variants: list[VariantView] = Field(default_factory=list)
 
 
 class AutoscaleView(View):
@@ -93,7 +182,8 @@ class AgentView(View):
 
 
 class RolloutEvent(View):
-    """One step of a deployment on its way (SSE of `GET /v1/deployments/{id}/events`); the last one has `done`."""
+    """One step of a deployment on its way (SSE of `GET /v1/deployments/{id}/events`); the last one has `done`, and after one
+    that `waits` nothing comes until somebody promotes or aborts."""
 
     at: float
     phase: str
@@ -103,6 +193,7 @@ class RolloutEvent(View):
     step: str = ""
     detail: str = ""
     done: bool = False
+    waits: bool = False
     problem: dict[str, Any] | None = None
     deployment: DeploymentView | None = None
 

@@ -11,12 +11,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from nexus.core import deployments as nouns
-from nexus.core import ids
+from nexus.core import ids, rollouts
 from nexus.core.phases import RevisionPhase
 from nexus.ports import hosting_store as port
 from nexus.stores.postgres import schema as t
 
 _IDEMPOTENCY_KEPT_S = 24 * 3600.0
+_IN_HAND = (RevisionPhase.PENDING.value, RevisionPhase.ROLLING.value)
 
 
 class PostgresHostingStore:
@@ -136,7 +137,7 @@ class PostgresHostingStore:
         wanted = (
             sa.select(t.REVISIONS)
             .join(t.DEPLOYMENTS, d.id == r.deployment_id)
-            .where((r.number == d.target_revision) | (r.number == d.active_revision) | has_instances)
+            .where((r.number == d.target_revision) | (r.number == d.active_revision) | r.phase.in_(_IN_HAND) | has_instances)
         )
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
@@ -208,9 +209,14 @@ class _Change:
         self.deployment = deployment
 
     async def put_revision(self, revision: nouns.Revision) -> None:
-        plain = dataclasses.asdict(dataclasses.replace(revision, problem=None))
-        problem = dict(revision.problem) if revision.problem is not None else None
-        values = {**plain, "settings": revision.settings.to_json(), "problem": problem}
+        plain = {entry.name: getattr(revision, entry.name) for entry in dataclasses.fields(revision)}
+        values = {
+            **plain,
+            "settings": revision.settings.to_json(),
+            "problem": dict(revision.problem) if revision.problem is not None else None,
+            "strategy": revision.strategy.to_json(),
+            "progress": revision.progress.to_json(),
+        }
         await self._put(t.REVISIONS, values, ("deployment_id", "number"))
 
     async def put_instance(self, instance: nouns.Instance) -> None:
@@ -246,8 +252,13 @@ def _deployment(row: sa.Row[Any]) -> nouns.Deployment:
 
 def _revision(row: sa.Row[Any]) -> nouns.Revision:
     values = dict(row._mapping)
-    settings = nouns.Settings.from_json(values["settings"])
-    return nouns.Revision(**{**values, "phase": RevisionPhase(values["phase"]), "settings": settings})
+    read = {
+        "phase": RevisionPhase(values["phase"]),
+        "settings": nouns.Settings.from_json(values["settings"]),
+        "strategy": rollouts.Strategy.from_json(values["strategy"]),
+        "progress": rollouts.Progress.from_json(values["progress"]),
+    }
+    return nouns.Revision(**{**values, **read})
 
 
 def _instance(row: sa.Row[Any]) -> nouns.Instance:

@@ -97,6 +97,8 @@ REVISIONS = sa.Table(
     _text("created_by"),
     sa.Column("ended_at", _TIME),
     sa.Column("problem", _JSON),
+    sa.Column("strategy", _JSON),
+    sa.Column("progress", _JSON),
 )
 
 INSTANCES = sa.Table(
