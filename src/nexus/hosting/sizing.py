@@ -78,6 +78,7 @@ def plan_settings(version: Version, config: project.ProjectConfig, asked: Asked,
         kept["python"] = hosting.python
     if hosting.concurrency is not None:
         kept["concurrency"] = hosting.concurrency
+    kept |= plan_isolation(hosting)
     return Settings(
         entrypoint=version.entrypoint,
         package_digest=version.digest,
@@ -99,6 +100,14 @@ def plan_settings(version: Version, config: project.ProjectConfig, asked: Asked,
         wait_s=options.pop("wait_s", 30.0),
         options=kept,
     )
+
+
+def plan_isolation(hosting: project.Hosting) -> dict[str, Any]:
+    """What the config says of the box, where it differs from the box everybody gets."""
+    names = ("security_context", "read_only_root", "network", "untrusted")
+    return {
+        name: getattr(hosting, name) for name in names if getattr(hosting, name) != type(hosting).model_fields[name].get_default()
+    }
 
 
 def parse_cpu(value: str) -> int:

@@ -247,6 +247,29 @@ class Hosting(Section):
     load_balancer: Literal["round-robin", "least-connections", "sticky", "health-based"] = "least-connections"
     strategy: Strategy = Field(default_factory=Strategy, description="How a new version takes over")
     python: str | None = Field(default=None, pattern=r"^\d+\.\d+(\.\d+)?$")
+    security_context: Literal["restricted", "baseline"] = Field(
+        default="restricted", description="baseline lets the agent trace its own processes and make namespaces (browsers)"
+    )
+    read_only_root: bool = Field(default=True, description="Whether / of the agent's box takes no new files")
+    network: Literal["host", "isolated"] = Field(
+        default="host", description="isolated: no network but the platform's doors, models among them"
+    )
+    network_limit: Any = Field(default=None, description="Not supported by this host")
+    untrusted: bool = Field(default=False, description="Refuse machines where a layer of isolation is missing")
+
+    @field_validator("network", mode="before")
+    @classmethod
+    def _reachable(cls, value: Any) -> Any:
+        if value == "egress":
+            raise ValueError("egress (a filtered way out) is not available on this host yet; use isolated or host")
+        return value
+
+    @field_validator("network_limit")
+    @classmethod
+    def _unlimited(cls, value: Any) -> Any:
+        if value is not None:
+            raise ValueError("this host does not limit bandwidth yet; leave it out")
+        return value
 
     @field_validator("env", mode="before")
     @classmethod
