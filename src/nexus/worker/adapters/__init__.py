@@ -1,16 +1,27 @@
 """One small module for each kind of entry point. `choose` looks at type names and imports no framework.
 
-To add a framework: write a module with `matches(names)` and `adapt(target, names)`, and list it in `_TABLE`.
+To add a framework: write a module with `matches(target, names)` and `adapt(target)`, and list it in `_TABLE`. It may import the
+framework in `adapt`, where it is in the process already. Frameworks come before functions: many of their objects can be called.
 """
 
 from types import ModuleType
 
 from nexus.core import errors
-from nexus.worker.adapters import agent, functions, langgraph
+from nexus.worker.adapters import agent, functions, google_adk, langgraph, openai_agents, pydantic_ai
 from nexus.worker.adapters.contract import Adapter, type_names
 
-_TABLE: tuple[ModuleType, ...] = (agent, langgraph, functions)
-ACCEPTED = "an Agent subclass or object, a function or generator (sync or async), or a compiled LangGraph graph"
+_TABLE: tuple[ModuleType, ...] = (
+    langgraph,
+    openai_agents,
+    google_adk,
+    pydantic_ai,
+    agent,
+    functions,
+)
+ACCEPTED = (
+    "an Agent subclass or object, a function or generator (sync or async), or an object of LangGraph (a compiled graph), "
+    "the OpenAI Agents SDK (Agent), Google ADK (an agent or App) or Pydantic AI (Agent)"
+)
 
 __all__ = ["ACCEPTED", "Adapter", "choose"]
 
