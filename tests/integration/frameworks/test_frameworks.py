@@ -1,0 +1,189 @@
+"""Every framework's example, as it stands, in its real environment: answers, streams, tools, usage, sessions, cancelling.
+
+The provider is scripted: first it asks for a tool, then it answers. What is checked is what a user of the host sees.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from tests.integration.frameworks.conftest import asked
+
+from nexus.testing import dialects, fake_llm
+
+SAID = "Fourteen hundred UTC suits both of you."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """`shows` is what the tool found, as the model must see it; `final` what the model says last, `output` what comes out."""
+
+    call: dialects.ToolCall
+    shows: str
+    context: Mapping[str, Any] = field(default_factory=dict)
+    final: str | dialects.ToolCall = SAID
+    output: Any = SAID
+    adapter: str = ""
+    tool_event: str = "tool.call"
+    asks: str = "/v1/chat/completions"
+
+
+INVOICE = {"number": "A-7", "lines": [{"text": "Paper", "net": "100.00"}], "net": "100.00", "gross": "119.00"}
+CASES = {
+    "langgraph": None,
+    "openai-agents": Case(
+        call=dialects.ToolCall(name="common_hours", arguments={"zones": ["Europe/Berlin", "Asia/Tokyo"], "date": "2026-07-01"}),
+        shows="07:00",
+    ),
+    "pydantic-ai": Case(
+        call=dialects.ToolCall(name="gross_of", arguments={"net": "100.00"}),
+        shows="119.00",
+        context={"currency": "EUR", "tax_percent": 19},
+        final=dialects.ToolCall(name="final_result", arguments=INVOICE, id="call_fake2"),
+        output=INVOICE,
+    ),
+    "google-adk": Case(
+        call=dialects.ToolCall(name="add_expense", arguments={"what": "train", "amount": 12.5}), shows="12.5", asks="/v1/messages"
+    ),
+    "anthropic": Case(
+        call=dialects.ToolCall(name="search", arguments={"pattern": "ERROR"}),
+        shows="2: ERROR disk full",
+        context={"log": "INFO begun\nERROR disk full\nINFO ended"},
+        adapter="agent",
+        tool_event="custom",
+        asks="/v1/messages",
+    ),
+}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def cases(*without: str) -> Any:
+    names = [name for name, case in CASES.items() if case is not None and name not in without]
+    skip = pytest.mark.skip(reason="make frameworks")
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=[] if asked(name) else [skip]) for name in names])
+
+
+def case_of(name: str) -> Case:
+    case = CASES[name]
+    assert case is not None
+    return case
+
+
+def script(llm: fake_llm.FakeLlm, case: Case) -> None:
+    llm.replies[:] = [case.call, case.final]
+
+
+def sent(request: fake_llm.Request) -> str:
+    return json.dumps(request.body, ensure_ascii=False)
+
+
+@cases()
+async def test_answers_and_counts_tokens(name: str, start: Callable, llm: fake_llm.FakeLlm) -> None:
+    case = case_of(name)
+    worker = await start(name)
+    script(llm, case)
+    answer = await worker.run("Please help", context=case.context)
+    assert answer.output == case.output
+    assert (await worker.call("GET", "/status")).json["adapter"] == (case.adapter or name)
+    calls = [request for request in llm.requests if request.path == case.asks]
+    assert len(calls) == 2
+    assert case.shows in sent(calls[1])
+    if name != "anthropic":
+        assert answer.json["metadata"]["tokens_used"] > 0
+    assert not [line for line in worker.log() if line.get("level") in ("ERROR", "CRITICAL")], worker.messages()
+
+
+@cases()
+async def test_streams_tokens_and_tools(name: str, start: Callable, llm: fake_llm.FakeLlm) -> None:
+    case = case_of(name)
+    worker = await start(name)
+    script(llm, case)
+    body = json.dumps({"input": "Please help", "context": case.context}).encode()
+    answer = await worker.call("POST", "/run", body, {"Accept": "text/event-stream"})
+    events = [event async for event in _parse(answer.body)]
+    assert [number for number, _, _ in events] == list(range(1, len(events) + 1))
+    kinds = [kind for _, kind, _ in events]
+    assert kinds[-1] == "run.completed", events[-1]
+    assert events[-1][2]["output"] == case.output
+    told = next(data for _, kind, data in events if kind == case.tool_event)
+    if case.tool_event == "tool.call":
+        assert (told["name"], told["arguments"]) == (case.call.name, dict(case.call.arguments))
+        result = next(data for _, kind, data in events if kind == "tool.result")
+        assert result["id"] == told["id"]
+        assert case.shows in json.dumps(result["output"])
+    if isinstance(case.final, str):
+        deltas = [data["text"] for _, kind, data in events if kind == "message.delta"]
+        assert "".join(deltas) == case.final
+        assert len(deltas) > 1
+
+
+@cases()
+async def test_a_session_goes_on_after_a_restart(name: str, start: Callable, llm: fake_llm.FakeLlm) -> None:
+    case = case_of(name)
+    first = await start(name, hosted=True)
+    script(llm, case)
+    assert (await first.run("I am Ada", context=case.context, session="s1", Nexus_Run_Id="run_a")).output == case.output
+    assert await first.stop() == 0
+    models = [entry for entry in start.door.seen if entry.path == case.asks]
+    assert {entry.run_id for entry in models} == {"run_a"}
+    second = await start(name, hosted=True)
+    script(llm, case)
+    assert (await second.run("Who am I?", context=case.context, session="s1")).output == case.output
+    again = sent([request for request in llm.requests if request.path == case.asks][-1])
+    assert "I am Ada" in again
+    assert "Who am I?" in again
+    script(llm, case)
+    await second.run("Hello", context=case.context, session="s2")
+    assert "I am Ada" not in sent(llm.requests[-1])
+
+
+@cases()
+async def test_sessions_at_once_do_not_mix(name: str, start: Callable, llm: fake_llm.FakeLlm) -> None:
+    case = case_of(name)
+    worker = await start(name)
+    llm.turn(latency_s=0.05, reply="fine")
+    if isinstance(case.final, dialects.ToolCall):
+        llm.replies[:] = [case.final] * 8
+    answers = await asyncio.gather(*(worker.run(f"I am number {n}", context=case.context, session=f"s{n}") for n in range(4)))
+    assert [answer.status for answer in answers] == [200] * 4
+    asked_for = [request for request in llm.requests if request.path == case.asks]
+    assert sorted(sum(f"I am number {n}" in sent(request) for n in range(4)) for request in asked_for) == [1] * 4
+
+
+@cases()
+async def test_a_client_that_leaves_cancels_the_model_call(name: str, start: Callable, llm: fake_llm.FakeLlm) -> None:
+    case = case_of(name)
+    worker = await start(name)
+    llm.turn(tokens=5000, piece_s=0.02)
+    async with worker.stream("Tell me everything", session="s") as events:
+        async for _, kind, _ in events:
+            if kind == "message.delta":
+                break
+    await worker.until(lambda: llm.cancelled)
+    llm.turn(tokens=2, piece_s=0.0)
+    script(llm, case)
+    assert (await worker.run("again", context=case.context, session="s")).output == case.output
+
+
+@cases()
+async def test_a_refusing_provider_is_told_and_the_worker_goes_on(name: str, start: Callable, llm: fake_llm.FakeLlm) -> None:
+    case = case_of(name)
+    worker = await start(name)
+    llm.turn(fail=400)
+    answer = await worker.run("Please help", context=case.context, session="s")
+    assert answer.status >= 400
+    assert answer.json["code"] == "agent.failed"
+    assert "scripted failure 400" in answer.json["cause"]
+    llm.turn(fail=None)
+    script(llm, case)
+    assert (await worker.run("again", context=case.context, session="s")).output == case.output
+
+
+async def _parse(body: bytes) -> Any:
+    from nexus.kit import sse
+
+    for event in sse.Decoder().feed(body):
+        yield int(event.id or 0), event.name, json.loads(event.data)
