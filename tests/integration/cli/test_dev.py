@@ -61,7 +61,10 @@ def dev(tmp_path: Path) -> Iterator[Dev]:
             yield Dev(process, folder, port)
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=20)
+            try:
+                process.communicate(timeout=20)
+            finally:
+                process.kill()
 
 
 def test_an_agent_is_reloaded_when_it_changes_and_every_mistake_is_survived(dev: Dev) -> None:
