@@ -5,8 +5,10 @@ import logging
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import uvloop
 
@@ -17,6 +19,10 @@ from nexus.kit import home
 
 def read_settings(environ: Mapping[str, str]) -> settings.Settings:
     """Raises Invalid (`setting.invalid`) naming the variable and what is expected."""
+    certificate, key = _file(environ, "NEXUS_TLS_CERT"), _file(environ, "NEXUS_TLS_KEY")
+    if (certificate is None) != (key is None):
+        missing = "NEXUS_TLS_KEY" if key is None else "NEXUS_TLS_CERT"
+        raise errors.Invalid(f"TLS needs NEXUS_TLS_CERT and NEXUS_TLS_KEY; {missing} is not set", code="setting.invalid")
     return settings.Settings(
         home=home.find_home(environ.get("NEXUS_HOME")),
         host=environ.get("NEXUS_HOST") or "127.0.0.1",
@@ -25,6 +31,8 @@ def read_settings(environ: Mapping[str, str]) -> settings.Settings:
         gateways=_number(environ, "NEXUS_GATEWAYS", 1, 4096),
         hosts=_names(environ.get("NEXUS_ALLOWED_HOSTS", "")),
         origins=_names(environ.get("NEXUS_ALLOWED_ORIGINS", "")),
+        tls_certificate=certificate,
+        tls_key=key,
     )
 
 
@@ -37,13 +45,30 @@ def _number(environ: Mapping[str, str], name: str, default: int, most: int) -> i
     return int(text)
 
 
+def _file(environ: Mapping[str, str], name: str) -> Path | None:
+    text = environ.get(name, "").strip()
+    if not text:
+        return None
+    path = Path(text)
+    if not (path.is_absolute() and path.is_file()):
+        raise errors.Invalid(f"{name}={text[:200]!r} is not the absolute path of a file", code="setting.invalid")
+    return path
+
+
 def _names(text: str) -> frozenset[str]:
     return frozenset(name.strip().lower() for name in text.split(",") if name.strip())
 
 
 async def run(config: settings.Settings) -> None:
-    """Serve until SIGTERM or SIGINT; a second one forces."""
+    """Serve until SIGTERM or SIGINT; a second one forces. SIGHUP starts a successor that takes the listening sockets over."""
     stop, force = asyncio.Event(), asyncio.Event()
+    successors: list[subprocess.Popen[bytes]] = []
+
+    def start_successor() -> None:
+        if stop.is_set() or any(one.poll() is None for one in successors):
+            return
+        logging.getLogger(__name__).info("starting a successor")
+        successors[:] = [subprocess.Popen([sys.executable, "-m", "nexus.apps.gateway"], stdin=subprocess.DEVNULL)]
 
     def on_signal() -> None:
         (force if stop.is_set() else stop).set()
@@ -51,6 +76,7 @@ async def run(config: settings.Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGHUP, start_successor)
     await process.serve(config, stop=stop, force=force)
 
 

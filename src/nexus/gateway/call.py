@@ -10,12 +10,17 @@ class Door(Enum):
     """What kind of request this is; `doors` holds what each kind does."""
 
     RUN = "run"
+    SOCKET = "socket"
     HEALTH = "health"
     MODEL = "model"
     MODEL_LIST = "model-list"
     RUN_USAGE = "run-usage"
     CONTROL = "control"
     PREFLIGHT = "preflight"
+
+
+RUNS = frozenset({Door.RUN, Door.SOCKET})
+"""The doors that lead to an instance of an agent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ class ControlHandler(Handler):
     def __init__(self, exchange: Exchange) -> None:
         super().__init__(exchange)
         self._address = f"unix:{self.world.settings.home.control_socket}"
+        self._scheme = b"https" if self.world.settings.tls_certificate is not None and not self.call.inside else b"http"
         self._began = self.world.loop.time()
         if _PACKAGE_PATH.fullmatch(self.call.head.path):
             self.max_body_bytes = max(self.max_body_bytes, _LONGEST_PACKAGE)
@@ -61,14 +62,21 @@ class ControlHandler(Handler):
         hop = http1.connection_names(head.named.get(b"connection"))
         out = [b"%b %b HTTP/1.1\r\n" % (head.method, head.target)]
         for name, value in head.headers:
-            if name in http1.HOP or name in hop or name[:11] == b"x-forwarded" or name in (b"forwarded", b"x-real-ip"):
+            if (
+                name in http1.HOP
+                or (name in hop and name[:14] != b"sec-websocket-")
+                or name[:11] == b"x-forwarded"
+                or name in (b"forwarded", b"x-real-ip")
+            ):
                 continue
             if name in (b"nexus-tenant", b"nexus-principal", b"nexus-deadline", b"nexus-attempt") and not call.trusted:
                 continue
             out.append(b"%b: %b\r\n" % (name, value))
         if b"host" not in head.named:
             out.append(b"Host: localhost\r\n")
-        out.append(b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: http\r\n" % call.peer.encode("latin-1"))
+        if head.upgrade:
+            out.append(b"Connection: Upgrade\r\nUpgrade: websocket\r\n")
+        out.append(b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (call.peer.encode("latin-1"), self._scheme))
         out.append(framing)
         out.append(b"\r\n")
         return b"".join(out)
@@ -84,6 +92,9 @@ class ControlHandler(Handler):
             kept = [header for header in kept if header[0][:14] != b"access-control"]
             kept.extend(answers.cors(self.call))
         return kept
+
+    def tunnel_headers(self, headers: list[http1.Header]) -> list[http1.Header]:
+        return self.answer_headers(101, headers)
 
     def expired(self) -> None:
         raise errors.Unavailable(
@@ -147,6 +158,7 @@ class PreflightHandler(Handler):
 
 _HANDLERS: dict[Door, type[Handler]] = {
     Door.RUN: runs_door.RunHandler,
+    Door.SOCKET: runs_door.SocketHandler,
     Door.HEALTH: HealthHandler,
     Door.MODEL: models_door.ModelHandler,
     Door.MODEL_LIST: models_door.ModelListHandler,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nexus.core import errors
 from nexus.gateway import answers, http1, stages
 from nexus.gateway.call import Call
-from nexus.gateway.upstream import Upstream
+from nexus.gateway.upstream import BadAnswer, Upstream
 from nexus.gateway.world import World
 from nexus.kit import guard
 
@@ -28,6 +28,7 @@ class Phase(Enum):
     WAITING = "waiting"
     DIALING = "dialing"
     RELAYING = "relaying"
+    TUNNEL = "tunnel"
     DONE = "done"
 
 
@@ -58,6 +59,10 @@ class Handler:
 
     def answer_headers(self, status: int, headers: list[http1.Header]) -> list[http1.Header]:
         """The end-to-end headers for the client, without framing. May raise BadAnswer."""
+        return headers
+
+    def tunnel_headers(self, headers: list[http1.Header]) -> list[http1.Header]:
+        """The end-to-end headers of a 101 for the client. May raise BadAnswer."""
         return headers
 
     def watch(self, part: bytes) -> None: ...
@@ -210,6 +215,9 @@ class Exchange:
 
     def gone(self) -> None:
         """The client left: whatever is under way for it ends now."""
+        if self.phase is Phase.TUNNEL:
+            self._end(outcome="completed", status=101, code="", reusable=False)
+            return
         self._end(outcome="cancelled", status=CLIENT_GONE, code="run.cancelled", reusable=False)
 
     # going upstream
@@ -284,6 +292,9 @@ class Exchange:
         self.client.resume_reading()
 
     def on_upstream_lost(self, error: Exception | None) -> None:
+        if self.phase is Phase.TUNNEL:
+            self._end(outcome="completed", status=101, code="", reusable=False)
+            return
         upstream, self.upstream = self.upstream, None
         if self.phase is not Phase.RELAYING or upstream is None or self.handler is None:
             return
@@ -371,6 +382,34 @@ class Exchange:
         if self.handler is not None:
             self.fail(self.handler.broken(reason, lost=False))
 
+    # a WebSocket
+
+    def wants_tunnel(self) -> bool:
+        return self.call.head.upgrade and not self.answered
+
+    def on_tunnel(self, headers: list[http1.Header]) -> None:
+        """The other side switched protocols, as it was asked to: from here on bytes pass as they are, both ways."""
+        handler, upstream = self.handler, self.upstream
+        if handler is None or upstream is None:
+            return
+        accept = [value for name, value in headers if name == b"sec-websocket-accept"]
+        protocols = [value.lower() for name, value in headers if name == b"upgrade"]
+        expected = http1.websocket_accept(self.call.head.named[b"sec-websocket-key"])
+        if accept != [expected] or protocols != [b"websocket"]:
+            raise BadAnswer("its WebSocket handshake is not an answer to ours")
+        cleaned = [header for header in handler.tunnel_headers(headers) if header[0] != b"sec-websocket-accept"]
+        cleaned += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"), (b"Sec-WebSocket-Accept", expected)]
+        self.phase, self.status = Phase.TUNNEL, 101
+        self.answered = self.flushed = self._closing = True
+        self.client.write(http1.render_head(101, cleaned))
+        early = self.client.take_backlog()
+        if early:
+            upstream.transport.write(early)
+
+    def on_tunnel_data(self, data: bytes) -> None:
+        self.sent += len(data)
+        self.client.write(data)
+
     # ends
 
     def reply(self, status: int, headers: list[http1.Header], body: bytes) -> None:
@@ -408,8 +447,8 @@ class Exchange:
         self.parts.clear()
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
-            if reusable:
-                upstream.release(reusable=True)
+            if reusable or status == 101:
+                upstream.release(reusable=reusable)
             else:
                 upstream.close()
         if begun:

@@ -1,6 +1,8 @@
 """The rules of HTTP/1.1 as this gateway keeps them, without I/O: what a request head must look like, what may cross a
 hop, how a head and a chunk are written. Source: RFC 9110, RFC 9112. Parsing itself is llhttp's, in its strict mode."""
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ Header = tuple[bytes, bytes]
 
 _TARGET = re.compile(rb"/[!-~]*")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
+_WEBSOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==")
 _DISGUISED = re.compile(rb"//|/\.{1,2}(?:/|$)|\\|;|%(?:2f|5c|2e|3b|00|0a|0d)", re.IGNORECASE)
 _STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
@@ -19,7 +22,7 @@ SINGLE = frozenset(
     {
         b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"x-api-key", b"expect", b"origin",
         b"nexus-session-id", b"nexus-environment", b"nexus-run-id", b"nexus-tenant", b"nexus-attempt", b"idempotency-key",
-        b"last-event-id",
+        b"last-event-id", b"upgrade", b"sec-websocket-key", b"sec-websocket-version",
     }
 )  # fmt: skip
 HOP = frozenset(
@@ -35,7 +38,7 @@ LONGEST_TARGET = 16 * 1024
 class RequestHead:
     """One checked request head. Header names are in lower case; `named` holds each name's first value.
 
-    `length` is the Content-Length (0 when there is no body), None when the body is chunked.
+    `length` is the Content-Length (0 when there is no body), None when the body is chunked. `upgrade`: it asks for a WebSocket.
     """
 
     method: bytes
@@ -46,6 +49,7 @@ class RequestHead:
     length: int | None
     modern: bool
     keep_alive: bool
+    upgrade: bool = False
 
 
 def parse_request(*, method: bytes, target: bytes, headers: list[Header], version: str, keep_alive: bool) -> RequestHead:
@@ -82,6 +86,30 @@ def parse_request(*, method: bytes, target: bytes, headers: list[Header], versio
         modern=modern,
         keep_alive=keep_alive and modern,
     )
+
+
+def check_websocket(head: RequestHead) -> None:
+    """Nothing, or an error: a request that wants to switch protocols must be a WebSocket handshake (RFC 6455, section 4.2.1)."""
+    named = head.named
+    if head.method == b"CONNECT" or named.get(b"upgrade", b"").lower() != b"websocket":
+        raise errors.Unavailable(
+            "this gateway switches to no protocol but WebSocket (not to h2c, and there is no CONNECT)",
+            code="upgrade.unsupported",
+            next_step="use HTTP/1.1; events are streamed as text/event-stream from /agents/{name}/stream",
+        )
+    if head.method != b"GET" or not head.modern or head.length != 0 or b"transfer-encoding" in named:
+        raise malformed("a WebSocket begins with a GET that has no body")
+    if b"upgrade" not in connection_names(named.get(b"connection")):
+        raise malformed("Connection does not say upgrade")
+    if named.get(b"sec-websocket-version") != b"13":
+        raise malformed("Sec-WebSocket-Version is not 13", next_step="send Sec-WebSocket-Version: 13")
+    if _WEBSOCKET_KEY.fullmatch(named.get(b"sec-websocket-key", b"")) is None:
+        raise malformed("Sec-WebSocket-Key is not 16 bytes in base64")
+
+
+def websocket_accept(key: bytes) -> bytes:
+    """What a server must answer in Sec-WebSocket-Accept."""
+    return base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())  # noqa: S324 - RFC 6455
 
 
 def _body_length(named: dict[bytes, bytes], *, modern: bool) -> int | None:

@@ -32,6 +32,8 @@ def find(path: bytes, *, inside: bool) -> Match | None:
         if not names.is_label(agent):
             return None
         return Match(door=Door.RUN, methods=POST, name=agent, stream=parts[3] == b"stream")
+    if len(parts) == 4 and parts[1] == b"agents" and parts[3] == b"ws" and names.is_label(agent := parts[2].decode("ascii")):
+        return Match(door=Door.SOCKET, methods=GET, name=agent, stream=True)
     if inside and len(parts) == 5 and parts[1:3] == [b"door", b"runs"] and parts[4] == b"usage":
         return Match(door=Door.RUN_USAGE, methods=GET, name=parts[3].decode("ascii"))
     if _under(path, _PUBLIC):

@@ -4,27 +4,51 @@ import asyncio
 import gc
 import logging
 import socket
+import ssl
 import stat
 from pathlib import Path
 
-from nexus.gateway import doors, feed, limits, outbox, runs_door, server, settings, splits, upstream, usage, waiting, world
+from nexus.gateway import (
+    doors,
+    feed,
+    handover,
+    limits,
+    outbox,
+    runs_door,
+    server,
+    settings,
+    splits,
+    upstream,
+    usage,
+    waiting,
+    world,
+)
 from nexus.kit import guard
 
 _LOG = logging.getLogger(__name__)
 _SWEEP_S = 0.5
+_ROUTES_WAIT_S = 5.0
 _BACKLOG = 4096
 
 
 async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asyncio.Event) -> None:
-    """Serve until `stop`, then finish what is under way; `force` (or the drain time) cuts it. Raises OSError when a
-    listener cannot be opened."""
+    """Serve until `stop` (or until a successor serves), then finish what is under way; `force` (or the drain time) cuts it.
+    Raises OSError when a listener cannot be opened."""
     config.home.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     here = build_world(config)
     client = feed.FeedClient(here)
     cached = feed.read_cache(config.home.route_cache)
     if cached is not None:
         here.swap(cached)
-    listeners = [await _listen_tcp(here), await _listen_door(here)]
+    taken = _take_over(config)
+    sockets = (_bind_tcp(config), _bind_door(config)) if taken is None else (taken.tcp, taken.door)
+    listeners = [await _listen(here, sockets[0], inside=False), await _listen(here, sockets[1], inside=True)]
+
+    def give_way() -> None:
+        here.replaced = True
+        stop.set()
+
+    offer = handover.Offer(_handover_path(config), sockets, give_way)
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
@@ -32,6 +56,11 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
         async with guard.Loops() as loops:
             loops.start("feed", client.follow)
             loops.start("sweep", lambda: _sweep(here))
+            if taken is not None:
+                await _routes_known(here)
+                taken.serving()
+            offer.open()
+            loops.start("handover", offer.follow)
             if config.number == 0:
                 loops.start("route-cache", client.keep_cache)
             _LOG.info("gateway %d serves on %s port %d", config.number, config.host, config.port)
@@ -40,6 +69,7 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
                 listener.close()
             await _drain(here, force)
     finally:
+        offer.close()
         for connection in list(here.connections):
             connection.transport.abort()
         here.pool.close()
@@ -48,7 +78,34 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
         await asyncio.gather(*here.tasks, return_exceptions=True)
         here.rates.close()
         here.pins.close()
-        config.home.door_socket(config.number).unlink(missing_ok=True)
+        if not here.replaced:
+            config.home.door_socket(config.number).unlink(missing_ok=True)
+            _handover_path(config).unlink(missing_ok=True)
+
+
+def _handover_path(config: settings.Settings) -> Path:
+    return config.home.run / f"handover-{config.number}.sock"
+
+
+def _take_over(config: settings.Settings) -> handover.Taken | None:
+    """The sockets of the process that has this number now, when they are where this one is to listen."""
+    taken = handover.take(_handover_path(config))
+    if taken is None:
+        return None
+    if taken.tcp.getsockname()[:2] == (config.host, config.port):
+        return taken
+    _LOG.warning("the gateway that serves now listens on %s; this one binds its own", taken.tcp.getsockname()[:2])
+    taken.close()
+    return None
+
+
+async def _routes_known(here: world.World) -> None:
+    """Wait a little for routes: until then the older process serves better."""
+    try:
+        async with asyncio.timeout(_ROUTES_WAIT_S):
+            await here.loaded.wait()
+    except TimeoutError:
+        _LOG.warning("no routes within %.0f s; taking over without", _ROUTES_WAIT_S)
 
 
 def build_world(config: settings.Settings) -> world.World:
@@ -67,8 +124,7 @@ def build_world(config: settings.Settings) -> world.World:
     )
 
 
-async def _listen_tcp(here: world.World) -> asyncio.AbstractServer:
-    config = here.settings
+def _bind_tcp(config: settings.Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -78,17 +134,45 @@ async def _listen_tcp(here: world.World) -> asyncio.AbstractServer:
     except OSError:
         listening.close()
         raise
-    return await here.loop.create_server(lambda: server.ClientConnection(here, inside=False), sock=listening, backlog=_BACKLOG)
+    return listening
 
 
-async def _listen_door(here: world.World) -> asyncio.AbstractServer:
-    path = here.settings.home.door_socket(here.settings.number)
+def _bind_door(config: settings.Settings) -> socket.socket:
+    path = config.home.door_socket(config.number)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.parent.chmod(0o711)
     _clear(path)
-    listener = await here.loop.create_unix_server(lambda: server.ClientConnection(here, inside=True), str(path), backlog=_BACKLOG)
-    path.chmod(0o666)  # an agent is another user; the run folder above is its owner's alone, and every call shows a token
-    return listener
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.bind(str(path))
+        path.chmod(0o666)  # an agent is another user; the run folder above is its owner's alone, and every call shows a token
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+async def _listen(here: world.World, listening: socket.socket, *, inside: bool) -> asyncio.AbstractServer:
+    listening.setblocking(False)
+
+    def connect() -> server.ClientConnection:
+        return server.ClientConnection(here, inside=inside)
+
+    if inside:
+        return await here.loop.create_unix_server(connect, sock=listening, backlog=_BACKLOG)
+    context = _tls_context(here.settings)
+    return await here.loop.create_server(connect, sock=listening, backlog=_BACKLOG, ssl=context)
+
+
+def _tls_context(config: settings.Settings) -> ssl.SSLContext | None:
+    """TLS 1.2 and newer, HTTP/1.1 only. Raises OSError (ssl.SSLError) when certificate and key do not fit."""
+    if config.tls_certificate is None or config.tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(config.tls_certificate, config.tls_key)
+    return context
 
 
 def _clear(path: Path) -> None:
@@ -111,13 +195,18 @@ async def _sweep(here: world.World) -> None:
 
 
 async def _drain(here: world.World, force: asyncio.Event) -> None:
+    """Finish what is under way. After a handover idle connections stay open a while: their next request is answered, and told
+    to close, so that no client sends into a closed connection."""
     here.draining = True
     busy = sum(connection.is_busy() for connection in here.connections)
     _LOG.info("stopping: %d requests are being finished", busy)
-    for connection in list(here.connections):
-        connection.drain()
-    deadline = here.loop.time() + here.settings.drain_s
+    started = here.loop.time()
+    deadline = started + here.settings.drain_s
+    patience = started + (here.settings.handover_patience_s if here.replaced else 0.0)
     while here.connections and here.loop.time() < deadline and not force.is_set():
+        if here.loop.time() >= patience:
+            for connection in list(here.connections):
+                connection.drain()
         try:
             async with asyncio.timeout(0.05):
                 await force.wait()

@@ -113,7 +113,10 @@ class ClientConnection(asyncio.Protocol):
     def _keep(self, data: bytes) -> None:
         """Bytes of later requests wait as they are; a client that sends too many of them is not read for a while."""
         current = self.current
-        if current is not None and not current.call.head.keep_alive:
+        if current is not None and current.phase is Phase.TUNNEL and current.upstream is not None:
+            current.upstream.transport.write(data)
+            return
+        if current is not None and not (current.call.head.keep_alive or current.call.head.upgrade):
             return
         self._backlog += data
         if len(self._backlog) > self.world.settings.buffer_bytes and not self._held_back:
@@ -132,8 +135,8 @@ class ClientConnection(asyncio.Protocol):
             self._parser = httptools.HttpRequestParser(self)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass
+        except httptools.HttpParserUpgrade as upgrade:
+            self._backlog += data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             self._spoil(error)
         else:
@@ -187,11 +190,8 @@ class ClientConnection(asyncio.Protocol):
             keep_alive=parser.should_keep_alive(),
         )
         if parser.should_upgrade():
-            raise errors.Unavailable(
-                "this gateway does not switch protocols (WebSocket, h2c, CONNECT)",
-                code="upgrade.unsupported",
-                next_step="use HTTP/1.1; events are streamed as text/event-stream from /agents/{name}/stream",
-            )
+            http1.check_websocket(head)
+            head.upgrade, head.keep_alive = True, False
         if len(self._queue) >= world.settings.max_pipelined:
             raise errors.Exhausted("too many requests are pipelined on one connection", code="limit.pipelined")
         self._headers = []
@@ -239,6 +239,12 @@ class ClientConnection(asyncio.Protocol):
                     break
         finally:
             self._advancing = False
+
+    def take_backlog(self) -> bytes:
+        """What came behind the current request's head, now that it belongs to a tunnel."""
+        data, self._backlog = self._backlog, b""
+        self._release_reading()
+        return data
 
     def _feed_backlog(self, data: bytes) -> None:
         self._advancing = True

@@ -1,13 +1,17 @@
 """What a gateway process is told at its start, and the limits it keeps. `apps.gateway` fills it from the environment."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from nexus.kit import home
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Times are seconds, sizes bytes. `hosts` and `origins` are added to those of the feed."""
+    """Times are seconds, sizes bytes. `hosts` and `origins` are added to those of the feed.
+
+    With `tls_certificate` (a PEM chain) and `tls_key` the TCP listener speaks TLS and nothing else.
+    """
 
     home: home.Home
     host: str = "127.0.0.1"
@@ -16,6 +20,8 @@ class Settings:
     gateways: int = 1
     hosts: frozenset[str] = field(default_factory=frozenset)
     origins: frozenset[str] = field(default_factory=frozenset)
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
 
     header_timeout_s: float = 10.0
     body_idle_s: float = 30.0
@@ -24,6 +30,7 @@ class Settings:
     write_stall_s: float = 60.0
     linger_s: float = 5.0
     drain_s: float = 30.0
+    handover_patience_s: float = 10.0
     dial_timeout_s: float = 5.0
     control_timeout_s: float = 120.0
     control_patience_s: float = 3.0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from nexus.core import errors, names, principals
 from nexus.gateway import balance, breaker, http1, limits, mint, paths, routes
-from nexus.gateway.call import Call, Door, Match
+from nexus.gateway.call import RUNS, Call, Door, Match
 from nexus.gateway.world import World
 from nexus.kit import keys
 
@@ -97,6 +97,21 @@ def check_origin(call: Call, world: World) -> None:
             f"pages from {_shown(origin)} may not call this host",
             code="origin.refused",
             next_step="add the origin to NEXUS_ALLOWED_ORIGINS and start the host again",
+        )
+
+
+def check_upgrade(call: Call, world: World) -> None:
+    """A WebSocket is opened where there is one, and nothing else is opened there."""
+    match = call.match
+    if match is None:
+        return
+    if call.head.upgrade and match.door not in (Door.SOCKET, Door.CONTROL):
+        raise errors.Unavailable(
+            "there is no WebSocket here", code="upgrade.unsupported", next_step="agents' are at /agents/{name}/ws"
+        )
+    if match.door is Door.SOCKET and not call.head.upgrade and call.head.method != b"OPTIONS":
+        raise errors.Invalid(
+            "this is a WebSocket", code="upgrade.required", next_step="send Connection: Upgrade and Upgrade: websocket"
         )
 
 
@@ -223,7 +238,7 @@ def authorise(call: Call, world: World) -> None:
     match, caller = _matched(call), call.caller
     if caller is None:
         return
-    if match.door is Door.RUN:
+    if match.door in RUNS:
         if not caller.service:
             caller.principal.require(principals.Action.RUN, agent=match.name)
     elif match.door is Door.MODEL and caller.token is None:
@@ -239,7 +254,7 @@ def authorise(call: Call, world: World) -> None:
 def resolve_deployment(call: Call, world: World) -> None:
     """Agent and environment to a deployment; what belongs to another tenant looks exactly like what is absent."""
     match, caller = _matched(call), call.caller
-    if match.door is not Door.RUN or caller is None:
+    if match.door not in RUNS or caller is None:
         return
     by_environment = world.table.agents.get((call.tenant, match.name))
     asked = call.head.named.get(b"nexus-environment")
@@ -287,7 +302,7 @@ def _pick(deployed: Mapping[str, routes.Deployment], wanted: str | None, agent: 
 def name_run(call: Call, world: World) -> None:
     """Run id, trace, and the client's session if it named one."""
     match = _matched(call)
-    if match.door is not Door.RUN:
+    if match.door not in RUNS:
         return
     if not call.run_id:
         call.run_id = world.minter.run_id()
@@ -355,6 +370,7 @@ STAGES: tuple[Callable[[Call, World], None], ...] = (
     check_host,
     check_origin,
     find_door,
+    check_upgrade,
     answer_preflight,
     authenticate,
     believe_service,

@@ -35,6 +35,9 @@ class Receiver(Protocol):
     def on_answer_end(self, *, reusable: bool) -> None: ...
     def on_bad_answer(self, reason: str) -> None: ...
     def on_upstream_lost(self, error: Exception | None) -> None: ...
+    def wants_tunnel(self) -> bool: ...
+    def on_tunnel(self, headers: list[http1.Header]) -> None: ...
+    def on_tunnel_data(self, data: bytes) -> None: ...
     def flush(self) -> None: ...
     def pause_body(self) -> None: ...
     def resume_body(self) -> None: ...
@@ -45,7 +48,8 @@ class Upstream(asyncio.Protocol):
 
     __slots__ = (
         "_chunked", "_done", "_head_bytes", "_headers", "_headless", "_interim", "_length", "_naked", "_parser", "_parts",
-        "_poll", "_reusable", "_status", "address", "answered", "express", "fresh", "idle_since", "pool", "receiver", "transport",
+        "_poll", "_reusable", "_status", "_tunnel", "address", "answered", "express", "fresh", "idle_since", "pool", "receiver",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, pool: "Pool", address: str) -> None:
@@ -53,6 +57,7 @@ class Upstream(asyncio.Protocol):
         self.address = address
         self.receiver: Receiver | None = None
         self.express: Express | None = None
+        self._tunnel = False
         self.fresh = True
         self.answered = False
         self.idle_since = 0.0
@@ -125,15 +130,13 @@ class Upstream(asyncio.Protocol):
             self.transport.abort()
             return
         self.answered = True
+        if self._tunnel:
+            receiver.on_tunnel_data(data)
+            return
         self._parts: list[bytes] = []
-        problem = ""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            problem = "it switched protocols unasked"
-        except httptools.HttpParserError as error:
-            cause = error.__context__
-            problem = str(cause) if isinstance(cause, BadAnswer) else f"it is not well-formed HTTP ({error})"
+        problem = self._parse(data)
+        if self._tunnel and not problem:
+            return
         if self.receiver is None:
             return
         if self._parts:
@@ -146,6 +149,21 @@ class Upstream(asyncio.Protocol):
             receiver.on_bad_answer(problem)
         else:
             receiver.flush()
+
+    def _parse(self, data: bytes) -> str:
+        """What is wrong with the answer so far; empty when nothing is."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if not self._tunnel:
+                return "it switched protocols unasked"
+            rest = data[upgrade.args[0] :]
+            if rest and self.receiver is not None:
+                self.receiver.on_tunnel_data(rest)
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            return str(cause) if isinstance(cause, BadAnswer) else f"it is not well-formed HTTP ({error})"
+        return ""
 
     def eof_received(self) -> bool:
         return False
@@ -191,6 +209,10 @@ class Upstream(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
+        if status == 101 and self.receiver is not None and self.receiver.wants_tunnel():
+            self.receiver.on_tunnel(self._headers)
+            self._tunnel = True
+            return
         if status < 200:
             self._interim += 1
             if status == 101 or self._interim > _MOST_INTERIM:
@@ -199,6 +221,16 @@ class Upstream(asyncio.Protocol):
         if status > 599:
             raise BadAnswer(f"its status is {status}")
         self._status = status
+        self._read_lengths()
+        bodiless = self._headless or status in (204, 304)
+        self._naked = not bodiless and not self._chunked and self._length is None
+        self._reusable = self._parser.should_keep_alive() and not self._naked
+        if self.receiver is not None:
+            self.receiver.on_answer(status, self._headers, length=0 if bodiless else self._length, chunked=self._chunked)
+        if self._headless:
+            self._done = True
+
+    def _read_lengths(self) -> None:
         for name, value in self._headers:
             if name == b"content-length":
                 if not value.isdigit() or len(value) > 15 or self._length is not None:
@@ -210,13 +242,6 @@ class Upstream(asyncio.Protocol):
                 self._chunked = True
         if self._chunked and self._length is not None:
             raise BadAnswer("it has two lengths")
-        bodiless = self._headless or status in (204, 304)
-        self._naked = not bodiless and not self._chunked and self._length is None
-        self._reusable = self._parser.should_keep_alive() and not self._naked
-        if self.receiver is not None:
-            self.receiver.on_answer(status, self._headers, length=0 if bodiless else self._length, chunked=self._chunked)
-        if self._headless:
-            self._done = True
 
     def on_body(self, part: bytes) -> None:
         if not self._headless:

@@ -48,14 +48,17 @@ class World:
     paths: dict[bytes, Match | None] = field(default_factory=dict)
     hosts: dict[bytes, bool] = field(default_factory=dict)
     admitted: "dict[tuple[bytes | None, ...], express.Admission]" = field(default_factory=dict, repr=False)
+    loaded: asyncio.Event = field(default_factory=asyncio.Event)
     connected: bool = False
     draining: bool = False
+    replaced: bool = False
     clock: Callable[[], float] = time.time
     started_at: float = field(default_factory=time.time)
 
     def swap(self, table: routes.RouteTable) -> None:
         """Put a whole new table in place and let waiting runs look again."""
         self.table = table
+        self.loaded.set()
         self.hosts.clear()
         self.admitted.clear()
         self.waiting.look_again()

@@ -35,6 +35,7 @@ _STATUS_OF_CODE = {
     "idempotency.mismatch": 422,
     "model.credential_refused": 502,
     "model.timeout": 504,
+    "upgrade.required": 426,
     "upgrade.unsupported": 501,
     "upstream.failed": 502,
     "state.too_large": 413,
