@@ -5,7 +5,7 @@ from typing import Any
 
 from nexus.core import deployments, instances
 from nexus.core.deployments import Deployment, Instance, Revision, Target
-from nexus.core.phases import InstancePhase
+from nexus.core.phases import InstancePhase, RevisionPhase
 from nexus.ports import hosting_store, vault
 from nexus.wire import views
 
@@ -48,8 +48,11 @@ def render_deployment(
     *,
     origin: str,
 ) -> views.DeploymentView:
-    """`revisions` newest first; the newest gives phase and version, `active_version` is what serves meanwhile."""
+    """`revisions` newest first; the newest gives phase and version (an A/B test's winner, where an older one won),
+    `active_version` is what serves meanwhile."""
     newest = revisions[0] if revisions else None
+    if newest is not None and newest.phase is RevisionPhase.SUPERSEDED:
+        newest = next((one for one in revisions if one.number == deployment.target_revision), newest)
     active = next((one for one in revisions if one.number == deployment.active_revision), None)
     by_number = {one.number: one for one in revisions}
     shown = [_render_instance(one, by_number.get(one.revision), statuses.get(one.id)) for one in records]

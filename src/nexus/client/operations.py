@@ -178,10 +178,16 @@ def deploy(
     replicas: int | None = None,
     cpu: str | None = None,
     memory: str | None = None,
+    strategy: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Operation[answers.Answer]:
-    """Make a stored version the target of an environment. Answers at once; `rollout` tells how it goes."""
+    """Make a stored version the target of an environment. Answers at once; `rollout` tells how it goes.
+
+    `strategy` is `hosting.strategy` of config.yaml and replaces what it names: `{"type": "canary", "steps": [10, 100]}`.
+    """
     body: dict[str, Any] = {"agent": name, "version_id": version_id, "environment": environment}
     body |= _given(replicas=replicas, cpu=cpu, memory=memory)
+    body |= _given(strategy=dict(strategy) if strategy else None, options=dict(options) if options else None)
     reply = yield from ask(Call(method="POST", path="/v1/deployments", json=body))
     return answers.Answer(reply.object())
 
@@ -195,6 +201,31 @@ def rollout(deployment_id: str, *, revision: int | None = None) -> feeds.Feed[an
     """The steps of a revision (default: the newest) on its way, to the one that is `done`."""
     path = f"/v1/deployments/{quote(deployment_id, safe='')}/events"
     return feeds.RolloutFeed(Call(method="GET", path=path, query={"revision": revision}))
+
+
+def promote(name: str, *, environment: str | None = None, variant: str | None = None) -> Operation[answers.Answer]:
+    """Make the new version of a rollout in hand (or a variant of an A/B test) the only one."""
+    body = _given(environment=environment, variant=variant)
+    reply = yield from ask(Call(method="POST", path=_v1(name, "promote"), json=body))
+    return answers.Answer(reply.object())
+
+
+def abort(name: str, *, environment: str | None = None) -> Operation[answers.Answer]:
+    """Give a rollout up; after a blue-green switch, switch back while the old colour stands by."""
+    reply = yield from ask(Call(method="POST", path=_v1(name, "abort"), json=_given(environment=environment)))
+    return answers.Answer(reply.object())
+
+
+def rollout_status(name: str, *, environment: str | None = None) -> Operation[answers.Answer]:
+    """Where the rollout in hand is, or how the last one ended."""
+    reply = yield from ask(Call(method="GET", path=_v1(name, "rollout"), query={"environment": environment}))
+    return answers.Answer(reply.object())
+
+
+def rollout_report(name: str, *, environment: str | None = None) -> Operation[answers.Answer]:
+    """How the versions of a rollout compare, with confidence intervals."""
+    reply = yield from ask(Call(method="GET", path=_v1(name, "rollout", "report"), query={"environment": environment}))
+    return answers.Answer(reply.object())
 
 
 def history(name: str, *, environment: str | None = None) -> Operation[list[answers.Answer]]:

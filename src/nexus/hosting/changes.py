@@ -1,7 +1,7 @@
 """What each verb makes of a deployment: pure functions from what is stored to what is stored next."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nexus.core import errors
@@ -28,11 +28,13 @@ Arms = Mapping[str, tuple[Version, Settings]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What a deploy begins with: the version of its first new revision, and the strategy that fits what runs already."""
+    """What a new revision is made of and how it takes over. `number`: where further variants come before it."""
 
-    version: Version
+    version_id: str
+    version: str
     settings: Settings
-    strategy: Strategy
+    strategy: Strategy = field(default_factory=Strategy)
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +47,15 @@ class Switched:
     adopted: Sequence[Instance]
 
 
-def is_same(current: Revision | None, version_id: str, settings: Settings, strategy: Strategy | None = None) -> bool:
+def is_same(current: Revision | None, start: Start) -> bool:
     """Whether a deployment already wants, or runs, exactly this; then there is nothing to roll. While it is on its way it must
     go the same way, too."""
     return (
         current is not None
         and current.phase in (*IN_HAND, RevisionPhase.ACTIVE)
-        and current.version_id == version_id
-        and current.settings == settings
-        and (current.phase not in IN_HAND or strategy is None or strategies.is_same(current.strategy, strategy))
+        and current.version_id == start.version_id
+        and current.settings == start.settings
+        and (current.phase not in IN_HAND or strategies.is_same(current.strategy, start.strategy))
     )
 
 
@@ -70,32 +72,23 @@ def find_target(deployment: Deployment, revisions: Sequence[Revision]) -> Revisi
 
 
 def plan_revision(
-    deployment: Deployment,
-    revisions: Sequence[Revision],
-    *,
-    version_id: str,
-    version: str,
-    settings: Settings,
-    reason: str,
-    by: str,
-    now: float,
-    strategy: Strategy | None = None,
+    deployment: Deployment, revisions: Sequence[Revision], start: Start, *, reason: str, by: str, now: float
 ) -> NewRevision:
     """A new revision becomes the target; what was on its way is superseded (the last deploy wins)."""
-    number = max((one.number for one in revisions), default=0) + 1
+    number = start.number or max((one.number for one in revisions), default=0) + 1
     revision = Revision(
         deployment_id=deployment.id,
         number=number,
         tenant=deployment.tenant,
-        version_id=version_id,
-        version=version,
+        version_id=start.version_id,
+        version=start.version,
         phase=RevisionPhase.PENDING,
         reason=reason,
         replicas=deployment.replicas,
-        settings=settings,
+        settings=start.settings,
         created_at=now,
         created_by=by,
-        strategy=strategy or Strategy(),
+        strategy=start.strategy,
     )
     superseded = [
         replace(one, phase=RevisionPhase.SUPERSEDED, ended_at=now, problem=superseded_problem(one.number, number))
@@ -115,7 +108,8 @@ def choose_start(
     if strategy.kind is not StrategyKind.AB:
         alone = active is None or deployment.replicas == 0
         chosen, settings = arms[version.version]
-        return Start(version=chosen, settings=settings, strategy=strategies.as_rolling(strategy) if alone else strategy)
+        fitting = strategies.as_rolling(strategy) if alone else strategy
+        return Start(version_id=chosen.id, version=chosen.version, settings=settings, strategy=fitting)
     if active is None or deployment.replicas == 0:
         raise errors.Conflict(
             f"no version of {deployment.agent} serves in {deployment.environment} yet",
@@ -124,16 +118,18 @@ def choose_start(
             next_step=f"deploy the control first: nexus ai agent deploy {deployment.agent} --env {deployment.environment}",
         )
     numbered = number_variants(strategy, active, max(one.number for one in revisions) + 1)
-    lead = next(variant for variant in numbered.variants if variant.revision != active.number)
+    lead = max(numbered.variants, key=lambda variant: variant.revision)
     chosen, settings = arms[lead.version]
-    return Start(version=chosen, settings=settings, strategy=numbered)
+    return Start(version_id=chosen.id, version=chosen.version, settings=settings, strategy=numbered, number=lead.revision)
 
 
 def plan_members(lead: Revision, variants: Sequence[Variant], arms: Arms) -> list[Revision]:
-    """The further revisions of an A/B test: one for each variant that neither runs already nor is the lead itself."""
+    """The further revisions of an A/B test: one for each variant that neither runs already nor is the lead itself. They are
+    numbered before the lead, which so is the newest revision."""
+    running = min((variant.revision for variant in variants), default=0)
     members = []
     for variant in variants:
-        if variant.revision <= lead.number:
+        if variant.revision in (running, lead.number):
             continue
         version, settings = arms[variant.version]
         members.append(
@@ -151,7 +147,8 @@ def plan_members(lead: Revision, variants: Sequence[Variant], arms: Arms) -> lis
 
 
 def number_variants(strategy: Strategy, active: Revision, first: int) -> Strategy:
-    """Say which revision serves each variant: the active one its own version, the others new ones from `first` on.
+    """Say which revision serves each variant: the active one its own version, the others new ones from `first` on, the first of
+    them the newest.
 
     `Conflict` (`rollout.control_missing`) when no variant is the version that runs now.
     """
@@ -162,7 +159,7 @@ def number_variants(strategy: Strategy, active: Revision, first: int) -> Strateg
             cause="an A/B test compares new versions with the one that is active",
             next_step=f"name it: --variant control={active.version}:50",
         )
-    numbers = iter(range(first, first + len(strategy.variants)))
+    numbers = iter(range(first + len(strategy.variants) - 2, first - 1, -1))
     numbered = tuple(
         replace(variant, revision=active.number if variant.version == active.version else next(numbers))
         for variant in strategy.variants

@@ -133,15 +133,13 @@ class HostingService:
             )
             revisions = await change.revisions()
             deployment = replace(deployment, active_revision=deployment.active_revision if alive else None)
-            made = changes.choose_start(deployment, revisions, strategy, arms, version)
+            start = changes.choose_start(deployment, revisions, strategy, arms, version)
             target = changes.find_target(deployment, revisions) if alive else None
-            if changes.is_same(target, made.version.id, made.settings, made.strategy):
+            if changes.is_same(target, start):
                 await change.put_deployment(deployment)
             else:
-                await self._roll(
-                    change, deployment, made.version.id, made.version.version, made.settings, "deploy", caller.id, made.strategy
-                )
-                for member in changes.plan_members((await change.revisions())[0], made.strategy.variants, arms):
+                lead = await self._roll(change, deployment, start, "deploy", caller.id)
+                for member in changes.plan_members(lead, start.strategy.variants, arms):
                     await change.put_revision(member)
             result = await _deployed(change)
         self.wake()
@@ -185,12 +183,17 @@ class HostingService:
             deployment = existing(change.deployment, agent, environment)
             revisions = await change.revisions()
             past = changes.find_rollback(deployment, revisions, asked.version)
-            settings = replace(past.settings, secrets_stamp=stamp)
-            if past.settings == settings and await executor.switch_back_to(change, past, by=caller.id, at=self._clock.time()):
-                pass  # it stood by and serves again already
-            elif not changes.is_same(changes.find_target(deployment, revisions), past.version_id, settings):
-                reason = f"rollback to revision {past.number}"
-                await self._roll(change, deployment, past.version_id, past.version, settings, reason, caller.id)
+            start = changes.Start(
+                version_id=past.version_id,
+                version=past.version,
+                settings=replace(past.settings, secrets_stamp=stamp),
+                strategy=strategies.as_rolling(past.strategy),
+            )
+            stood_by = past.settings == start.settings and await executor.switch_back_to(
+                change, past, by=caller.id, at=self._clock.time()
+            )
+            if not stood_by and not changes.is_same(changes.find_target(deployment, revisions), start):
+                await self._roll(change, deployment, start, f"rollback to revision {past.number}", caller.id)
             result = await _deployed(change)
         self.wake()
         return result
@@ -224,8 +227,7 @@ class HostingService:
         memory = target.settings.memory_bytes if asked.memory is None else sizing.parse_memory(asked.memory)
         settings = replace(target.settings, cpu_millis=cpu, memory_bytes=memory)
         if settings != target.settings:
-            how = strategies.as_rolling(target.strategy)
-            await self._roll(change, deployment, target.version_id, target.version, settings, "sizes changed", by, how)
+            await self._roll(change, deployment, _again(target, settings), "sizes changed", by)
 
     async def restart(self, tenant: str, agent: str, *, reason: str, by: str = "platform") -> None:
         """A rolling restart of every deployment of an agent, with today's secrets."""
@@ -239,8 +241,7 @@ class HostingService:
                 if target is None or target.settings.secrets_stamp == stamp:
                     continue
                 settings = replace(target.settings, secrets_stamp=stamp)
-                how = strategies.as_rolling(target.strategy)
-                await self._roll(change, deployment, target.version_id, target.version, settings, reason, by, how)
+                await self._roll(change, deployment, _again(target, settings), reason, by)
         self.wake()
 
     async def delete(self, caller: Principal, agent: str, environment: str | None) -> bool:
@@ -327,28 +328,10 @@ class HostingService:
         return chosen
 
     async def _roll(
-        self,
-        change: hosting_store.Change,
-        deployment: Deployment,
-        version_id: str,
-        version: str,
-        settings: deployments.Settings,
-        reason: str,
-        by: str,
-        strategy: rollouts.Strategy | None = None,
-    ) -> None:
+        self, change: hosting_store.Change, deployment: Deployment, start: changes.Start, reason: str, by: str
+    ) -> Revision:
         now = self._clock.time()
-        made = changes.plan_revision(
-            deployment,
-            await change.revisions(),
-            version_id=version_id,
-            version=version,
-            settings=settings,
-            reason=reason,
-            by=by,
-            now=now,
-            strategy=strategy,
-        )
+        made = changes.plan_revision(deployment, await change.revisions(), start, reason=reason, by=by, now=now)
         await change.put_deployment(made.deployment)
         for past in made.superseded:
             await change.put_revision(past)
@@ -360,8 +343,19 @@ class HostingService:
             }
             await change.add_event(past.number, now, event)
         await change.put_revision(made.revision)
-        event = {"phase": RevisionPhase.PENDING.value, "message": f"{reason}: version {version}", "done": False}
+        event = {"phase": RevisionPhase.PENDING.value, "message": f"{reason}: version {start.version}", "done": False}
         await change.add_event(made.revision.number, now, event)
+        return made.revision
+
+
+def _again(target: Revision, settings: deployments.Settings) -> changes.Start:
+    """The same version with other settings, as a rolling restart."""
+    return changes.Start(
+        version_id=target.version_id,
+        version=target.version,
+        settings=settings,
+        strategy=strategies.as_rolling(target.strategy),
+    )
 
 
 def _missing_secrets(agent: str, missing: list[str]) -> errors.Conflict:

@@ -36,7 +36,7 @@ class Share:
 
 def plan_strategy(section: project.Strategy, asked: project.Strategy | None) -> Strategy:
     """The config's strategy with what the caller said in place of it. `Invalid` (`strategy.invalid`) when they contradict."""
-    given = section.model_copy(update={name: getattr(asked, name) for name in asked.model_fields_set}) if asked else section
+    given = _merge(section, asked) if asked is not None else section
     kind = StrategyKind(given.type)
     if kind is StrategyKind.AB and len(given.variants) < 2:
         raise errors.Invalid(
@@ -68,6 +68,16 @@ def plan_strategy(section: project.Strategy, asked: project.Strategy | None) -> 
             latency_margin_s=given.analysis.latency_margin,
         ),
     )
+
+
+def _merge(section: project.Strategy, asked: project.Strategy) -> project.Strategy:
+    said = {name: getattr(asked, name) for name in asked.model_fields_set}
+    if "analysis" in said:
+        rules = {name: getattr(asked.analysis, name) for name in asked.analysis.model_fields_set}
+        said["analysis"] = section.analysis.model_copy(update=rules)
+    if said.get("type", "ab") != "ab" and "variants" not in said:
+        said["variants"] = []
+    return section.model_copy(update=said)
 
 
 def as_rolling(strategy: Strategy) -> Strategy:

@@ -21,7 +21,7 @@ from nexus.identity import tokens
 from nexus.kit import clock, guard, home, keys
 from nexus.secrets import master_key
 from nexus.secrets import service as secret_service
-from nexus.stores.postgres import access, engine, hosting
+from nexus.stores.postgres import access, engine, hosting, hosting_runs, run_store
 from nexus.testing import drivers
 
 CODE = b"def agent(input): return input\n"
@@ -40,10 +40,13 @@ def package(config: str, code: bytes = CODE, **files: bytes) -> bytes:
 
 
 class SteadyClock(clock.SystemClock):
-    """Wall time as it is; monotonic time that a test can push forward."""
+    """Times that a test can push forward: the monotonic one by `ahead`, the wall's by `later`."""
 
     def __init__(self) -> None:
-        self.ahead = 0.0
+        self.ahead = self.later = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.later
 
     def monotonic(self) -> float:
         return super().monotonic() + self.ahead
@@ -60,6 +63,7 @@ class Control:
     home: home.Home
     api: httpx2.AsyncClient
     admin: str
+    runs: run_store.PostgresRunStore
     clients: list[httpx2.AsyncClient] = field(default_factory=list)
 
     def as_key(self, key: str) -> httpx2.AsyncClient:
@@ -130,6 +134,7 @@ async def build(url: str, root: Path, driver: drivers.FakeDriver, stack: Any) ->
     )
     reconciler = loop.Reconciler(store=store, driver=driver, executor=doing, clock=steady)
     rooms.wake, rooms.statuses = reconciler.wake, lambda: reconciler.picture.statuses
+    rooms.samples = reconciler.looks.samples = hosting_runs.PostgresRunSamples(database)
 
     async def restart(tenant: str, agent: str) -> None:
         await rooms.restart(tenant, agent, reason="secret changed")
@@ -149,6 +154,7 @@ async def build(url: str, root: Path, driver: drivers.FakeDriver, stack: Any) ->
         home=place,
         api=api,
         admin=admin,
+        runs=run_store.PostgresRunStore(database),
     )
 
 

@@ -136,7 +136,7 @@ def test_noise_does_not_decide() -> None:
     no more may be rolled back than alpha allows, with room for chance."""
     import random
 
-    chance = random.Random(7)  # noqa: S311
+    chance = random.Random(7)
     rolled_back = 0
     for _ in range(200):
         stable, fresh = _draw(chance, 1800), _draw(chance, 200)

@@ -8,7 +8,7 @@ import typer
 
 from nexus import client
 from nexus.cli import connect, screen
-from nexus.cli.agent import project, rollout
+from nexus.cli.agent import project, rollout, strategies
 from nexus.cli.options import Json
 from nexus.core import errors
 from nexus.wire import archive
@@ -28,6 +28,28 @@ def deploy(
         str | None, typer.Option("--version", help="Deploy under (or, without a folder, again) this version.")
     ] = None,
     path: Annotated[Path | None, typer.Option("--path", help="The agent's folder.")] = None,
+    strategy: Annotated[str | None, typer.Option("--strategy", help="rolling, blue-green, canary or ab.")] = None,
+    max_surge: Annotated[str | None, typer.Option("--max-surge", help="Rolling: instances more than wanted: 2, 25%.")] = None,
+    max_unavailable: Annotated[
+        str | None, typer.Option("--max-unavailable", help="Rolling: instances less than wanted: 1, 25%.")
+    ] = None,
+    canary_steps: Annotated[str | None, typer.Option("--canary-steps", help="Canary: shares in per cent: 10,50,100.")] = None,
+    canary_interval: Annotated[
+        str | None, typer.Option("--canary-interval", help="Canary: how long each share is watched: 60s, 5m.")
+    ] = None,
+    canary_runs: Annotated[
+        int | None, typer.Option("--canary-runs", min=1, help="Canary: runs of the new version before it is promoted.")
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option("--keep", help="Blue-green: how long the old colour stays ready after the switch: 5m.")
+    ] = None,
+    auto_promote: Annotated[
+        bool | None, typer.Option("--auto-promote/--manual", help="Blue-green, canary: without a person, or by promote.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option("--variant", help="A/B: name=version:weight, once for each; weights make 100.")
+    ] = None,
+    split_by: Annotated[str | None, typer.Option("--split-by", help="What stays with one version: session or user.")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch until it serves.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -35,7 +57,21 @@ def deploy(
 
     A name without a folder here means an agent the host has already: its newest version goes to the environment.
     """
+    how = strategies.read(
+        kind=strategy,
+        max_surge=max_surge,
+        max_unavailable=max_unavailable,
+        steps=canary_steps,
+        interval=canary_interval,
+        samples=canary_runs,
+        keep=keep,
+        auto_promote=auto_promote,
+        variants=variant or [],
+        split_by=split_by,
+    )
     found = project.find(agent, path, Path.cwd())
+    if found is not None and version is None and (tested := strategies.stored_version(how, found.config.version)):
+        agent, found, version = found.config.name, None, tested
     progress = rollout.Progress(screen.to_user())
     with connect.open_client() as host, progress.shown(quiet=as_json):
         if found is not None:
@@ -43,7 +79,9 @@ def deploy(
         else:
             name, version_id = str(agent), _stored(host, str(agent), version)
         progress.step("deploying", environment)
-        started = host.agents.deploy(name, version_id, environment=environment, replicas=replicas, cpu=cpu, memory=memory)
+        started = host.agents.deploy(
+            name, version_id, environment=environment, replicas=replicas, cpu=cpu, memory=memory, strategy=how
+        )
         try:
             view = rollout.watch(host, started, progress) if wait else started
         except KeyboardInterrupt:
@@ -98,6 +136,8 @@ def _curl(host: client.Client, view: client.Answer) -> str:
 
 def _summary(view: client.Answer, curl: str, *, waited: bool) -> str:
     state = f"{view.get('ready')} of {view.get('replicas')} ready" if waited else "rolling out"
+    if waited and view.get("phase") == "rolling":
+        state = f"under way; see it with: nexus ai agent rollout status {view['agent']} --env {view.get('environment')}"
     return "\n".join(
         (f"{view['agent']} {view.get('version')} in {view.get('environment')}: {state}", f"URL: {view.get('url')}", "", curl)
     )

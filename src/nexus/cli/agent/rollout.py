@@ -83,8 +83,11 @@ _NAMES = {
 }
 
 
-def watch(host: client.Client, deployment: client.Answer, progress: Progress) -> client.Answer:
-    """Follow a deployment to its end and return it as it then is; a failed one raises its problem."""
+def watch(host: client.Client, deployment: client.Answer, progress: Progress, *, until_waiting: bool = True) -> client.Answer:
+    """Follow a deployment to its end and return it as it then is; a failed one raises its problem.
+
+    `until_waiting`: also return when nothing more comes before somebody promotes or aborts.
+    """
     last: Any = None
     for event in host.agents.rollout(deployment["id"], revision=deployment.get("revision")):
         last = event
@@ -93,6 +96,10 @@ def watch(host: client.Client, deployment: client.Answer, progress: Progress) ->
         if event.get("done"):
             break
         progress.step(_NAMES.get(phase, phase), str(words))
+        if event.get("waits") and until_waiting:
+            progress.step("waiting for promotion", str(words))
+            progress.end(ok=True)
+            return host.agents.deployment(deployment["id"])
     failure = last.get("problem") if last is not None else None
     if failure:
         progress.end(ok=False)

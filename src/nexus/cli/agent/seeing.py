@@ -113,11 +113,12 @@ def history(agent: Agent, environment: Environment = None, as_json: Json = False
         screen.write_json(found)
         return
     screen.table(
-        ("REVISION", "ENVIRONMENT", "VERSION", "PHASE", "REPLICAS", "REASON", "BY", "AT"),
+        ("REVISION", "ENVIRONMENT", "VERSION", "PHASE", "STRATEGY", "REPLICAS", "REASON", "BY", "AT"),
         [
             (
                 entry.get("number"), entry.get("environment"), entry.get("version"), screen.phase(entry.get("phase")),
-                entry.get("replicas"), _reason(entry), entry.get("created_by"), screen.moment(entry.get("created_at")),
+                entry.get("strategy") or "rolling", entry.get("replicas"),
+                _reason(entry), entry.get("created_by"), screen.moment(entry.get("created_at")),
             )
             for entry in found
         ],
@@ -126,9 +127,19 @@ def history(agent: Agent, environment: Environment = None, as_json: Json = False
 
 
 def _reason(entry: dict[str, Any]) -> str:
-    problem = entry.get("problem") or {}
+    problem, outcome = entry.get("problem") or {}, entry.get("outcome") or {}
     cause = problem.get("cause") or problem.get("detail")
+    if not cause and outcome.get("decision"):
+        cause = f"{outcome['decision']} by {outcome.get('by')}, {outcome.get('reason')}{_counts(outcome.get('numbers'))}"
     return f"{entry.get('reason') or ''}: {cause}" if cause else str(entry.get("reason") or "")
+
+
+def _counts(numbers: dict[str, Any] | None) -> str:
+    """The runs a decision was made on: ` (new 0 of 40 failed, stable 1 of 400)`."""
+    if not numbers or not {"new", "stable"} <= numbers.keys():
+        return ""
+    new, old = numbers["new"], numbers["stable"]
+    return f" (new {new.get('errors')} of {new.get('runs')} failed, stable {old.get('errors')} of {old.get('runs')})"
 
 
 def runs(
