@@ -6,7 +6,7 @@ import importlib.util
 from fastapi import APIRouter, FastAPI
 
 import nexus
-from nexus.api import agents, bounds, deployments, errors, host, keys, logs, rollouts, secrets
+from nexus.api import agents, bounds, deployments, errors, host, keys, logs, reference, rollouts, secrets
 from nexus.api.services import Services
 from nexus.core import errors as core_errors
 
@@ -34,7 +34,7 @@ def create_app(services: Services | None) -> FastAPI:
         description="Every error is a problem (RFC 9457, `application/problem+json`) with a stable `code`.",
         version=nexus.__version__,
         openapi_url="/openapi.json",
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
     )
     app.state.services = services
@@ -47,6 +47,7 @@ def create_app(services: Services | None) -> FastAPI:
         logs.router,
         keys.router,
         host.router,
+        reference.router,
         _console,
     ):
         app.include_router(router)
