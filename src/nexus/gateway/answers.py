@@ -47,6 +47,8 @@ def render_problem(error: errors.NexusError, call: Call | None) -> tuple[int, li
         headers.append((b"Retry-After", str(max(1, round(error.retry_after_s))).encode()))
     if "allow" in error.extra:
         headers.append((b"Allow", str(error.extra["allow"]).encode()))
+    if "accept_encoding" in error.extra:
+        headers.append((b"Accept-Encoding", str(error.extra["accept_encoding"]).encode()))
     if call is not None:
         if call.run_id:
             headers.append((b"Nexus-Run-Id", call.run_id.encode("latin-1")))

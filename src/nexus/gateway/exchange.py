@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from nexus.core import errors
-from nexus.gateway import answers, http1, stages
+from nexus.gateway import answers, coding, http1, stages
 from nexus.gateway.call import Call
 from nexus.gateway.upstream import BadAnswer, Upstream
 from nexus.gateway.world import World
@@ -36,10 +36,11 @@ class Handler:
     """What one kind of request does; made for one exchange. The defaults suit a door that answers by itself.
 
     `collects`: it needs the whole body before `open`. `rewrites`: `see` and `last` may change the answer's body;
-    `watches`: `watch` is shown each part of it.
+    `watches`: `watch` is shown each part of it. `compression`: `auto`, `gzip` (event streams too) or `none`.
     """
 
     collects = False
+    compression = "auto"
     rewrites = False
     watches = False
 
@@ -48,6 +49,10 @@ class Handler:
         self.call = exchange.call
         self.world = exchange.world
         self.max_body_bytes = exchange.world.table.max_body_bytes
+
+    def expander(self) -> coding.Expander | None:
+        """What a coded body must go through before it is sent on; None sends it as it came. May raise."""
+        return None
 
     def open(self) -> None:
         """Begin: answer, wait, or connect somewhere. With `collects`, called when the body is whole."""
@@ -100,8 +105,9 @@ class Exchange:
     """See the module. `received` says the request's body is whole, `size` how much of it came, `sent` the answer's bytes."""
 
     __slots__ = (
-        "_chunk_request", "_chunks", "_closing", "_continue", "_joined", "_kept", "answered", "call", "client", "deadline",
-        "flushed", "handler", "parts", "phase", "received", "sent", "size", "status", "upstream", "world",
+        "_broken_body", "_chunk_request", "_chunks", "_closing", "_compressor", "_continue", "_expander", "_joined", "_kept",
+        "answered", "call", "client", "deadline", "flushed", "handler", "parts", "phase", "received", "sent", "size", "status",
+        "upstream", "world",
     )  # fmt: skip
 
     def __init__(self, client: "ClientConnection", call: Call, world: World) -> None:
@@ -125,6 +131,9 @@ class Exchange:
         self._chunks = False
         self._closing = False
         self._continue = False
+        self._compressor: coding.Compressor | None = None
+        self._expander: coding.Expander | None = None
+        self._broken_body: errors.NexusError | None = None
 
     # the client's side
 
@@ -137,6 +146,7 @@ class Exchange:
             stages.decide(self.call, self.world)
             self.handler = self.world.open_handler(self)
             self._check_size()
+            self._begin_expanding(self.handler.expander())
             if self._continue and self.call.head.named[b"expect"].lower() != b"100-continue":
                 raise http1.malformed("an expectation other than 100-continue cannot be met")
             if self.handler.collects and not self.received:
@@ -157,11 +167,38 @@ class Exchange:
                 next_step="send less, or put the document where the agent can fetch it",
             )
 
+    def _begin_expanding(self, expander: coding.Expander | None) -> None:
+        """The body is gzip: its length is not known any more, and what has come of it is expanded first."""
+        if expander is None:
+            return
+        raw, self.parts, self._joined, self.size = b"".join(self.parts), [], 0, 0
+        self._expander = expander
+        self.call.head.length = None
+        self.take(raw)
+        self._check_expanded()
+
+    def _check_expanded(self) -> None:
+        """Raises what `take` found wrong with a coded body, which only then is known to be whole."""
+        broken, expander = self._broken_body, self._expander
+        if broken is not None:
+            raise broken
+        if expander is not None and self.received:
+            self._check_size()
+            expander.end()
+
     def take(self, part: bytes) -> None:
         """A part of the request's body, as the parser found it. Acted on in `pump`.
 
         Parts may be single bytes; they are joined in steps, so that the list never weighs more than what is in it.
         """
+        if self._expander is not None:
+            try:
+                part = self._expander.feed(part)
+            except errors.NexusError as error:
+                self._broken_body = error
+                return
+            if not part:
+                return
         self.size += len(part)
         parts = self.parts
         parts.append(part)
@@ -174,12 +211,13 @@ class Exchange:
         handler = self.handler
         if handler is None or self.phase is Phase.DONE:
             return
-        if self.call.head.length is None and self.size > handler.max_body_bytes:
+        if self._expander is not None or (self.call.head.length is None and self.size > handler.max_body_bytes):
             try:
                 self._check_size()
+                self._check_expanded()
             except errors.NexusError as error:
                 self.fail(error)
-            return
+                return
         if self.phase is Phase.RELAYING:
             self._send_parts()
             handler.body_moved()
@@ -331,6 +369,12 @@ class Exchange:
         if head.method == b"HEAD":
             cleaned.extend((b"Content-Length", value) for name, value in headers if name == b"content-length")
         elif status not in (204, 304):
+            compressor = coding.decide_compressor(
+                head, status, cleaned, length, mode="none" if self.call.inside else handler.compression
+            )
+            if compressor is not None:
+                self._compressor, length = compressor, None
+                cleaned = compressor.headers(cleaned)
             if length is not None and not handler.rewrites:
                 cleaned.append((b"Content-Length", b"%d" % length))
             elif head.modern:
@@ -359,6 +403,10 @@ class Exchange:
     def _pass_on(self, parts: list[bytes]) -> None:
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         self.sent += len(data)
+        if self._compressor is not None:
+            data = self._compressor.feed(data)
+            if not data:
+                return
         self.client.hold(b"%x\r\n%b\r\n" % (len(data), data) if self._chunks else data)
 
     def flush(self) -> None:
@@ -372,6 +420,8 @@ class Exchange:
             return
         if handler.rewrites and (rest := handler.last()):
             self._pass_on([rest])
+        if self._compressor is not None and (rest := self._compressor.end()):
+            self.client.hold(b"%x\r\n%b\r\n" % (len(rest), rest))
         if self._chunks:
             self.client.hold(http1.LAST_CHUNK)
         outcome = "completed" if self.status < 400 else "failed"

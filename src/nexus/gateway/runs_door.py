@@ -5,7 +5,7 @@ import json
 import re
 
 from nexus.core import errors
-from nexus.gateway import answers, balance, http1, kept, lines, routes, stages, waiting
+from nexus.gateway import answers, balance, coding, http1, kept, lines, routes, stages, waiting
 from nexus.gateway.call import Call
 from nexus.gateway.exchange import Exchange, Handler, Phase
 from nexus.gateway.upstream import BadAnswer
@@ -14,7 +14,7 @@ from nexus.wire import runs as wire_runs
 _PRIVATE = http1.HOP | {
     b"host", b"authorization", b"x-api-key", b"cookie", b"forwarded", b"via", b"x-real-ip", b"x-original-url", b"x-rewrite-url",
     b"x-http-method-override", b"x-http-method", b"x-method-override", b"traceparent", b"origin", b"referer",
-    b"accept-encoding", b"idempotency-key",
+    b"accept-encoding", b"content-encoding", b"idempotency-key",
 }  # fmt: skip
 _UNTRUSTED_ANSWER = http1.HOP | {
     b"set-cookie", b"set-cookie2", b"server", b"via", b"alt-svc", b"strict-transport-security", b"clear-site-data", b"nel",
@@ -87,7 +87,11 @@ class RunHandler(Handler):
         self._owns_key = self._replayed = False
         self._headers: tuple[http1.Header, ...] = ()
         self._copy: bytearray | None = None
+        self.compression = deployment.options.compression
         self.collects = self._key is not None or self._caches
+
+    def expander(self) -> coding.Expander | None:
+        return coding.decide_expander(self.call.head, self.max_body_bytes)
 
     def _idempotency_key(self, deployment_id: str) -> tuple[str, str, bytes] | None:
         given = self.call.head.named.get(b"idempotency-key")

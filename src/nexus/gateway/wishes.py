@@ -45,7 +45,7 @@ class Options:
     threshold: int | None = None
     cache: Cache | None = None
     split: Split | None = None
-    compression: bool = True
+    compression: str = "auto"
 
 
 def parse_options(value: Mapping[str, Any], *, where: str) -> Options:
@@ -72,7 +72,7 @@ def parse_options(value: Mapping[str, Any], *, where: str) -> Options:
         threshold=threshold if read("circuit_breaker", _truth, False) else None,
         cache=cache if read("cache_responses", _truth, False) else None,
         split=_read_split(value, read),
-        compression=read("compression", _compression, True),
+        compression=read("compression", _compression, "auto"),
     )
 
 
@@ -106,13 +106,12 @@ def _truth(given: Any) -> bool:
     return given
 
 
-def _compression(given: Any) -> bool:
-    """`gzip` or true: when a client asks for it; `none` or false: never."""
-    if given in ("gzip", "auto", True):
-        return True
-    if given in ("none", "off", False):
-        return False
-    raise ValueError(f"{given!r} is not gzip or none")
+def _compression(given: Any) -> str:
+    """`auto`: what is worth it, for clients that ask. `gzip`: event streams too. `none`: nothing."""
+    modes = {"auto": "auto", "gzip": "gzip", "none": "none", "off": "none"}
+    if given not in modes:
+        raise ValueError(f"{given!r} is not auto, gzip or none")
+    return modes[given]
 
 
 def _header_names(given: Any) -> tuple[bytes, ...]:

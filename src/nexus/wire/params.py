@@ -1,10 +1,16 @@
 """Bodies of control API writes. Unknown fields are refused, so a misspelt or smuggled field is an error."""
 
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from nexus.kit import quantity
 from nexus.wire import project
+
+
+def _seconds(value: Any) -> Any:
+    """Text such as `5m` is a duration; numbers are seconds already."""
+    return quantity.parse_duration(value) if isinstance(value, str) else value
 
 
 class Params(BaseModel):
@@ -67,10 +73,57 @@ class KeyParams(Params):
     requests_per_minute: int | None = Field(default=None, ge=1)
 
 
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=366 * 86400.0, allow_inf_nan=False)]
+
+
 class SubmitParams(Params):
-    """Body of `POST /agents/{name}/tasks`."""
+    """Body of `POST /agents/{name}/tasks`. Durations are seconds or text such as `90s`, `5m`, `2h`.
+
+    It starts after `delay`, or at `run_at` (RFC 3339 with an offset). `queue_timeout` bounds its wait for a start,
+    `run_timeout` one attempt, `total_timeout` everything. A higher `priority` starts earlier within its agent.
+    """
 
     input: Any = None
     context: dict[str, Any] = Field(default_factory=dict)
     webhook: str | None = None
     session_id: str | None = None
+    priority: int = Field(default=0, ge=-1000, le=1000)
+    delay: Seconds | None = None
+    run_at: AwareDatetime | None = None
+    queue_timeout: Seconds | None = None
+    run_timeout: Seconds | None = None
+    total_timeout: Seconds | None = None
+    max_attempts: int | None = Field(default=None, ge=1, le=50)
+
+
+class BatchEntry(SubmitParams):
+    """One task of a batch; `idempotency_key` as the header of the same name."""
+
+    idempotency_key: str | None = None
+
+
+class BatchParams(Params):
+    """Body of `POST /agents/{name}/tasks:batch`: all of them are accepted in one commit, or none."""
+
+    tasks: list[BatchEntry] = Field(min_length=1, max_length=10_000)
+
+
+class TaskChangeParams(Params):
+    """Body of `PATCH /tasks/{id}`."""
+
+    priority: int = Field(ge=-1000, le=1000)
+
+
+class DeadLettersParams(Params):
+    """Which dead letters to queue again or to delete: these tasks, or all of an agent, at most `limit` of them."""
+
+    task_ids: list[str] | None = Field(default=None, min_length=1, max_length=1000)
+    agent: str | None = None
+    environment: str | None = None
+    limit: int = Field(default=1000, ge=1, le=1000)
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if (self.task_ids is None) == (self.agent is None):
+            raise ValueError("name either task_ids or an agent")
+        return self

@@ -22,6 +22,7 @@ _STATUS = {
     "internal": 500,
 }
 _STATUS_OF_CODE = {
+    "body.coding_unsupported": 415,
     "body.too_large": 413,
     "headers.too_large": 431,
     "host.refused": 421,

@@ -242,7 +242,7 @@ class Hosting(Section):
     timeout: Duration = Field(default=8 * 3600.0, gt=0, description="The longest a run may take")
     start_timeout: Duration = Field(default=60.0, gt=0, le=3600)
     concurrency: int | None = Field(default=None, ge=1, le=10_000, description="Runs at once in one instance")
-    isolation: Literal["instance", "session"] | None = None
+    isolation: Literal["instance"] | None = None
     session: Session = Field(default_factory=Session)
     load_balancer: Literal["round-robin", "least-connections", "sticky", "health-based"] = "least-connections"
     strategy: Strategy = Field(default_factory=Strategy, description="How a new version takes over")

@@ -241,6 +241,19 @@ class TaskView(View):
     started_at: float | None = None
     finished_at: float | None = None
     webhook: dict[str, Any] | None = None
+    priority: int = 0
+    run_at: float | None = None
+    end_by: float | None = None
+    paused: bool = False
+    dead: bool = False
+    origin: str | None = None
+
+
+class DeadLettersView(View):
+    """What came of a request about dead letters: the tasks made anew, or how many were deleted."""
+
+    tasks: list[TaskView] = Field(default_factory=list)
+    deleted: int = 0
 
 
 class RunView(View):

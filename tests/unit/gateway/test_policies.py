@@ -255,7 +255,7 @@ def test_options_are_read_as_people_write_them():
         where="t/a/e",
     )  # fmt: skip
     assert read.cache == wishes.Cache(ttl_s=300.0, size=100_000_000, headers=(b"accept-language",))
-    assert (read.threshold, read.requests_per_minute, read.compression) == (7, 60, False)
+    assert (read.threshold, read.requests_per_minute, read.compression) == (7, 60, "none")
     assert read.split == wishes.Split(name="", by="user", weights=(("1", 9.0), ("2", 1.0)))
 
 
