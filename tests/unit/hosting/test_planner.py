@@ -124,6 +124,52 @@ ROWS = {
         [see("a", 1, READY), see("b", 1, READY), see("c", 2, STARTING)],
         [Retire(instance_id="c")],
     ),
+    "a larger surge starts more at once": (
+        want(replicas=3, surge=2),
+        [see("a", 1, READY), see("b", 1, READY), see("c", 1, READY)],
+        [Mint(revision=2), Mint(revision=2)],
+    ),
+    "without surge one goes first": (
+        want(surge=0, unavailable=1),
+        [see("a", 1, READY), see("b", 1, READY)],
+        [Retire(instance_id="b")],
+    ),
+    "and is replaced": (want(surge=0, unavailable=1), [see("a", 1, READY), retired("b", 1, READY)], [Mint(revision=2)]),
+    "side by side each revision has its number": (
+        want(counts={1: 2, 2: 1}),
+        [see("a", 1, READY), see("b", 1, READY)],
+        [Mint(revision=2)],
+    ),
+    "side by side nothing is exchanged when the new one is ready": (
+        want(counts={1: 2, 2: 1}),
+        [see("a", 1, READY), see("b", 1, READY), see("c", 2, READY)],
+        [],
+    ),
+    "side by side a lost stable instance is replaced": (
+        want(counts={1: 2, 2: 1}),
+        [see("a", 1, READY), see("c", 2, READY)],
+        [Mint(revision=1)],
+    ),
+    "what is left of others stays until the stable revision is whole": (
+        want(revision=3, counts={1: 2, 3: 1}),
+        [see("a", 1, READY), see("b", 1, STARTING), see("c", 2, READY), see("d", 3, READY)],
+        [],
+    ),
+    "and goes then": (
+        want(revision=3, counts={1: 2, 3: 1}),
+        [see("a", 1, READY), see("b", 1, READY), see("c", 2, READY), see("d", 3, READY)],
+        [Retire(instance_id="c")],
+    ),
+    "a failed variant fails the whole test": (
+        want(revision=3, counts={1: 1, 2: 1, 3: 1}),
+        [see("a", 1, READY), see("b", 2, FAILED, problem={"code": "x"}), see("c", 3, READY)],
+        [Fail(revision=3, back_to=1, instance_id="b", problem={"code": "x"})],
+    ),
+    "what was found wanting goes at once": (
+        want(revision=1, phase=RevisionPhase.ACTIVE, active=1, out=frozenset({2})),
+        [see("a", 1, READY), see("c", 2, READY)],
+        [Retire(instance_id="c"), Mint(revision=1)],
+    ),
     "deleting retires everything": (
         want(target=Target.STOPPED),
         [see("a", 1, READY), retired("b", 1, READY, unrouted_for_s=5)],
@@ -192,10 +238,14 @@ class Node:
                 pass
 
 
-@given(old=st.integers(1, 6), replicas=st.integers(1, 6), is_bad=st.booleans())
-def test_every_rollout_ends_and_never_serves_with_less(old: int, replicas: int, is_bad: bool) -> None:
+BOUNDS = st.tuples(st.integers(0, 4), st.integers(0, 3)).filter(any)
+
+
+@given(old=st.integers(1, 6), replicas=st.integers(1, 6), is_bad=st.booleans(), bounds=BOUNDS)
+def test_every_rollout_ends_and_never_serves_with_less(old: int, replicas: int, is_bad: bool, bounds: tuple[int, int]) -> None:
+    surge, unavailable = bounds
     node = Node(
-        want(replicas=replicas, phase=RevisionPhase.PENDING),
+        want(replicas=replicas, phase=RevisionPhase.PENDING, surge=surge, unavailable=unavailable),
         [see(f"old{number}", 1, READY) for number in range(old)],
         frozenset({2}) if is_bad else frozenset(),
     )
@@ -208,5 +258,22 @@ def test_every_rollout_ends_and_never_serves_with_less(old: int, replicas: int, 
     assert planner.plan(node.wanted, node.seen) == []
     assert {one.revision for one in node.seen} == {1 if is_bad else 2}
     assert len(node.seen) == replicas
-    assert node.least_ready >= min(old, replicas)
-    assert node.most_alive <= max(old, replicas + planner.SURGE)
+    assert node.least_ready >= min(old, replicas - unavailable)
+    assert node.most_alive <= max(old, replicas + surge)
+
+
+@given(old=st.integers(0, 6), stable=st.integers(1, 6), fresh=st.integers(0, 6))
+def test_side_by_side_comes_to_rest_with_exactly_its_numbers(old: int, stable: int, fresh: int) -> None:
+    node = Node(
+        want(revision=3, replicas=stable, counts={1: stable, 3: fresh}),
+        [see(f"old{number}", 1, READY) for number in range(old)] + [see("stray", 2, READY)],
+        frozenset(),
+    )
+    turns = 0
+    while node.turn() or any(one.target is Target.STOPPED for one in node.seen):
+        turns += 1
+        assert turns < 200
+    assert sum(one.revision == 1 for one in node.seen) == stable
+    assert sum(one.revision == 3 for one in node.seen) == fresh
+    assert len(node.seen) == stable + fresh
+    assert node.least_ready >= min(old + 1, stable)
