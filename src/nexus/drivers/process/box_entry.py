@@ -61,7 +61,7 @@ def confine(plan: "box_calls.Plan") -> None:
     os.chdir(plan["folder"])
     box_calls.forbid_new_privileges()
     if "landlock" in layers:
-        box_landlock.restrict(plan["landlock_read"], plan["landlock_write"])
+        box_landlock.restrict(plan["landlock_read"], plan["landlock_write"], files=plan["landlock_files"])
     if "seccomp" in layers:
         box_calls.set_filter(box_filter.build(box_calls.machine, restricted=plan["restricted"]))
 
@@ -107,6 +107,9 @@ def _renounce(plan: "box_calls.Plan") -> None:
                 raise box_calls.Denied("user", "map the user", error.errno or 0) from None
     if "namespaces" in plan["layers"] and (owner is None or "user" in plan["layers"]):
         box_calls.drop_bounding_set()  # a new user namespace begins with all of them
+    elif owner is None:
+        with contextlib.suppress(box_calls.Denied):  # an ordinary user may not, and has none to lose
+            box_calls.drop_bounding_set()
     box_calls.drop_capabilities()
 
 

@@ -27,20 +27,25 @@ def version() -> int:
     return max(0, int(_libc.syscall(ctypes.c_long(_CREATE), None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
 
 
-def restrict(readable: list[str], writable: list[str]) -> None:
-    """Only these files and trees from now on. Missing ones are passed over. Raises `Denied` where Landlock is not offered."""
+def restrict(readable: list[str], writable: list[str], *, files: bool = True) -> None:
+    """Only these files and trees from now on (`files`), and no signal or abstract socket beyond this process's own kin.
+
+    Missing paths are passed over. Raises `Denied` where Landlock is not offered.
+    """
     abi = version()
     if abi < 1:
         raise box_calls.Denied("landlock", "landlock_create_ruleset", ctypes.get_errno())
     handled = 0
     for since, rights in _BY_ABI:
-        handled |= rights if abi >= since else 0
+        handled |= rights if files and abi >= since else 0
+    if not handled and abi < 6:
+        return
     ruleset = struct.pack("=QQQ", handled, 0, _SCOPES if abi >= 6 else 0)[: 24 if abi >= 6 else 16 if abi >= 4 else 8]
     fd = _call("landlock_create_ruleset", _CREATE, ruleset, len(ruleset), 0)
     try:
-        for path in readable:
+        for path in readable if files else ():
             _allow(fd, path, handled & _READING)
-        for path in writable:
+        for path in writable if files else ():
             _allow(fd, path, handled)
         _call("landlock_restrict_self", _RESTRICT, fd, 0)
     finally:

@@ -10,9 +10,9 @@ import stat
 from nexus.drivers.process import box_calls
 from nexus.drivers.process.box_calls import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY
 
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/libx32", "/nix/store", "/gnu/store")
-_ETC_TREES = ("/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/etc/alternatives", "/etc/fonts", "/etc/crypto-policies")
-_ETC_FILES = (
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/libx32", "/nix/store", "/gnu/store")
+ETC_TREES = ("/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/etc/alternatives", "/etc/fonts", "/etc/crypto-policies")
+ETC_FILES = (
     "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/localtime", "/etc/timezone", "/etc/mime.types", "/etc/protocols",
     "/etc/services", "/etc/nsswitch.conf", "/etc/gai.conf", "/etc/host.conf", "/etc/os-release", "/etc/ca-certificates.conf",
 )  # fmt: skip
@@ -39,7 +39,7 @@ def build(plan: "box_calls.Plan") -> None:
     _tmpfs(root, f"mode={mode},size={plan['root_bytes']},nr_inodes=16k")
     for folder, size in (("/tmp", plan["tmp_bytes"]), ("/dev/shm", plan["shm_bytes"])):  # noqa: S108 - the box's own
         _tmpfs(root + folder, f"mode=1777,size={size},nr_inodes=64k")
-    for path in _SYSTEM:
+    for path in SYSTEM:
         _system(root, path)
     _etc(root, plan)
     _dev(root)
@@ -95,9 +95,9 @@ def _system(root: str, path: str) -> None:
 
 
 def _etc(root: str, plan: "box_calls.Plan") -> None:
-    for path in _ETC_TREES:
+    for path in ETC_TREES:
         _bind(root, path, _READ | ATTR_NOEXEC)
-    for path in _ETC_FILES if plan["isolated"] else _ETC_FILES + _NET_FILES:
+    for path in ETC_FILES if plan["isolated"] else ETC_FILES + _NET_FILES:
         _copy(path, root + path)
     if plan["isolated"]:
         _write(root + "/etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n")

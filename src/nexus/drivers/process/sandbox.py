@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nexus.drivers.process import box_root
+
 LAYERS = ("namespaces", "user", "network", "landlock", "seccomp")
 COSTS: Mapping[str, str] = {
     "namespaces": "namespaces: instances run as the host's own user and see its processes; run only code you trust",
@@ -25,6 +27,17 @@ _TEMPORARY = 1024 * _MIB
 _LEAST_TEMPORARY = 16 * _MIB
 _FIRST_USER, _USERS = 0x70000000, 2**27
 _SMALL_FIRST_USER = 20_000
+_OWN_TREES = ("/tmp", "/dev", "/proc")  # noqa: S108 - the box's own
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/shm")  # noqa: S108 - shared, and said so
+_SYSTEM = (
+    "/proc",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/sys/devices/system/cpu",
+    "/run/systemd/resolve",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +88,9 @@ def plan(
     """The JSON that `box_entry` works from. `owner`: the host's user to become, None when we are not root ourselves."""
     temporary = _temporary_bytes(wish.memory_bytes)
     boxed = layers.boxed
-    held = layers.held if wish.context == RESTRICTED or not boxed else layers.held - {"landlock"}
     writable = [str(path) for path in wish.write]
     return {
-        "layers": sorted(held),
+        "layers": sorted(layers.held),
         "restricted": wish.context == RESTRICTED,
         "limits": {name: list(pair) for name, pair in limits.items()},
         "command": list(command),
@@ -89,7 +101,7 @@ def plan(
         "stage": str(wish.stage),
         "host": f"agent-{instance_id[-6:]}",
         "owner": owner if boxed else None,
-        "inner": INNER_USER if owner is None or "user" in held else owner,
+        "inner": INNER_USER if owner is None or "user" in layers.held else owner,
         "isolated": wish.network == "isolated",
         "read_only_root": wish.read_only_root,
         "root_bytes": (1 if wish.read_only_root else 64) * _MIB + 8 * _MIB,
@@ -98,10 +110,11 @@ def plan(
         "read": outermost([str(path) for path in wish.read]),
         "write": [*writable, str(wish.output)],
         "links": [list(link) for link in wish.links],
+        "landlock_files": wish.context == RESTRICTED or not boxed,
         "landlock_read": ["/"] if boxed else _visible(wish),
         "landlock_write": [
-            *writable, str(wish.output), *([] if wish.read_only_root else ["/"]), "/dev", "/proc",
-            *(["/tmp"] if boxed else []),  # noqa: S108 - the box's own
+            *writable, str(wish.output), *(_OWN_TREES if boxed else _DEVICES),
+            *(["/"] if boxed and not wish.read_only_root else []),
         ],
     }  # fmt: skip
 
@@ -153,16 +166,4 @@ def _temporary_bytes(memory: int | None) -> int:
 
 def _visible(wish: Wish) -> list[str]:
     """What Landlock alone leaves readable where there is no file tree of the box's own."""
-    system = [
-        "/usr",
-        "/bin",
-        "/sbin",
-        "/lib",
-        "/lib64",
-        "/lib32",
-        "/nix/store",
-        "/etc",
-        "/sys/devices/system/cpu",
-        "/run/systemd/resolve",
-    ]
-    return [*system, *(str(path) for path in wish.read)]
+    return [*_SYSTEM, *box_root.SYSTEM, *box_root.ETC_TREES, *box_root.ETC_FILES, *(str(path) for path in wish.read)]
