@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(PY) -m pytest -p no:cacheprovider
 TOWNCRIER := $(PY) -m towncrier
 
-.PHONY: help setup demo test test-fast check format dev bench bench-gateway drill docs lock changelog ci clean FORCE
+.PHONY: help setup demo test test-fast check format dev bench bench-gateway drill escape docs lock changelog ci clean FORCE
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -53,6 +53,9 @@ bench-gateway: setup ## the data plane against plain uvicorn and, where installe
 
 drill: setup ## the longer tests: kill, fill, flood
 	@$(PYTEST) -n $(WORKERS) -m slow tests
+
+escape: setup ## a hostile agent in every tier of isolation, against the table of what it may do
+	@$(PYTEST) tests/escape
 
 docs: setup ## write the generated reference pages again
 	@$(PY) scripts/reference.py

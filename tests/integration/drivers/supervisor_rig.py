@@ -35,11 +35,14 @@ class SupervisorRig:
         self.process: subprocess.Popen[bytes] | None = None
         self.environ: dict[str, str] = {}
 
+    def command(self) -> list[str]:
+        served = [str(Path(__file__).with_name("plain_worker.py"))] if self._plain else ["-m", "nexus.apps.supervisor"]
+        return [sys.executable, *served]
+
     async def up(self) -> None:
-        command = [str(Path(__file__).with_name("plain_worker.py"))] if self._plain else ["-m", "nexus.apps.supervisor"]
         with (self.home.root / "supervisor.log").open("ab") as log:
             environ = {**os.environ, "NEXUS_HOME": str(self.home.root), **self.environ}
-            self.process = subprocess.Popen([sys.executable, *command], env=environ, stderr=log)
+            self.process = subprocess.Popen(self.command(), env=environ, stderr=log)
         async with asyncio.timeout(20):
             while True:
                 assert self.process.poll() is None, (self.home.root / "supervisor.log").read_text()

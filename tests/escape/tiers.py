@@ -1,0 +1,145 @@
+"""The tiers that the probe runs in, each on a real supervisor, and what the harness puts outside for it to find."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import supervisor_rig
+
+from nexus.core import instances
+from nexus.core.phases import InstancePhase
+from nexus.drivers.process import launcher
+from nexus.testing.driver_contract import is_in, until
+
+PROBE = Path(__file__).with_name("probe.py").read_text()
+NOBODY = 65534
+OPTIONS: dict[str, dict[str, object]] = {
+    "restricted": {},
+    "isolated": {"network": "isolated"},
+    "baseline": {"security_context": "baseline"},
+    "user": {},
+    "unboxed": {},
+}
+HOST_VARIABLE = "PROBE_HOST_SECRET"
+
+
+class UserRig(supervisor_rig.SupervisorRig):
+    """A supervisor that is an ordinary user's, on an interpreter that this user may read."""
+
+    def command(self) -> list[str]:
+        return [
+            "setpriv",
+            f"--reuid={NOBODY}",
+            f"--regid={NOBODY}",
+            "--clear-groups",
+            "--",
+            user_python(),
+            *super().command()[1:],
+        ]
+
+
+class WeakRig(supervisor_rig.SupervisorRig):
+    """A supervisor on a machine that refuses one layer."""
+
+    layer = "namespaces"
+
+    def command(self) -> list[str]:
+        return [sys.executable, str(Path(__file__).with_name("without.py")), self.layer, "--", *super().command()]
+
+
+def user_python() -> str:
+    """An interpreter of our own version outside of any private folder; empty when there is none."""
+    name = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    return name if os.path.exists(name) and shutil.which("setpriv") and os.geteuid() == 0 else ""
+
+
+@contextlib.asynccontextmanager
+async def supervised(tier: str) -> AsyncIterator[supervisor_rig.SupervisorRig]:
+    root = Path(tempfile.mkdtemp(prefix="nexus-escape-"))
+    rig = {"user": UserRig, "unboxed": WeakRig}.get(tier, supervisor_rig.SupervisorRig)(root)
+    rig.environ = {HOST_VARIABLE: "canary", "PYTHONDONTWRITEBYTECODE": "1"}
+    if tier == "user":
+        shutil.chown(root, NOBODY, NOBODY)
+        packages = [entry for entry in sys.path if entry.endswith("site-packages")]
+        source = str(Path(supervisor_rig.launcher.__file__).parents[3])
+        rig.environ |= {"PYTHONPATH": os.pathsep.join([source, *packages]), "HOME": str(root), "TMPDIR": "/tmp"}
+        rig.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    try:
+        await rig.up()
+        yield rig
+    finally:
+        await rig.close()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+async def started(rig: supervisor_rig.SupervisorRig, options: dict[str, object], **changes: Any) -> instances.InstanceStatus:
+    mark = f"# {changes.get('tenant', 'acme')}\n"  # or both would share one unpacked source
+    spec = rig.spec_of({"agent.py": mark + PROBE}, options=options, **changes)
+    for package in rig.home.packages.iterdir():
+        package.chmod(0o644)
+    await rig.driver.start(spec)
+    status = await until(rig, spec.id, is_in(InstancePhase.READY, InstancePhase.FAILED))
+    assert status.phase is InstancePhase.READY, status.problem
+    return status
+
+
+@contextlib.contextmanager
+def outside(home: Path) -> Any:
+    """What lies outside and must stay there: a secret file, a process, an abstract socket, a port."""
+    secret = home / "host.secret"
+    secret.write_text("canary")
+    secret.chmod(0o644)
+    process = subprocess.Popen(["sleep", "600"])
+    abstract = f"nexus-escape-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as listener, socket.create_server(("127.0.0.1", 0)) as server:
+        listener.bind("\0" + abstract)
+        listener.listen()
+        try:
+            yield {
+                "host_file": str(secret),
+                "home": str(home),
+                "pid": process.pid,
+                "abstract": abstract,
+                "port": server.getsockname()[1],
+                "host_variable": HOST_VARIABLE,
+            }
+        finally:
+            process.kill()
+            process.wait()
+
+
+async def attack(rig: supervisor_rig.SupervisorRig, options: dict[str, object]) -> dict[str, list[str]]:
+    """Every probe in one box, while a neighbour's box stands beside it."""
+    door = rig.home.door_socket(0)
+    if not door.exists():
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(door))
+        door.chmod(0o666)
+    neighbour, prober = await started(rig, options, tenant="other"), await started(rig, options)
+    planted = await rig.run(neighbour.id, {"do": "plant"})
+    with outside(rig.home.root) as target:
+        target |= {
+            "supervisor": str(rig.home.supervisor_socket),
+            "record": str(rig.home.instances / prober.id / "status.json"),
+            "door": str(door),
+            "neighbour": {**planted, "pid": neighbour.pid, "published": str(rig.home.instance_socket(neighbour.id))},
+        }
+        found: dict[str, list[str]] = await rig.run(prober.id, {"do": "probe", "target": target}, timeout_s=100)
+    return found
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if launcher.born(pid) is not None]
+
+
+def end(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
