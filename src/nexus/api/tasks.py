@@ -10,7 +10,7 @@ from nexus.api.access import Caller, Rooms
 from nexus.core import errors
 from nexus.kit import sse
 from nexus.ports import task_store
-from nexus.wire import headers, params, views
+from nexus.wire import headers, params, problem, views
 
 router = APIRouter(tags=["tasks"])
 
@@ -35,6 +35,23 @@ async def submit(
     return view
 
 
+@router.post("/agents/{name}/tasks:batch", summary="Submit many tasks at once", status_code=202)
+async def submit_batch(
+    name: str,
+    body: params.BatchParams,
+    caller: Caller,
+    rooms: Rooms,
+    environment: Annotated[str | None, Header(alias=headers.ENVIRONMENT)] = None,
+    idempotency_key: Annotated[str | None, Header(alias=headers.IDEMPOTENCY_KEY)] = None,
+    traceparent: Annotated[str | None, Header()] = None,
+) -> views.Page:
+    """Up to 10,000, in one commit: all of them or none. A batch sent again under its `Idempotency-Key` makes nothing twice."""
+    made = await rooms.tasks.submit_batch(
+        caller, name, body, environment=environment, idempotency_key=idempotency_key, traceparent=traceparent
+    )
+    return views.Page(items=made)
+
+
 @router.get("/tasks", summary="List tasks, newest first")
 async def list_tasks(
     caller: Caller,
@@ -44,16 +61,67 @@ async def list_tasks(
     status: str | None = None,
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    dead: bool = False,
 ) -> views.Page:
+    """`dead`: those that failed for good and were not queued again since."""
     page: views.Page = await rooms.tasks.list(
-        caller, agent=agent, environment=environment, status=status, cursor=cursor, limit=limit
+        caller, agent=agent, environment=environment, status=status, cursor=cursor, limit=limit, dead=dead
     )
     return page
 
 
+@router.post("/v1/dead-letters/requeue", summary="Queue dead letters again", status_code=202)
+async def requeue(body: params.DeadLettersParams, caller: Caller, rooms: Rooms) -> views.DeadLettersView:
+    """Each becomes a new task with the same input; doing it twice makes it once."""
+    view: views.DeadLettersView = await rooms.tasks.requeue(caller, body)
+    return view
+
+
+@router.post("/v1/dead-letters/purge", summary="Delete dead letters")
+async def purge(body: params.DeadLettersParams, caller: Caller, rooms: Rooms) -> views.DeadLettersView:
+    """For the role developer."""
+    view: views.DeadLettersView = await rooms.tasks.purge(caller, body)
+    return view
+
+
 @router.get("/tasks/{task_id}", summary="Show a task")
-async def show(task_id: str, caller: Caller, rooms: Rooms) -> views.TaskView:
-    view: views.TaskView = await rooms.tasks.show(caller, task_id)
+async def show(task_id: str, caller: Caller, rooms: Rooms, wait: Annotated[float, Query(ge=0, le=60)] = 0) -> views.TaskView:
+    """With `wait` (seconds) the answer comes when the task is over, or after that time."""
+    view: views.TaskView = (
+        await rooms.tasks.wait(caller, task_id, seconds=wait) if wait else await rooms.tasks.show(caller, task_id)
+    )
+    return view
+
+
+@router.patch("/tasks/{task_id}", summary="Change a task's priority")
+async def change(task_id: str, body: params.TaskChangeParams, caller: Caller, rooms: Rooms) -> views.TaskView:
+    view: views.TaskView = await rooms.tasks.change(caller, task_id, body)
+    return view
+
+
+@router.get("/tasks/{task_id}/result", summary="The result of a task")
+async def result(task_id: str, caller: Caller, rooms: Rooms, wait: Annotated[float, Query(ge=0, le=60)] = 0) -> dict[str, Any]:
+    """`output` and `metadata` of a completed task; the problem of a failed one; 409 `task.not_finished` before its end."""
+    view: views.TaskView = await rooms.tasks.wait(caller, task_id, seconds=wait)
+    if view.status == "completed":
+        return {"output": view.output, "metadata": view.metadata}
+    if view.error is not None:
+        raise problem.parse(view.error)
+    raise errors.Conflict(
+        f"task {task_id} is {view.status}", code="task.not_finished", next_step="ask again, or wait with ?wait=30"
+    )
+
+
+@router.post("/tasks/{task_id}/pause", summary="Pause a task")
+async def pause(task_id: str, caller: Caller, rooms: Rooms) -> views.TaskView:
+    """A queued task waits until it is resumed; one that runs is interrupted and begins its next attempt then."""
+    view: views.TaskView = await rooms.tasks.pause(caller, task_id)
+    return view
+
+
+@router.post("/tasks/{task_id}/resume", summary="Resume a paused task")
+async def resume(task_id: str, caller: Caller, rooms: Rooms) -> views.TaskView:
+    view: views.TaskView = await rooms.tasks.resume(caller, task_id)
     return view
 
 

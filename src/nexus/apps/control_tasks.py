@@ -122,6 +122,7 @@ _CHANNELS = (
     task_listener.CHANNEL_QUEUE,
     task_listener.CHANNEL_EVENTS,
     task_listener.CHANNEL_CANCEL,
+    task_listener.CHANNEL_PAUSE,
     task_listener.CHANNEL_WEBHOOKS,
 )
 
@@ -138,6 +139,8 @@ def _hear(runner: dispatcher.Dispatcher, sender: webhooks.WebhookSender, wakeups
             sender.wake()
         if channel == task_listener.CHANNEL_CANCEL:
             runner.cancel(payload)
+        if channel == task_listener.CHANNEL_PAUSE:
+            runner.pause(payload)
 
     return receive
 

@@ -4,9 +4,9 @@ A task's row is its queue entry. Work in hand carries an owner (one dispatcher's
 every claim); every later write names the fence it was claimed with and is refused once the row holds another.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from nexus.core.phases import RunPhase
 
@@ -21,8 +21,24 @@ class Lane:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How often and after which pauses an attempt is repeated. `kinds`: error kinds of a failed run that are worth another
+    try; an attempt that was lost on the way always is."""
+
+    first_s: float = 1.0
+    longest_s: float = 30.0
+    factor: float = 2.0
+    kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """A task to be. `body` is the JSON sent to the agent, `digest` tells whether a repeated idempotency key means the same."""
+    """A task to be. `body` is the JSON sent to the agent, `digest` tells whether a repeated idempotency key means the same.
+
+    It starts at `run_at` (seconds since the epoch) or `delay_s` from its commit. It fails when it has not begun
+    `queue_timeout_s` after it could, when one attempt takes `run_timeout_s`, or when it is not over `total_timeout_s` after
+    its commit. `origin` names what made it: a dead task or a schedule.
+    """
 
     id: str
     lane: Lane
@@ -35,6 +51,13 @@ class Submission:
     traceparent: str | None = None
     priority: int = 0
     max_attempts: int = 3
+    delay_s: float | None = None
+    run_at: float | None = None
+    queue_timeout_s: float | None = None
+    run_timeout_s: float | None = None
+    total_timeout_s: float | None = None
+    retry: Retry | None = None
+    origin: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +95,20 @@ class Task:
     idempotency_key: str | None = None
     digest: str = ""
     delivery: Delivery | None = None
+    priority: int = 0
+    run_at: float | None = None
+    end_by: float | None = None
+    paused: bool = False
+    dead: bool = False
+    origin: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A task taken in hand. `strikes` counts attempts that were lost while running, `deferrals` those that never began."""
+    """A task taken in hand. `strikes` counts attempts that were lost while running, `deferrals` those that never began.
+
+    `remaining_s` is what is left of the task's total time.
+    """
 
     id: str
     lane: Lane
@@ -90,6 +122,9 @@ class Claim:
     last_seq: int
     session_id: str | None
     traceparent: str | None
+    retry: Retry | None = None
+    run_timeout_s: float | None = None
+    remaining_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +162,9 @@ class Finish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """Back to the queue after `pause_s`. `began` False: the agent never saw it, so the attempt does not count.
+    """Back to the queue after `pause_s`, or to rest when a pause was asked for.
+
+    `began` False: the agent never saw it, so the attempt does not count.
 
     `note` says what the task waits for.
     """
@@ -141,6 +178,23 @@ class Release:
 
 
 Write = Append | Finish | Release
+Wish = Literal["cancel", "pause"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depth:
+    """Tasks of a lane: `due` may start now, `all` also counts those that wait for their time."""
+
+    due: int = 0
+    all: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tended:
+    """What looking after the queue did. `due`: tasks whose time had come; `expired`: ended because theirs was over."""
+
+    due: int
+    expired: int
 
 
 class TaskStore(Protocol):
@@ -164,15 +218,53 @@ class TaskStore(Protocol):
         phase: RunPhase | None,
         before: int | None,
         limit: int,
+        dead: bool = False,
     ) -> Sequence[Task]:
-        """Newest first; `before` is the `number` of the last one seen. `agents` None: any."""
+        """Newest first; `before` is the `number` of the last one seen. `agents` None: any. `dead`: only dead letters."""
         ...
 
     async def request_cancel(self, tenant: str, task_id: str, *, event_data: str) -> Task | None:
         """The task as it is now: cancelled if it was queued, marked (and its owner told) if it runs, unchanged if finished."""
         ...
 
-    async def depths(self) -> dict[Lane, int]:
+    async def request_pause(self, tenant: str, task_id: str) -> Task | None:
+        """The task as it is now: waiting if it was queued, marked (and its owner told) if it runs, unchanged if finished."""
+        ...
+
+    async def resume(self, tenant: str, task_id: str) -> Task | None:
+        """Take back a pause. The task as it is now."""
+        ...
+
+    async def set_priority(self, tenant: str, task_id: str, priority: int) -> Task | None:
+        """Change the priority of a task that is not finished; a finished one is unchanged."""
+        ...
+
+    async def revive(self, tenant: str, copies: Mapping[str, str]) -> Sequence[Task]:
+        """For each finished task id a new task under the id it maps to, with the same input, which replaces it among the
+        dead letters; once only: again gives the task made the first time. Ids that are absent or unfinished are left out."""
+        ...
+
+    async def purge(self, tenant: str, task_ids: Sequence[str]) -> int:
+        """Delete finished tasks with their events. Those whose webhook is still to be delivered stay. How many went."""
+        ...
+
+    async def limit_lane(self, lane: Lane, concurrency: int | None) -> None:
+        """How many tasks of the lane may run at once, counted over all dispatchers; None: as many as the dispatchers allow."""
+        ...
+
+    async def tend(self) -> Tended:
+        """Make due what waited for its time, and end what may not start any more."""
+        ...
+
+    async def sweep(self, *, keep_completed_s: float, keep_failed_s: float, limit: int) -> int:
+        """Delete up to `limit` finished tasks that have been kept long enough and owe nobody a webhook. How many went."""
+        ...
+
+    async def finished_within(self, tenant: str, seconds: float) -> int:
+        """How many tasks of the tenant ended in the last so many seconds."""
+        ...
+
+    async def depths(self) -> dict[Lane, Depth]:
         """How many tasks wait, of each lane that has any."""
         ...
 
@@ -184,8 +276,8 @@ class TaskStore(Protocol):
         """Make a dispatcher known before its first claim. Again is a no-op."""
         ...
 
-    async def beat(self, owner: str) -> Sequence[str] | None:
-        """Say that the owner lives; the ids of its tasks that are to be cancelled. None: it was declared dead and must let go."""
+    async def beat(self, owner: str) -> Mapping[str, Wish] | None:
+        """Say that the owner lives; which of its tasks are to be cancelled or paused. None: declared dead, must let go."""
         ...
 
     async def owners(self) -> dict[str, tuple[int, bool]]:
@@ -196,8 +288,11 @@ class TaskStore(Protocol):
         """If it still has just that many beats: forget the owner and queue its tasks again. How many those were."""
         ...
 
-    async def claim(self, owner: str, *, limit: int, per_lane: int, paused: Collection[Lane]) -> Sequence[Claim]:
-        """Up to `limit` tasks, spread over lanes; a lane never has more than `per_lane` running. No task is claimed twice."""
+    async def claim(
+        self, owner: str, *, limit: int, per_lane: int, paused: Collection[Lane], per_tenant: int | None = None
+    ) -> Sequence[Claim]:
+        """Up to `limit` tasks, spread over tenants and their lanes; a lane never has more than `per_lane` running, nor more
+        than its own limit. No task is claimed twice."""
         ...
 
     async def write(self, writes: Sequence[Write]) -> Sequence[bool]:

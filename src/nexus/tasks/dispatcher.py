@@ -31,6 +31,7 @@ class Stop(Enum):
     """Why a run in hand is to end."""
 
     CANCELLED = "cancelled"
+    PAUSED = "paused"
     STOPPING = "stopping"
     FENCED = "fenced"
 
@@ -89,6 +90,11 @@ class Dispatcher:
         if (hand := self._hands.get(task_id)) is not None:
             hand.end(Stop.CANCELLED)
 
+    def pause(self, task_id: str) -> None:
+        """A pause of this task was asked for: its attempt ends here, and the store keeps it until it is resumed."""
+        if (hand := self._hands.get(task_id)) is not None:
+            hand.end(Stop.PAUSED)
+
     @property
     def running(self) -> int:
         return len(self._hands)
@@ -101,6 +107,8 @@ class Dispatcher:
         loops.start("task-claim", self._claim_loop)
         loops.start("task-beat", self._beat_loop)
         loops.start("task-bury", self._bury_loop)
+        loops.start("task-tend", self._tend_loop)
+        loops.start("task-sweep", self._sweep_loop)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -130,7 +138,13 @@ class Dispatcher:
             return False
         paused = self._pacing.paused(now=self._clock.monotonic())
         try:
-            claims = await self._store.claim(self._owner, limit=free, per_lane=self._settings.per_lane, paused=paused)
+            claims = await self._store.claim(
+                self._owner,
+                limit=free,
+                per_lane=self._settings.per_lane,
+                per_tenant=self._settings.per_tenant,
+                paused=paused,
+            )
         except errors.Unavailable as error:
             _LOG.warning("no tasks can be claimed: %s", error.cause or error)
             return False
@@ -144,18 +158,44 @@ class Dispatcher:
         await self._store.enlist(self._owner)
         while True:
             try:
-                cancelled = await self._store.beat(self._owner)
+                wishes = await self._store.beat(self._owner)
             except errors.Unavailable as error:
                 _LOG.warning("the lease cannot be renewed: %s", error.cause or error)
-                cancelled = ()
-            if cancelled is None:
+                wishes = {}
+            if wishes is None:
                 _LOG.warning("this dispatcher was taken for dead; it lets go of %d tasks", len(self._hands))
                 for hand in list(self._hands.values()):
                     hand.end(Stop.FENCED)
                 await self._store.enlist(self._owner)
-            for task_id in cancelled or ():
-                self.cancel(task_id)
+            for task_id, wish in (wishes or {}).items():
+                (self.cancel if wish == "cancel" else self.pause)(task_id)
             await asyncio.sleep(self._settings.beat_s)
+
+    async def _tend_loop(self) -> None:
+        """Start what waited for its time, end what waited too long. Every dispatcher does it; none is the leader."""
+        while True:
+            try:
+                tended = await self._store.tend()
+            except errors.Unavailable as error:
+                _LOG.warning("the queue cannot be looked after: %s", error.cause or error)
+            else:
+                if tended.due:
+                    self.wake()
+            await asyncio.sleep(self._settings.poll_s)
+
+    async def _sweep_loop(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.sweep_s)
+            try:
+                gone = self._settings.sweep_batch
+                while gone >= self._settings.sweep_batch:
+                    gone = await self._store.sweep(
+                        keep_completed_s=self._settings.keep_completed_s,
+                        keep_failed_s=self._settings.keep_failed_s,
+                        limit=self._settings.sweep_batch,
+                    )
+            except errors.Unavailable as error:
+                _LOG.warning("old tasks cannot be deleted: %s", error.cause or error)
 
     async def _bury_loop(self) -> None:
         while True:
@@ -189,13 +229,14 @@ class Dispatcher:
     async def _outcome(self, hand: _Hand) -> verdict.Verdict | Stop | None:
         if hand.claim.attempt > self._settings.most_attempts:
             return verdict.exhausted(hand.claim.attempt - 1, {"code": "task.interrupted", "detail": "its host died each time"})
+        limit = verdict.decide_limit(hand.claim, longest_s=self._settings.run_timeout_s)
         try:
-            async with asyncio.timeout(self._settings.run_timeout_s):
+            async with asyncio.timeout(limit.seconds):
                 return await self._attempt(hand)
         except errors.NexusError as error:
             return verdict.judge_error(error)
         except TimeoutError:
-            return _fault(errors.Exhausted(f"the run took longer than {self._settings.run_timeout_s:g} s", code="run.timeout"))
+            return _fault(limit.error)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if hand.stop is None or task is None:
@@ -260,12 +301,14 @@ class Dispatcher:
 
     def _write_of(self, hand: _Hand, ending: verdict.Verdict | Stop) -> task_store.Write:
         claim = hand.claim
+        if isinstance(ending, verdict.Finished) and verdict.is_worth_another(ending, claim):
+            ending = verdict.Lost(problem=ending.problem)
         if isinstance(ending, verdict.Lost):
             strikes = claim.strikes + 1
             if strikes >= claim.max_attempts:
                 ending = verdict.exhausted(strikes, ending.problem)
             else:
-                pause = self._settings.retry.pause_s(claim.strikes)
+                pause = verdict.pauses_of(claim, self._settings.retry).pause_s(claim.strikes)
                 return task_store.Release(task_id=claim.id, fence=claim.fence, pause_s=pause, began=True, strike=True)
         if isinstance(ending, verdict.Finished):
             return task_store.Finish(

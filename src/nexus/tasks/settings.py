@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from nexus.kit import backoff
+from nexus.ports import task_store
 
 _RETRY = backoff.Backoff(first_s=1.0, longest_s=30.0, least_s=0.2)
 _DEFER = backoff.Backoff(first_s=0.2, longest_s=3.0, least_s=0.1)
@@ -14,6 +15,7 @@ class TaskSettings:
 
     concurrency: int = 128
     per_lane: int = 64
+    per_tenant: int = 1000
     max_pending: int = 100_000
     max_attempts: int = 3
     most_attempts: int = 50
@@ -26,6 +28,23 @@ class TaskSettings:
     max_event_bytes: int = 16 * 1024 * 1024
     retry: backoff.Backoff = _RETRY
     defer: backoff.Backoff = _DEFER
+    keep_completed_s: float = 7 * 86400.0
+    keep_failed_s: float = 30 * 86400.0
+    sweep_s: float = 60.0
+    sweep_batch: int = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPolicy:
+    """What an agent's own configuration (`hosting.tasks`) says; None: as the host does."""
+
+    max_attempts: int | None = None
+    retry: task_store.Retry | None = None
+    concurrency: int | None = None
+    max_pending: int | None = None
+    queue_timeout_s: float | None = None
+    run_timeout_s: float | None = None
+    total_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ def sign(secret: str, *, message_id: str, timestamp: int, body: bytes) -> str:
 
 def render_body(task: task_store.Task) -> bytes:
     """The same bytes for every attempt: a finished task no longer changes, and how delivery went is left out."""
-    data = views.render_task(task).model_dump(exclude={"webhook"})
+    data = views.render_task(task).model_dump(exclude={"webhook", "priority", "run_at", "end_by", "paused", "dead"})
     finished = datetime.fromtimestamp(task.finished_at or 0.0, UTC)
     message = {
         "type": f"task.{task.phase}",

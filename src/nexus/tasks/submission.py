@@ -3,13 +3,16 @@
 import asyncio
 import hashlib
 import json
+import math
 import re
 
 from nexus.core import errors, ids, names
 from nexus.kit import egress
 from nexus.ports import task_store
+from nexus.tasks.settings import TaskPolicy
 from nexus.wire import params
 
+NO_POLICY = TaskPolicy()
 MAX_BODY_BYTES = 16 * 1024 * 1024
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -23,10 +26,11 @@ def plan_submission(
     idempotency_key: str | None,
     traceparent: str | None,
     max_attempts: int,
+    policy: TaskPolicy = NO_POLICY,
 ) -> task_store.Submission:
     """A submission with a fresh id, or `Invalid`. A session is minted when none is named, so that attempts share one."""
     body = _body(request)
-    asked = [lane.agent, lane.environment, request.webhook, request.session_id]
+    asked = [lane.agent, lane.environment, request.webhook, request.session_id, *_wishes(request)]
     return task_store.Submission(
         id=ids.new_id(ids.TASK),
         lane=lane,
@@ -37,8 +41,41 @@ def plan_submission(
         webhook_url=request.webhook,
         idempotency_key=_idempotency_key(idempotency_key),
         traceparent=traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None,
-        max_attempts=max_attempts,
+        max_attempts=request.max_attempts or policy.max_attempts or max_attempts,
+        priority=request.priority,
+        delay_s=request.delay,
+        run_at=_moment(request),
+        queue_timeout_s=request.queue_timeout or policy.queue_timeout_s,
+        run_timeout_s=_shorter(request.run_timeout, policy.run_timeout_s),
+        total_timeout_s=request.total_timeout or policy.total_timeout_s,
+        retry=policy.retry,
     )
+
+
+def _wishes(request: params.SubmitParams) -> list[str]:
+    """What else was asked for, as it stands in the digest: nothing for a request of the plainest kind."""
+    given = request.model_dump(mode="json", exclude_defaults=True, exclude={"input", "context", "webhook", "session_id"})
+    given.pop("idempotency_key", None)
+    return [json.dumps(given, sort_keys=True)] if given else []
+
+
+def _moment(request: params.SubmitParams) -> float | None:
+    if request.run_at is None:
+        return None
+    if request.delay is not None:
+        raise errors.Invalid(
+            "a task starts after `delay` or at `run_at`, not both", code="task.start_twice", next_step="leave one of them out"
+        )
+    try:
+        return request.run_at.timestamp()
+    except (OverflowError, ValueError):
+        raise errors.Invalid("this run_at cannot be used", code="task.invalid_start") from None
+
+
+def _shorter(asked: float | None, configured: float | None) -> float | None:
+    """A caller may shorten what the agent's author allows, not lengthen it."""
+    given = [value for value in (asked, configured) if value is not None]
+    return min(given) if given else None
 
 
 async def check_webhook(url: str, allowance: egress.Allowance) -> None:
@@ -96,15 +133,33 @@ def _idempotency_key(key: str | None) -> str | None:
     return key
 
 
-async def settle_depth(cached: "Depths", tenant: str, *, most: int) -> None:
-    """Nothing, or `Exhausted` (code `queue.full`) when the tenant has too many tasks waiting."""
-    if await cached.of_tenant(tenant) >= most:
-        raise errors.Exhausted(
-            f"{most} tasks of this tenant wait already",
-            code="queue.full",
-            next_step="wait for tasks to finish, cancel some, or raise the deployment's replicas",
-            retry_after_s=5.0,
-        )
+async def settle_depth(
+    cached: "Depths", lane: task_store.Lane, *, most: int, most_of_lane: int | None = None, count: int = 1
+) -> None:
+    """Nothing, or `Exhausted` (code `queue.full`) when too many tasks of the tenant, or of this agent, wait already.
+
+    `Retry-After` says when there will be room if the queue goes on as in the last minute.
+    """
+    depths = await cached.lanes()
+    of_tenant = sum(depth.all for other, depth in depths.items() if other.tenant == lane.tenant)
+    of_lane = depths.get(lane, task_store.Depth()).all
+    for waiting, bound, whose in ((of_tenant, most, "this tenant"), (of_lane, most_of_lane, f"agent {lane.agent!r}")):
+        if bound is not None and waiting + count > bound:
+            ended = await cached.ended_in_a_minute(lane.tenant)
+            raise errors.Exhausted(
+                f"{waiting} tasks of {whose} wait already; {bound} may",
+                code="queue.full",
+                cause=f"{ended} tasks ended in the last minute",
+                next_step="wait for tasks to finish, cancel some, or raise the deployment's replicas",
+                retry_after_s=plan_retry_after(waiting + count - bound, ended=ended),
+            )
+
+
+def plan_retry_after(excess: int, *, ended: int) -> float:
+    """Seconds until so many tasks will have left the queue, at the rate of the last minute; between 1 s and an hour."""
+    if ended <= 0:
+        return 60.0
+    return float(min(3600, max(1, math.ceil(excess * 60 / ended))))
 
 
 class Depths:
@@ -113,11 +168,12 @@ class Depths:
     def __init__(self, store: task_store.TaskStore, *, fresh_s: float = 1.0) -> None:
         self._store = store
         self._fresh_s = fresh_s
-        self._lanes: dict[task_store.Lane, int] = {}
+        self._lanes: dict[task_store.Lane, task_store.Depth] = {}
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
+        self._ended: dict[str, tuple[float, int]] = {}
 
-    async def lanes(self) -> dict[task_store.Lane, int]:
+    async def lanes(self) -> dict[task_store.Lane, task_store.Depth]:
         async with self._reading:
             now = asyncio.get_running_loop().time()
             if now - self._read_at >= self._fresh_s:
@@ -125,8 +181,14 @@ class Depths:
                 self._read_at = now
         return self._lanes
 
-    async def of_tenant(self, tenant: str) -> int:
-        return sum(count for lane, count in (await self.lanes()).items() if lane.tenant == tenant)
+    async def ended_in_a_minute(self, tenant: str) -> int:
+        now = asyncio.get_running_loop().time()
+        at, count = self._ended.get(tenant, (float("-inf"), 0))
+        if now - at >= self._fresh_s:
+            count = await self._store.finished_within(tenant, 60.0)
+            self._ended[tenant] = (now, count)
+        return count
 
-    def add(self, lane: task_store.Lane) -> None:
-        self._lanes[lane] = self._lanes.get(lane, 0) + 1
+    def add(self, lane: task_store.Lane, *, count: int = 1, due: bool = True) -> None:
+        known = self._lanes.get(lane, task_store.Depth())
+        self._lanes[lane] = task_store.Depth(due=known.due + (count if due else 0), all=known.all + count)

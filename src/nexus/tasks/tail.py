@@ -1,4 +1,7 @@
-"""Live readers of task events: each sleeps until its task is named by a notification, and looks by itself now and then."""
+"""Live readers of task events: each sleeps until its task is named by a notification.
+
+Notifications are lost only with the listener's connection, and a new one wakes everybody; looking now and then is a second net.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -34,7 +37,7 @@ class Wakeups:
 
 
 async def tail(
-    store: task_store.TaskStore, wakeups: Wakeups, task_id: str, *, after: int, idle_s: float = 15.0, repair_s: float = 1.0
+    store: task_store.TaskStore, wakeups: Wakeups, task_id: str, *, after: int, idle_s: float = 15.0, repair_s: float = 15.0
 ) -> AsyncIterator[task_store.TaskEvent | None]:
     """Events behind `after`, in order and without gaps, as they come; ends after the terminal one. None: still waiting."""
     woken = wakeups.subscribe(task_id)
@@ -51,7 +54,7 @@ async def tail(
             if events:
                 quiet = 0.0
                 continue
-            if await _nothing_within(woken, repair_s):
+            if await nothing_within(woken, repair_s):
                 quiet += repair_s
             if quiet >= idle_s:
                 quiet = 0.0
@@ -60,7 +63,8 @@ async def tail(
         wakeups.unsubscribe(task_id, woken)
 
 
-async def _nothing_within(woken: asyncio.Event, seconds: float) -> bool:
+async def nothing_within(woken: asyncio.Event, seconds: float) -> bool:
+    """Whether nobody was woken for that long."""
     try:
         async with asyncio.timeout(seconds):
             await woken.wait()

@@ -3,12 +3,12 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nexus.core import errors
 from nexus.core.phases import RunPhase
-from nexus.kit import sse
+from nexus.kit import backoff, sse
 from nexus.ports import task_store
 from nexus.wire import problem as problems
 from nexus.wire import runs
@@ -28,6 +28,16 @@ class Finished:
     output: str | None = None
     metadata: str | None = None
     error: str | None = None
+
+    problem: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """How long an attempt may take, and the error when it does."""
+
+    seconds: float
+    error: errors.NexusError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +97,33 @@ def judge_answer(status: int, *, content_type: str, body: bytes, retry_after: st
 
 def failed(problem: Mapping[str, Any]) -> Finished:
     text = text_of(problem)
-    return Finished(phase=RunPhase.FAILED, data=text, error=text)
+    return Finished(phase=RunPhase.FAILED, data=text, error=text, problem=problem)
+
+
+def is_worth_another(ending: Finished, claim: task_store.Claim) -> bool:
+    """Whether the agent's retry policy wants this failure tried again while attempts are left."""
+    kinds = claim.retry.kinds if claim.retry is not None else ()
+    return ending.phase is RunPhase.FAILED and ending.problem.get("kind") in kinds and claim.strikes + 1 < claim.max_attempts
+
+
+def pauses_of(claim: task_store.Claim, default: backoff.Backoff) -> backoff.Backoff:
+    """The pauses between attempts: the agent's own, else the host's."""
+    if (retry := claim.retry) is None:
+        return default
+    return backoff.Backoff(
+        first_s=retry.first_s, longest_s=retry.longest_s, factor=retry.factor, least_s=min(default.least_s, retry.first_s)
+    )
+
+
+def decide_limit(claim: task_store.Claim, *, longest_s: float) -> Limit:
+    """The nearest of: the attempt's own time-out, what is left of the task's total time, the host's longest."""
+    seconds = min(longest_s, claim.run_timeout_s or longest_s)
+    if claim.remaining_s is not None and claim.remaining_s < seconds:
+        error = errors.Exhausted(
+            "the task was not over within its total time", code="task.deadline", next_step="give it a longer total_timeout"
+        )
+        return Limit(seconds=max(0.001, claim.remaining_s), error=error)
+    return Limit(seconds=seconds, error=errors.Exhausted(f"the run took longer than {seconds:g} s", code="run.timeout"))
 
 
 def cancelled() -> Finished:

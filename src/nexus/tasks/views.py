@@ -24,6 +24,12 @@ def render_task(task: task_store.Task) -> views.TaskView:
         started_at=task.started_at,
         finished_at=task.finished_at,
         webhook=render_webhook(task),
+        priority=task.priority,
+        run_at=task.run_at,
+        end_by=task.end_by,
+        paused=task.paused,
+        dead=task.dead,
+        origin=task.origin,
     )
 
 

@@ -128,9 +128,7 @@ class Rig:
     wakeups: tail.Wakeups
 
     async def submit(self, value: object = 1, agent: str = "echo", **more: object) -> views.TaskView:
-        request = params.SubmitParams.model_validate(
-            {"input": value, **{k: v for k, v in more.items() if k in ("webhook", "session_id")}}
-        )
+        request = params.SubmitParams.model_validate({"input": value, **{k: v for k, v in more.items() if k != "key"}})
         return await self.service.submit(CALLER, agent, request, idempotency_key=more.get("key"))  # type: ignore[arg-type]
 
     async def finished(self, task_id: str) -> views.TaskView:
@@ -156,10 +154,13 @@ class Rig:
                 runner.wake()
             if channel == task_listener.CHANNEL_CANCEL:
                 runner.cancel(payload)
+            if channel == task_listener.CHANNEL_PAUSE:
+                runner.pause(payload)
             if channel in ("", task_listener.CHANNEL_EVENTS):
                 self.wakeups.wake(payload)
 
         channels = [task_listener.CHANNEL_QUEUE, task_listener.CHANNEL_EVENTS, task_listener.CHANNEL_CANCEL]
+        channels.append(task_listener.CHANNEL_PAUSE)
         async with guard.Loops() as loops:
             if listen:
                 ears = task_listener.Listener(url=self.url, channels=channels, receive=receive, owner=owner)

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import psycopg
 from psycopg import sql
 
-CHANNEL_QUEUE, CHANNEL_EVENTS, CHANNEL_CANCEL, CHANNEL_WEBHOOKS = (
+CHANNEL_QUEUE, CHANNEL_EVENTS, CHANNEL_CANCEL, CHANNEL_PAUSE, CHANNEL_WEBHOOKS = (
     "nexus_tasks",
     "nexus_task_events",
     "nexus_task_cancel",
+    "nexus_task_pause",
     "nexus_webhooks",
 )
 LOCK_CLASS = 0x7461736B  # "task"

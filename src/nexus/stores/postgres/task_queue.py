@@ -10,63 +10,106 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nexus.core import ids
 from nexus.ports import task_store
-from nexus.stores.postgres import task_listener
+from nexus.stores.postgres import task_listener, task_rows
 
 # Walks the queue's index from lane to lane (a "loose index scan"), so its cost grows with the lanes, not with the tasks.
 # A task that was put off is due when its time has come, or when the clock was set back behind the moment it was put off.
 _CLAIM = sa.text(
     """
     WITH RECURSIVE lanes AS (
-      (SELECT tenant, agent, environment FROM tasks WHERE phase = 'pending' ORDER BY tenant, agent, environment LIMIT 1)
+      (SELECT tenant, agent, environment FROM tasks WHERE phase = 'pending' AND NOT parked
+        ORDER BY tenant, agent, environment LIMIT 1)
       UNION ALL
       SELECT following.* FROM lanes, LATERAL (
         SELECT t.tenant, t.agent, t.environment FROM tasks t
-        WHERE t.phase = 'pending' AND (t.tenant, t.agent, t.environment) > (lanes.tenant, lanes.agent, lanes.environment)
+        WHERE t.phase = 'pending' AND NOT t.parked
+          AND (t.tenant, t.agent, t.environment) > (lanes.tenant, lanes.agent, lanes.environment)
         ORDER BY t.tenant, t.agent, t.environment LIMIT 1) following
+    ), limits AS (
+      SELECT name, most FROM unnest(CAST(:limited AS text[]), CAST(:most AS int[])) AS v(name, most)
     ), open AS (
-      SELECT * FROM lanes
-      WHERE tenant || '/' || agent || '/' || environment <> ALL(CAST(:paused AS text[])) ORDER BY random()
+      SELECT lanes.*, limits.most, count(*) OVER (PARTITION BY tenant) AS siblings,
+        row_number() OVER (PARTITION BY tenant ORDER BY random()) AS turn
+      FROM lanes LEFT JOIN limits ON limits.name = tenant || '/' || agent || '/' || environment
+      WHERE tenant || '/' || agent || '/' || environment <> ALL(CAST(:paused AS text[]))
     ), busy AS (
       SELECT tenant, agent, environment, count(*) AS running FROM tasks WHERE phase = 'running' GROUP BY 1, 2, 3
+    ), hosts AS (
+      SELECT tenant, sum(running) AS running FROM busy GROUP BY 1
     ), room AS (
       SELECT open.*, greatest(0, least(
-        CAST(:per_lane AS bigint) - coalesce(busy.running, 0),
-        greatest(1, CAST(:limit AS bigint) / (SELECT count(*) FROM open)))) AS free
-      FROM open LEFT JOIN busy USING (tenant, agent, environment)
+        coalesce(open.most, CAST(:per_lane AS bigint)) - coalesce(busy.running, 0),
+        CAST(:per_tenant AS bigint) - coalesce(hosts.running, 0),
+        greatest(1, CAST(:limit AS bigint) / (SELECT count(DISTINCT tenant) FROM open) / open.siblings))) AS free
+      FROM open LEFT JOIN busy USING (tenant, agent, environment) LEFT JOIN hosts USING (tenant)
+      ORDER BY open.turn, random()
     ), picked AS (
       SELECT t.id FROM room CROSS JOIN LATERAL (
         SELECT q.id FROM tasks q
-        WHERE q.phase = 'pending' AND q.tenant = room.tenant AND q.agent = room.agent AND q.environment = room.environment
+        WHERE q.phase = 'pending' AND NOT q.parked
+          AND q.tenant = room.tenant AND q.agent = room.agent AND q.environment = room.environment
           AND (q.available_at IS NULL OR q.available_at <= CAST(:now AS float8) OR q.deferred_at > CAST(:now AS float8))
+          AND (q.expires_at IS NULL OR q.expires_at > CAST(:now AS float8))
         ORDER BY q.priority DESC, q.number LIMIT room.free FOR UPDATE SKIP LOCKED) t
       LIMIT :limit
     )
-    UPDATE tasks SET phase = 'running', owner = :owner, fence = fence + 1, attempt = attempt + 1,
+    UPDATE tasks SET phase = 'running', owner = :owner, fence = fence + 1, attempt = attempt + 1, expires_at = end_by,
       started_at = coalesce(started_at, CAST(:now AS float8)), message = CASE WHEN deferrals = 0 THEN message END
     FROM picked WHERE tasks.id = picked.id
     RETURNING tasks.id, tenant, agent, environment, principal, body, fence, attempt, strikes, deferrals, max_attempts,
-      last_seq, session_id, traceparent, number
+      last_seq, session_id, traceparent, number, retry, run_timeout_s, end_by
+    """
+)
+# Holding the rows of limited lanes makes dispatchers count them one after the other; who does not get a row leaves its lane.
+_LANES = sa.text(
+    """
+    SELECT l.tenant || '/' || l.agent || '/' || l.environment AS name, l.concurrency, held.tenant IS NOT NULL AS held
+    FROM task_lanes l LEFT JOIN (SELECT tenant, agent, environment FROM task_lanes FOR UPDATE SKIP LOCKED) held
+      USING (tenant, agent, environment)
     """
 )
 
 
 async def claim(
-    connection: AsyncConnection, owner: str, *, limit: int, per_lane: int, paused: Collection[task_store.Lane]
+    connection: AsyncConnection,
+    owner: str,
+    *,
+    limit: int,
+    per_lane: int,
+    per_tenant: int,
+    paused: Collection[task_store.Lane],
 ) -> list[task_store.Claim]:
     """Nothing when the owner has been buried: its row is held against deletion while claiming."""
     held = await connection.execute(
-        sa.text("SELECT nexus_now() FROM task_owners WHERE owner = :owner FOR KEY SHARE"),
+        sa.text(
+            "SELECT nexus_now() AS now, EXISTS (SELECT 1 FROM task_lanes) AS limited FROM task_owners"
+            " WHERE owner = :owner FOR KEY SHARE"
+        ),
         {"owner": owner},
     )
-    now = held.scalar()
-    if now is None:
+    found = held.first()
+    if found is None:
         return []
-    names = [f"{lane.tenant}/{lane.agent}/{lane.environment}" for lane in paused]
-    result = await connection.execute(_CLAIM, {"owner": owner, "limit": limit, "per_lane": per_lane, "paused": names, "now": now})
-    rows = sorted(result.mappings(), key=lambda row: row["number"])
+    lanes = (await connection.execute(_LANES)).all() if found.limited else []
+    values = {
+        "owner": owner,
+        "limit": limit,
+        "per_lane": per_lane,
+        "per_tenant": per_tenant,
+        "paused": [
+            *(f"{lane.tenant}/{lane.agent}/{lane.environment}" for lane in paused),
+            *(lane.name for lane in lanes if not lane.held),
+        ],
+        "limited": [lane.name for lane in lanes],
+        "most": [lane.concurrency for lane in lanes],
+        "now": found.now,
+    }
+    rows = sorted((await connection.execute(_CLAIM, values)).mappings(), key=lambda row: row["number"])
     return [
         task_store.Claim(
             lane=task_store.Lane(tenant=row["tenant"], agent=row["agent"], environment=row["environment"]),
+            retry=task_rows.read_retry(row["retry"]),
+            remaining_s=None if row["end_by"] is None else max(0.0, row["end_by"] - found.now),
             **{name: row[name] for name in _CLAIM_FIELDS},
         )
         for row in rows
@@ -75,7 +118,7 @@ async def claim(
 
 _CLAIM_FIELDS = (
     "id", "principal", "body", "fence", "attempt", "strikes", "deferrals", "max_attempts", "last_seq", "session_id",
-    "traceparent",
+    "traceparent", "run_timeout_s",
 )  # fmt: skip
 
 _APPEND = sa.text(
@@ -89,7 +132,8 @@ _APPEND = sa.text(
 _FINISH = sa.text(
     """
     UPDATE tasks t SET phase = v.phase, last_seq = v.seq, output = v.output, metadata = v.metadata, error = v.error,
-      owner = NULL, finished_at = nexus_now(), progress = CASE WHEN v.phase = 'completed' THEN 100 ELSE t.progress END
+      dead = v.phase = 'failed', owner = NULL, finished_at = nexus_now(),
+      progress = CASE WHEN v.phase = 'completed' THEN 100 ELSE t.progress END
     FROM unnest(CAST(:ids AS text[]), CAST(:fences AS bigint[]), CAST(:seqs AS int[]), CAST(:phases AS text[]),
       CAST(:outputs AS text[]), CAST(:metadata AS text[]), CAST(:errors AS text[]))
       AS v(id, fence, seq, phase, output, metadata, error)
@@ -98,7 +142,7 @@ _FINISH = sa.text(
 )
 _RELEASE = sa.text(
     """
-    UPDATE tasks t SET phase = 'pending', owner = NULL, deferred_at = nexus_now(),
+    UPDATE tasks t SET phase = CASE WHEN t.paused THEN 'waiting' ELSE 'pending' END, owner = NULL, deferred_at = nexus_now(),
       available_at = CASE WHEN v.pause > 0 THEN nexus_now() + v.pause END,
       attempt = t.attempt - CASE WHEN v.began THEN 0 ELSE 1 END,
       strikes = t.strikes + CASE WHEN v.strike THEN 1 ELSE 0 END,
@@ -227,9 +271,14 @@ async def cancel_queued(connection: AsyncConnection, task_ids: Collection[str], 
         return set()
     rows = (await connection.execute(_CANCEL, {"ids": list(task_ids)})).all()
     events = [(row.id, task_store.TaskEvent(seq=row.last_seq, name="run.cancelled", data=event_data)) for row in rows]
-    await _add_events(connection, events)
-    await _add_deliveries(connection, {row.id for row in rows})
+    await add_endings(connection, events)
     return {row.id for row in rows}
+
+
+async def add_endings(connection: AsyncConnection, entries: Sequence[tuple[str, task_store.TaskEvent]]) -> None:
+    """The terminal events of tasks that were ended in the queue, and their webhooks."""
+    await _add_events(connection, entries)
+    await _add_deliveries(connection, {task_id for task_id, _ in entries})
 
 
 async def bury(connection: AsyncConnection, owner: str, beats: int) -> int:
@@ -241,7 +290,7 @@ async def bury(connection: AsyncConnection, owner: str, beats: int) -> int:
         return 0
     result = await connection.execute(
         sa.text(
-            "UPDATE tasks SET phase = 'pending', owner = NULL, available_at = NULL"
+            "UPDATE tasks SET phase = CASE WHEN paused THEN 'waiting' ELSE 'pending' END, owner = NULL, available_at = NULL"
             " WHERE owner = :owner AND phase = 'running' RETURNING id, cancel_requested"
         ),
         {"owner": owner},

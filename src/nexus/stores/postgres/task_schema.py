@@ -8,12 +8,18 @@ import sqlalchemy as sa
 from nexus.stores.postgres.metadata import METADATA
 
 _TIME = sa.Double
-_PENDING = sa.text("phase = 'pending'")
+_QUEUED = sa.text("phase = 'pending' AND NOT parked")
+_PARKED = sa.text("phase = 'pending' AND parked")
+_EXPIRING = sa.text("phase IN ('pending', 'waiting') AND expires_at IS NOT NULL")
 _RUNNING = sa.text("phase = 'running'")
 
 
 def _text(name: str, *, nullable: bool = False) -> sa.Column[str]:
     return sa.Column(name, sa.Text, nullable=nullable)
+
+
+def _flag(name: str, *, default: str = "false") -> sa.Column[bool]:
+    return sa.Column(name, sa.Boolean, nullable=False, server_default=sa.text(default))
 
 
 def _count(name: str, *, default: int = 0, kind: type[sa.Integer] = sa.Integer) -> sa.Column[int]:
@@ -46,7 +52,15 @@ TASKS = sa.Table(
     _count("last_seq"),
     sa.Column("available_at", _TIME),
     sa.Column("deferred_at", _TIME),
-    sa.Column("cancel_requested", sa.Boolean, nullable=False, server_default=sa.text("false")),
+    _flag("cancel_requested"),
+    _flag("parked"),
+    _flag("paused"),
+    _flag("dead"),
+    sa.Column("expires_at", _TIME),
+    sa.Column("end_by", _TIME),
+    sa.Column("run_timeout_s", sa.Double),
+    _text("retry", nullable=True),
+    _text("origin", nullable=True),
     sa.Column("progress", sa.Double),
     _text("message", nullable=True),
     _text("output", nullable=True),
@@ -57,7 +71,11 @@ TASKS = sa.Table(
     sa.Column("finished_at", _TIME),
     sa.UniqueConstraint("tenant", "idempotency_key"),
     sa.Index("ix_tasks_tenant_number", "tenant", sa.text("number DESC")),
-    sa.Index("ix_tasks_queue", "tenant", "agent", "environment", sa.text("priority DESC"), "number", postgresql_where=_PENDING),
+    sa.Index("ix_tasks_queue", "tenant", "agent", "environment", sa.text("priority DESC"), "number", postgresql_where=_QUEUED),
+    sa.Index("ix_tasks_parked", "available_at", postgresql_where=_PARKED),
+    sa.Index("ix_tasks_expiring", "expires_at", postgresql_where=_EXPIRING),
+    sa.Index("ix_tasks_dead", "tenant", sa.text("number DESC"), postgresql_where=sa.text("dead")),
+    sa.Index("ix_tasks_finished", "finished_at", postgresql_where=sa.text("finished_at IS NOT NULL")),
     sa.Index("ix_tasks_running", "owner", postgresql_where=_RUNNING),
 )
 
@@ -96,6 +114,62 @@ WEBHOOK_DELIVERIES = sa.Table(
     sa.Column("created_at", _TIME, nullable=False),
     sa.Column("ended_at", _TIME),
     sa.Index("ix_webhook_deliveries_due", "next_at", postgresql_where=sa.text("status = 'pending'")),
+)
+
+WEBHOOK_KEYS = sa.Table(
+    "webhook_keys",
+    METADATA,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("rotated_at", _TIME, nullable=False),
+)
+
+TASK_LANES = sa.Table(
+    "task_lanes",
+    METADATA,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("agent", sa.Text, primary_key=True),
+    sa.Column("environment", sa.Text, primary_key=True),
+    sa.Column("concurrency", sa.Integer, nullable=False),
+)
+
+TASK_SCHEDULES = sa.Table(
+    "task_schedules",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    _text("tenant"),
+    _text("agent"),
+    _text("environment"),
+    _text("name"),
+    _text("principal"),
+    _text("cron", nullable=True),
+    _text("timezone"),
+    _text("catch_up"),
+    sa.Column("template", sa.LargeBinary, nullable=False),
+    _flag("active", default="true"),
+    sa.Column("next_at", _TIME),
+    sa.Column("last_at", _TIME),
+    _text("last_task_id", nullable=True),
+    _count("fired"),
+    _count("missed"),
+    sa.Column("created_at", _TIME, nullable=False),
+    sa.UniqueConstraint("tenant", "name"),
+    sa.Index("ix_task_schedules_due", "next_at", postgresql_where=sa.text("active AND next_at IS NOT NULL")),
+)
+
+RUN_STEPS = sa.Table(
+    "run_steps",
+    METADATA,
+    sa.Column("task_id", sa.ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    _text("kind"),
+    _text("status"),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    _text("head", nullable=True),
+    sa.Column("body", sa.LargeBinary),
+    sa.Column("sent_at", _TIME, nullable=False),
+    sa.Column("done_at", _TIME),
 )
 
 RUN_RECORDS = sa.Table(

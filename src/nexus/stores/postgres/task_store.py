@@ -8,52 +8,52 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from nexus.core.phases import RunPhase
 from nexus.ports import task_store
-from nexus.stores.postgres import task_listener, task_queue, task_session
+from nexus.stores.postgres import task_care, task_listener, task_queue, task_rows, task_session
 
-COLUMNS = """
-    t.id, t.number, t.tenant, t.agent, t.environment, t.principal, t.phase, t.attempt, t.last_seq, t.progress, t.message,
-    t.session_id, t.output, t.metadata, t.error, t.cancel_requested, t.created_at, t.started_at, t.finished_at,
-    t.webhook_url, t.idempotency_key, t.digest,
-    d.status AS delivery_status, d.attempts AS delivery_attempts, d.last_error, d.last_status
-"""
-_SELECT = f"SELECT {COLUMNS} FROM tasks t LEFT JOIN webhook_deliveries d ON d.task_id = t.id"  # noqa: S608 - constants
-_FETCH = sa.text(f"{_SELECT} WHERE t.tenant = :tenant AND t.id = :id")
 _BY_KEY = sa.text(
-    f"{_SELECT} JOIN unnest(CAST(:tenants AS text[]), CAST(:keys AS text[])) AS v(tenant, key)"
+    f"{task_rows.SELECT} JOIN unnest(CAST(:tenants AS text[]), CAST(:keys AS text[])) AS v(tenant, key)"
     " ON t.tenant = v.tenant AND t.idempotency_key = v.key"
 )
 _PAGE = sa.text(
-    f"""{_SELECT} WHERE t.tenant = :tenant
+    f"""{task_rows.SELECT} WHERE t.tenant = :tenant
     AND (CAST(:agents AS text[]) IS NULL OR t.agent = ANY(CAST(:agents AS text[])))
     AND (CAST(:environment AS text) IS NULL OR t.environment = :environment)
     AND (CAST(:phase AS text) IS NULL OR t.phase = :phase)
+    AND (NOT CAST(:dead AS boolean) OR t.dead)
     AND (CAST(:before AS bigint) IS NULL OR t.number < :before)
     ORDER BY t.number DESC LIMIT :limit"""
 )
 _INSERT = sa.text(
     """
     INSERT INTO tasks (id, tenant, agent, environment, principal, body, digest, session_id, webhook_url, idempotency_key,
-      traceparent, priority, max_attempts, phase, created_at)
+      traceparent, priority, max_attempts, retry, origin, run_timeout_s, phase, created_at, parked, available_at, end_by,
+      expires_at)
     SELECT id, tenant, agent, environment, principal, body, digest, session_id, webhook_url, idempotency_key,
-      traceparent, priority, max_attempts, 'pending', nexus_now()
-    FROM unnest(CAST(:id AS text[]), CAST(:tenant AS text[]), CAST(:agent AS text[]), CAST(:environment AS text[]),
+      traceparent, priority, max_attempts, retry, origin, run_timeout, 'pending', now, coalesce(begin > now, false),
+      CASE WHEN begin > now THEN begin END, now + total_timeout,
+      least(greatest(begin, now) + queue_timeout, now + total_timeout)
+    FROM (SELECT *, coalesce(run_at, now + delay) AS begin FROM (SELECT nexus_now() AS now) AS moment,
+      unnest(CAST(:id AS text[]), CAST(:tenant AS text[]), CAST(:agent AS text[]), CAST(:environment AS text[]),
       CAST(:principal AS text[]), CAST(:body AS bytea[]), CAST(:digest AS text[]), CAST(:session_id AS text[]),
       CAST(:webhook_url AS text[]), CAST(:idempotency_key AS text[]), CAST(:traceparent AS text[]), CAST(:priority AS int[]),
-      CAST(:max_attempts AS int[])) WITH ORDINALITY
+      CAST(:max_attempts AS int[]), CAST(:retry AS text[]), CAST(:origin AS text[]), CAST(:run_timeout_s AS float8[]),
+      CAST(:queue_timeout_s AS float8[]), CAST(:total_timeout_s AS float8[]), CAST(:run_at AS float8[]),
+      CAST(:delay_s AS float8[])) WITH ORDINALITY
       AS v(id, tenant, agent, environment, principal, body, digest, session_id, webhook_url, idempotency_key, traceparent,
-        priority, max_attempts, place)
+        priority, max_attempts, retry, origin, run_timeout, queue_timeout, total_timeout, run_at, delay, place)) AS entries
     ORDER BY place
-    ON CONFLICT (tenant, idempotency_key) DO NOTHING RETURNING id, number, created_at
+    ON CONFLICT (tenant, idempotency_key) DO NOTHING RETURNING id, number, created_at, available_at, end_by
     """
 )
 _FROM_SUBMISSION = (
     "id", "principal", "body", "digest", "session_id", "webhook_url", "idempotency_key", "traceparent", "priority",
-    "max_attempts",
+    "max_attempts", "origin", "run_timeout_s", "queue_timeout_s", "total_timeout_s", "run_at", "delay_s",
 )  # fmt: skip
+_UNLIMITED = 1_000_000_000
 _FROM_LANE = ("tenant", "agent", "environment")
 
 
-class PostgresTaskStore:
+class PostgresTaskStore(task_care.TaskCare):
     """One per process; the engine is the caller's to dispose of."""
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -61,6 +61,7 @@ class PostgresTaskStore:
 
     async def submit(self, submissions: Sequence[task_store.Submission]) -> Sequence[tuple[task_store.Task, bool]]:
         values: dict[str, Any] = {name: [getattr(entry, name) for entry in submissions] for name in _FROM_SUBMISSION}
+        values["retry"] = [task_rows.write_retry(entry.retry) for entry in submissions]
         values |= {name: [getattr(entry.lane, name) for entry in submissions] for name in _FROM_LANE}
         async with task_session.begin(self._engine, "submitting tasks") as connection:
             fresh = {row["id"]: row for row in (await connection.execute(_INSERT, values)).mappings()}
@@ -68,7 +69,7 @@ class PostgresTaskStore:
                 await task_queue.notify(connection, task_listener.CHANNEL_QUEUE, [""])
             known = await self._by_key(connection, [entry for entry in submissions if entry.id not in fresh])
         return [
-            (_task_of(entry, fresh[entry.id]), True)
+            (task_rows.made(entry, fresh[entry.id]), True)
             if entry.id in fresh
             else (known[entry.lane.tenant, entry.idempotency_key or ""], False)
             for entry in submissions
@@ -83,12 +84,12 @@ class PostgresTaskStore:
             _BY_KEY,
             {"tenants": [entry.lane.tenant for entry in repeated], "keys": [entry.idempotency_key for entry in repeated]},
         )
-        tasks = [read_task(row) for row in rows.mappings()]
+        tasks = [task_rows.read(row) for row in rows.mappings()]
         return {(task.lane.tenant, task.idempotency_key or ""): task for task in tasks}
 
     async def fetch(self, tenant: str, task_id: str) -> task_store.Task | None:
         async with task_session.begin(self._engine, "reading a task") as connection:
-            return await _fetch(connection, tenant, task_id)
+            return await task_rows.fetch(connection, tenant, task_id)
 
     async def page(
         self,
@@ -99,6 +100,7 @@ class PostgresTaskStore:
         phase: RunPhase | None,
         before: int | None,
         limit: int,
+        dead: bool = False,
     ) -> Sequence[task_store.Task]:
         values = {
             "tenant": tenant,
@@ -107,9 +109,10 @@ class PostgresTaskStore:
             "phase": None if phase is None else str(phase),
             "before": before,
             "limit": limit,
+            "dead": dead,
         }
         async with task_session.begin(self._engine, "listing tasks") as connection:
-            return [read_task(row) for row in (await connection.execute(_PAGE, values)).mappings()]
+            return [task_rows.read(row) for row in (await connection.execute(_PAGE, values)).mappings()]
 
     async def request_cancel(self, tenant: str, task_id: str, *, event_data: str) -> task_store.Task | None:
         async with task_session.begin(self._engine, "cancelling a task") as connection:
@@ -126,14 +129,22 @@ class PostgresTaskStore:
                 await task_queue.notify(connection, task_listener.CHANNEL_CANCEL, [task_id])
             else:
                 await task_queue.cancel_queued(connection, [task_id], event_data=event_data)
-            return await _fetch(connection, tenant, task_id)
+            return await task_rows.fetch(connection, tenant, task_id)
 
-    async def depths(self) -> dict[task_store.Lane, int]:
+    async def depths(self) -> dict[task_store.Lane, task_store.Depth]:
         async with task_session.begin(self._engine, "counting the queue") as connection:
             rows = await connection.execute(
-                sa.text("SELECT tenant, agent, environment, count(*) AS n FROM tasks WHERE phase = 'pending' GROUP BY 1, 2, 3")
+                sa.text(
+                    "SELECT tenant, agent, environment, count(*) AS n, count(*) FILTER (WHERE NOT parked) AS due"
+                    " FROM tasks WHERE phase = 'pending' GROUP BY 1, 2, 3"
+                )
             )
-            return {task_store.Lane(tenant=row.tenant, agent=row.agent, environment=row.environment): row.n for row in rows}
+            return {
+                task_store.Lane(tenant=row.tenant, agent=row.agent, environment=row.environment): task_store.Depth(
+                    due=row.due, all=row.n
+                )
+                for row in rows
+            }
 
     async def events_after(self, task_id: str, seq: int, *, limit: int) -> Sequence[task_store.TaskEvent]:
         async with task_session.begin(self._engine, "reading events") as connection:
@@ -150,7 +161,7 @@ class PostgresTaskStore:
                 {"owner": owner, "key": task_listener.lock_key(owner)},
             )
 
-    async def beat(self, owner: str) -> Sequence[str] | None:
+    async def beat(self, owner: str) -> Mapping[str, task_store.Wish] | None:
         async with task_session.begin(self._engine, "renewing a lease") as connection:
             alive = await connection.execute(
                 sa.text("UPDATE task_owners SET beats = beats + 1 WHERE owner = :owner"), {"owner": owner}
@@ -158,9 +169,13 @@ class PostgresTaskStore:
             if alive.rowcount == 0:
                 return None
             rows = await connection.execute(
-                sa.text("SELECT id FROM tasks WHERE phase = 'running' AND owner = :owner AND cancel_requested"), {"owner": owner}
+                sa.text(
+                    "SELECT id, cancel_requested FROM tasks"
+                    " WHERE phase = 'running' AND owner = :owner AND (cancel_requested OR paused)"
+                ),
+                {"owner": owner},
             )
-            return list(rows.scalars())
+            return {row.id: "cancel" if row.cancel_requested else "pause" for row in rows}
 
     async def owners(self) -> dict[str, tuple[int, bool]]:
         async with task_session.begin(self._engine, "looking for dead dispatchers") as connection:
@@ -178,65 +193,18 @@ class PostgresTaskStore:
             return await task_queue.bury(connection, owner, beats)
 
     async def claim(
-        self, owner: str, *, limit: int, per_lane: int, paused: Collection[task_store.Lane]
+        self,
+        owner: str,
+        *,
+        limit: int,
+        per_lane: int,
+        paused: Collection[task_store.Lane],
+        per_tenant: int | None = None,
     ) -> Sequence[task_store.Claim]:
+        most = _UNLIMITED if per_tenant is None else per_tenant
         async with task_session.begin(self._engine, "claiming tasks") as connection:
-            return await task_queue.claim(connection, owner, limit=limit, per_lane=per_lane, paused=paused)
+            return await task_queue.claim(connection, owner, limit=limit, per_lane=per_lane, per_tenant=most, paused=paused)
 
     async def write(self, writes: Sequence[task_store.Write]) -> Sequence[bool]:
         async with task_session.begin(self._engine, "recording progress of tasks") as connection:
             return await task_queue.write(connection, writes)
-
-
-async def _fetch(connection: AsyncConnection, tenant: str, task_id: str) -> task_store.Task | None:
-    row = (await connection.execute(_FETCH, {"tenant": tenant, "id": task_id})).mappings().first()
-    return None if row is None else read_task(row)
-
-
-_SAME = (
-    "id", "number", "principal", "attempt", "last_seq", "progress", "message", "session_id", "output", "metadata", "error",
-    "cancel_requested", "created_at", "started_at", "finished_at", "webhook_url", "idempotency_key", "digest",
-)  # fmt: skip
-
-
-def read_task(row: Mapping[Any, Any]) -> task_store.Task:
-    """A task from a row of `COLUMNS`."""
-    delivery = None
-    if row["delivery_status"] is not None:
-        delivery = task_store.Delivery(
-            status=row["delivery_status"],
-            attempts=row["delivery_attempts"],
-            last_error=row["last_error"],
-            last_status=row["last_status"],
-        )
-    return task_store.Task(
-        lane=task_store.Lane(tenant=row["tenant"], agent=row["agent"], environment=row["environment"]),
-        phase=RunPhase(row["phase"]),
-        delivery=delivery,
-        **{name: row[name] for name in _SAME},
-    )
-
-
-def _task_of(entry: task_store.Submission, row: Mapping[Any, Any]) -> task_store.Task:
-    return task_store.Task(
-        id=entry.id,
-        number=row["number"],
-        lane=entry.lane,
-        principal=entry.principal,
-        phase=RunPhase.PENDING,
-        attempt=0,
-        last_seq=0,
-        progress=None,
-        message=None,
-        session_id=entry.session_id,
-        output=None,
-        metadata=None,
-        error=None,
-        cancel_requested=False,
-        created_at=row["created_at"],
-        started_at=None,
-        finished_at=None,
-        webhook_url=entry.webhook_url,
-        idempotency_key=entry.idempotency_key,
-        digest=entry.digest,
-    )

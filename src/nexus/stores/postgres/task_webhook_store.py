@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from nexus.ports import webhook_store
-from nexus.stores.postgres import task_listener, task_queue, task_session, task_store
+from nexus.stores.postgres import task_listener, task_queue, task_rows, task_session
 
 # Due: its time has come, or the clock was set back behind the moment that time was set.
 _DUE = sa.text(
@@ -25,7 +25,7 @@ _DUE = sa.text(
     """
 )
 _TASKS = sa.text(
-    f"SELECT {task_store.COLUMNS} FROM tasks t LEFT JOIN webhook_deliveries d ON d.task_id = t.id WHERE t.id = ANY(:ids)"  # noqa: S608
+    f"SELECT {task_rows.COLUMNS} FROM tasks t LEFT JOIN webhook_deliveries d ON d.task_id = t.id WHERE t.id = ANY(:ids)"  # noqa: S608
 )
 _SETTLE = sa.text(
     """
@@ -56,7 +56,7 @@ class PostgresWebhookStore:
             if not rows:
                 return []
             found = await connection.execute(_TASKS, {"ids": [row.task_id for row in rows]})
-            tasks = {task.id: task for task in map(task_store.read_task, found.mappings())}
+            tasks = {task.id: task for task in map(task_rows.read, found.mappings())}
         return [
             webhook_store.Due(id=row.id, url=row.url, host=row.host, attempt=row.attempts, task=tasks[row.task_id])
             for row in rows
