@@ -1,6 +1,7 @@
 """From `NEXUS_ENTRYPOINT` to the author's object: `module:attribute`, `module`, or nothing (then it is looked for)."""
 
 import importlib
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from nexus.core import errors
 from nexus.worker import adapters, faults
-from nexus.worker.adapters import agent
+from nexus.worker.adapters import agent, quiet
 
 FILES = ("agent", "main", "app")
 ATTRIBUTES = ("agent", "graph", "app", "run", "main", "process", "handler")
@@ -31,6 +32,7 @@ def load(entrypoint: str, source: Path) -> adapters.Adapter:
     """
     if not source.is_dir():
         raise _failed("entrypoint.not_found", f"the source folder {source} does not exist", None)
+    quiet.quieten(os.environ)
     module_name, _, attribute = entrypoint.partition(":")
     module = _import(module_name or _find_file(source), source)
     target = _attribute(module, attribute) if attribute else _find_attribute(module)

@@ -7,20 +7,23 @@ framework in `adapt`, where it is in the process already. Frameworks come before
 from types import ModuleType
 
 from nexus.core import errors
-from nexus.worker.adapters import agent, functions, google_adk, langgraph, openai_agents, pydantic_ai
+from nexus.worker.adapters import agent, claude_agent, crewai, functions, google_adk, langgraph, openai_agents, pydantic_ai
 from nexus.worker.adapters.contract import Adapter, type_names
 
 _TABLE: tuple[ModuleType, ...] = (
     langgraph,
     openai_agents,
     google_adk,
+    claude_agent,
+    crewai,
     pydantic_ai,
     agent,
     functions,
 )
 ACCEPTED = (
     "an Agent subclass or object, a function or generator (sync or async), or an object of LangGraph (a compiled graph), "
-    "the OpenAI Agents SDK (Agent), Google ADK (an agent or App) or Pydantic AI (Agent)"
+    "the OpenAI Agents SDK (Agent), Google ADK (an agent or App), CrewAI (Crew or Flow), "
+    "the Claude Agent SDK (ClaudeAgentOptions) or Pydantic AI (Agent)"
 )
 
 __all__ = ["ACCEPTED", "Adapter", "choose"]
