@@ -75,8 +75,9 @@ async def build() -> Callable:
 
 
 @pytest.fixture
-async def start(copy: Path, build: Callable, llm: fake_llm.FakeLlm, tmp_path_factory) -> AsyncIterator[Callable]:
+async def start(copy: Path, build: Callable, llm: fake_llm.FakeLlm, request) -> AsyncIterator[Callable]:
     """`start(example)`: a worker that runs it, talking to the scripted provider; `hosted=True` puts a door between them."""
+    await build(EXAMPLES / request.node.callspec.params["name"])
     folder = Path(tempfile.mkdtemp(prefix="nxf-", dir="/tmp"))
     starters: list[workers.Start] = []
     door = ModelDoor(str(folder / "door.sock"))
