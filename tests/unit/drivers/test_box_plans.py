@@ -60,11 +60,13 @@ def test_an_interpreter_is_followed_through_every_link(tmp_path: Path) -> None:
     for path in (real, outer, inner):
         path.parent.mkdir(parents=True)
     real.touch()
+    (tmp_path / "env" / "pyvenv.cfg").touch()
     alias.symlink_to("python3.11")
     outer.symlink_to("../../python/bin/python")
     inner.symlink_to(outer)
     needed, links = sandbox.interpreter(inner)
     assert needed == [tmp_path / "python"]
+    assert sandbox.interpreter(real) == ([tmp_path / "python"], [])
     assert links == [(str(outer), "../../python/bin/python"), (str(alias), "python3.11")]
 
 

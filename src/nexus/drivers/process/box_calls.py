@@ -158,11 +158,13 @@ def set_filter(program: bytes) -> None:
 
 def raise_loopback() -> None:
     """`lo` up in our own network namespace."""
+    import _socket
     import fcntl
-    import socket
 
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        try:
-            fcntl.ioctl(asked, 0x8914, struct.pack("16sH14x", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS: IFF_UP | IFF_RUNNING
-        except OSError as error:
-            raise Denied("network", "raise lo", error.errno or 0) from None
+    asked = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    try:
+        fcntl.ioctl(asked.fileno(), 0x8914, struct.pack("16sH14x", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS: IFF_UP | IFF_RUNNING
+    except OSError as error:
+        raise Denied("network", "raise lo", error.errno or 0) from None
+    finally:
+        asked.close()

@@ -9,12 +9,11 @@ supervisor ── Popen ──► box_main ── unshare, CLONE_PARENT ──�
 `confine` is what a zygote calls too, in a child that it forked: it needs no exec.
 """
 
-import contextlib
-import json
+import _signal as signal  # type: ignore[import-not-found]  # without the enums
+import _socket
+import marshal
 import os
 import resource
-import signal
-import socket
 
 from nexus.drivers.process import box_calls, box_filter, box_landlock, box_root
 
@@ -27,11 +26,12 @@ _FORWARDED = (
 
 def main(control: int) -> None:
     """Never returns. `control` is our end of a stream socket: the plan comes in by it, the outcome goes out."""
-    link = socket.socket(fileno=control)
-    link.set_inheritable(False)
-    plan = json.loads(_read_all(link))
-    if not plan:
+    os.set_inheritable(control, False)
+    link = _socket.socket(fileno=control)
+    sent = _read_all(link)
+    if not sent:
         os._exit(EXIT_BOX)
+    plan = marshal.loads(sent)  # noqa: S302 - from the supervisor itself, on a socket that nobody else ever held
     try:
         _limit(plan["limits"])
         if "namespaces" in plan["layers"]:
@@ -54,7 +54,7 @@ def confine(plan: "box_calls.Plan") -> None:
     if "namespaces" in layers:
         if plan["isolated"]:
             box_calls.raise_loopback()
-        socket.sethostname(plan["host"])
+        _socket.sethostname(plan["host"])
         box_root.build(plan)
     _renounce(plan)
     os.umask(0o077)
@@ -108,12 +108,14 @@ def _renounce(plan: "box_calls.Plan") -> None:
     if "namespaces" in plan["layers"] and (owner is None or "user" in plan["layers"]):
         box_calls.drop_bounding_set()  # a new user namespace begins with all of them
     elif owner is None:
-        with contextlib.suppress(box_calls.Denied):  # an ordinary user may not, and has none to lose
+        try:  # noqa: SIM105
             box_calls.drop_bounding_set()
+        except box_calls.Denied:  # an ordinary user may not, and has none to lose
+            pass
     box_calls.drop_capabilities()
 
 
-def _live(plan: "box_calls.Plan", link: socket.socket) -> None:
+def _live(plan: "box_calls.Plan", link: _socket.socket) -> None:
     if "namespaces" not in plan["layers"]:
         confine_alone(plan, link)
         return
@@ -129,13 +131,13 @@ def _live(plan: "box_calls.Plan", link: socket.socket) -> None:
     _keep(worker, watched)
 
 
-def confine_alone(plan: "box_calls.Plan", link: socket.socket) -> None:
+def confine_alone(plan: "box_calls.Plan", link: _socket.socket) -> None:
     """Without namespaces: no privileges can be gained, the filter and Landlock where there are such, and no init of our own."""
     confine({**plan, "owner": None})
     _start(plan, link)
 
 
-def _start(plan: "box_calls.Plan", link: socket.socket) -> None:
+def _start(plan: "box_calls.Plan", link: _socket.socket) -> None:
     try:
         link.sendall(b"w")
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
@@ -146,15 +148,17 @@ def _start(plan: "box_calls.Plan", link: socket.socket) -> None:
         _fail(link, "command", f"{plan['command'][0]}: {error.strerror}", error.errno or 0)
 
 
-def _keep(worker: int, watched: "set[signal.Signals]") -> None:
+def _keep(worker: int, watched: "set[int]") -> None:
     """Pid 1: reap every orphan, hand signals on, end as the worker ends (128 + the signal, as a shell tells it)."""
     box_calls.close_from(0)
     forwarded = set(_FORWARDED)
     while True:
         number = signal.sigwait(watched)
         if number in forwarded:
-            with contextlib.suppress(ProcessLookupError):
+            try:  # noqa: SIM105 - contextlib costs the start a millisecond
                 os.kill(worker, number)
+            except ProcessLookupError:
+                pass
         if number != signal.SIGCHLD:
             continue
         while True:
@@ -169,7 +173,7 @@ def _keep(worker: int, watched: "set[signal.Signals]") -> None:
                 os._exit(code if code >= 0 else 128 - code)
 
 
-def _take_descriptors(plan: "box_calls.Plan", link: socket.socket) -> socket.socket:
+def _take_descriptors(plan: "box_calls.Plan", link: _socket.socket) -> _socket.socket:
     """Input from the box's own `/dev/null`, output to the FIFO by its name in the box; nothing else but the link stays open."""
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     out = os.open(plan["output"], os.O_RDWR)
@@ -179,7 +183,7 @@ def _take_descriptors(plan: "box_calls.Plan", link: socket.socket) -> socket.soc
     if ours != _LINK:
         os.dup2(ours, _LINK, inheritable=False)
     box_calls.close_from(_LINK + 1)
-    return socket.socket(fileno=_LINK)
+    return _socket.socket(fileno=_LINK)
 
 
 def _limit(limits: "dict[str, list[int]]") -> None:
@@ -191,14 +195,16 @@ def _limit(limits: "dict[str, list[int]]") -> None:
         resource.setrlimit(kind, (soft, hard))
 
 
-def _read_all(link: socket.socket) -> bytes:
+def _read_all(link: _socket.socket) -> bytes:
     pieces = []
     while piece := link.recv(1 << 20):
         pieces.append(piece)
-    return b"".join(pieces) or b"null"
+    return b"".join(pieces)
 
 
-def _fail(link: socket.socket, layer: str, text: str, number: int) -> None:
-    with contextlib.suppress(OSError):
-        link.sendall(b"!" + json.dumps({"layer": layer, "text": text, "errno": number}).encode())
+def _fail(link: _socket.socket, layer: str, text: str, number: int) -> None:
+    try:  # noqa: SIM105
+        link.sendall(b"\0".join((b"!" + layer.encode(), str(number).encode(), text.encode())))
+    except OSError:
+        pass
     os._exit(EXIT_BOX)

@@ -5,8 +5,8 @@ argument list or an environment before the box is closed. The kernel itself tell
 """
 
 import contextlib
-import json
 import logging
+import marshal
 import os
 import resource
 import socket
@@ -42,9 +42,9 @@ class Entered:
 class BoxLauncher:
     """`layers` are looked for at the first launch, or by `look`; both block for some milliseconds."""
 
-    def __init__(self, layout: cgroups.Layout, *, python: str = sys.executable, layers: sandbox.Layers | None = None) -> None:
+    def __init__(self, layout: cgroups.Layout, *, python: str = "", layers: sandbox.Layers | None = None) -> None:
         self._layout = layout
-        self._python = python
+        self._python = python or os.path.realpath(sys.executable)  # without the look-ups of a virtual environment
         self._boot = launcher.boot_id()
         self._layers = layers
 
@@ -145,7 +145,7 @@ def enter(drawn: dict[str, Any], *, python: str, output: int, group: cgroups.Gro
             with contextlib.suppress(OSError):
                 Path(f"/proc/{first.pid}/oom_score_adj").write_text(str(_OOM_SCORE))
             with contextlib.suppress(BrokenPipeError):
-                ours.sendall(json.dumps(drawn).encode())
+                ours.sendall(marshal.dumps(drawn))
                 ours.shutdown(socket.SHUT_WR)
             entered = _hear(ours)
         except BaseException:
@@ -250,7 +250,8 @@ def _hear(link: socket.socket) -> Entered:
         elif data == b"w":
             worker = pid
     if failed:
-        return Entered(init=init, worker=worker, failed=json.loads(failed[1:]))
+        layer, number, text = (*failed[1:].decode("utf-8", "replace").split("\0", 2), "", "")[:3]
+        return Entered(init=init, worker=worker, failed={"layer": layer, "errno": number, "text": text})
     if not worker:
         return Entered(init=init, failed={"layer": "namespaces", "text": "it ended before the agent was started", "errno": 0})
     return Entered(init=init, worker=worker)

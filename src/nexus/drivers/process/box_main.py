@@ -8,8 +8,13 @@ import sys
 
 
 def main() -> None:
-    here = os.path.abspath(__file__)
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(here)))))
+    folder = os.path.dirname(os.path.abspath(__file__))
+    name = "nexus.drivers.process"
+    while name:  # the packages above without what they import: half of this program's start
+        package = type(sys)(name)
+        package.__path__ = [folder]
+        sys.modules[name] = package
+        name, folder = name.rpartition(".")[0], os.path.dirname(folder)
     from nexus.drivers.process import box_entry
 
     box_entry.main(int(sys.argv[1]))

@@ -146,7 +146,7 @@ def plan_owner(instance_id: str, uid_map: str) -> int:
 def interpreter(python: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     """What an environment's `bin/python` needs beside it: the installation it leads to, and the links between."""
     links: list[tuple[str, str]] = []
-    environment = python.parent.parent
+    environment = python.parent.parent if (python.parent.parent / "pyvenv.cfg").exists() else Path("/nowhere")
     at = python
     for _ in range(16):
         if not at.is_symlink():
