@@ -14,6 +14,8 @@ from typing import TextIO
 
 NICENESS = 5
 DEFAULT_TEMPERATURE = 0.2  # a model this small loses its thread at the usual 0.8
+DEFAULT_MOST_TOKENS = 512  # where the request names no limit; it could otherwise fill the whole context
+DRY_MULTIPLIER, DRY_ALLOWED_LENGTH = 0.8, 6  # it repeats itself for ever without; a quoted phrase stays possible
 EXIT_NO_ENGINE = 69
 
 
@@ -39,7 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     params.cpuparams.n_threads = options.threads
     params.n_threads_http = 4
     params.cache_ram_mib = 0
+    params.n_predict = DEFAULT_MOST_TOKENS
     params.sampling.temp = DEFAULT_TEMPERATURE
+    params.sampling.dry_multiplier = DRY_MULTIPLIER
+    params.sampling.dry_allowed_length = DRY_ALLOWED_LENGTH
     params.ui = False
     params.endpoint_slots = False
     params.warmup = False
