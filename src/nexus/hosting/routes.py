@@ -8,7 +8,7 @@ from typing import Any, cast
 from nexus.core.deployments import Deployment, Instance, Revision, Target
 from nexus.core.instances import InstanceStatus
 from nexus.core.phases import InstancePhase, RevisionPhase
-from nexus.hosting import strategies
+from nexus.hosting import sizing, strategies
 from nexus.ports import vault
 from nexus.wire import feed
 
@@ -46,8 +46,9 @@ def render_deployments(
             "max_concurrency": settings.max_concurrency if settings else None,
             "max_queue": settings.max_queue if settings else 0,
         }
-        if traffic.split is not None:
-            entry["options"] = traffic.split
+        edge = dict(settings.options.get(sizing.EDGE) or {}) if settings is not None else {}
+        if options := edge | (traffic.split or {}):
+            entry["options"] = options
         entries[f"deployment/{one.tenant}/{one.agent}/{one.environment}"] = entry
     return entries
 

@@ -1,6 +1,6 @@
 """From a version's config, an environment and what the caller asked for, to settings, bounds and a number of replicas. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from nexus.wire import project
 
 MOST_REPLICAS = 100
 LEAST_MEMORY = 16 * 1024**2
+EDGE = "gateway"
 BALANCERS = ("round-robin", "least-connections", "sticky", "health-based")
 
 
@@ -79,6 +80,8 @@ def plan_settings(version: Version, config: project.ProjectConfig, asked: Asked,
     if hosting.concurrency is not None:
         kept["concurrency"] = hosting.concurrency
     kept |= plan_isolation(hosting)
+    if edge := plan_edge(hosting, options):
+        kept[EDGE] = edge
     return Settings(
         entrypoint=version.entrypoint,
         package_digest=version.digest,
@@ -100,6 +103,23 @@ def plan_settings(version: Version, config: project.ProjectConfig, asked: Asked,
         wait_s=options.pop("wait_s", 30.0),
         options=kept,
     )
+
+
+def plan_edge(hosting: project.Hosting, options: dict[str, Any]) -> dict[str, Any]:
+    """What the gateway does for this deployment beyond routing; its part of `options` is taken out of them."""
+    edge: dict[str, Any] = {}
+    if hosting.cache is not None and hosting.cache.enabled:
+        edge |= {"cache_responses": True, "cache_ttl": hosting.cache.ttl, "cache_size": hosting.cache.size}
+        edge |= {"cache_headers": list(hosting.cache.headers)} if hosting.cache.headers else {}
+    if hosting.circuit_breaker is not None and hosting.circuit_breaker.enabled:
+        edge |= {"circuit_breaker": True, "failure_threshold": hosting.circuit_breaker.failure_threshold}
+    if hosting.requests_per_minute is not None:
+        edge["requests_per_minute"] = hosting.requests_per_minute
+    edge |= {name: options.pop(name) for name in _EDGE_OPTIONS if name in options}
+    for name, parse in (("cache_ttl", quantity.parse_duration), ("cache_size", quantity.parse_bytes)):
+        if isinstance(edge.get(name), str):
+            edge[name] = parse(edge[name])
+    return edge
 
 
 def plan_isolation(hosting: project.Hosting) -> dict[str, Any]:
@@ -136,12 +156,13 @@ def parse_memory(value: str) -> int:
 
 def _parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Only options that do something are taken, so that a misspelt one is an error and not silence."""
-    valid = {
+    valid: dict[str, Callable[[Any], bool]] = {
         "load_balancer": lambda value: value in BALANCERS,
         "max_concurrency": lambda value: _is_count(value, 1, 1_000_000),
         "max_queue": lambda value: _is_count(value, 0, 1_000_000),
         "wait_s": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 600,
     }
+    valid |= _EDGE_OPTIONS
     for name, value in options.items():
         if name not in valid:
             raise errors.Invalid(
@@ -159,8 +180,28 @@ def _parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
+def _is_text_of(value: object, parse: Callable[[Any], float], most: float) -> bool:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return False
+    try:
+        return 0 < parse(value) <= most
+    except (ValueError, OverflowError):
+        return False
+
+
 def _is_count(value: object, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+# What `nexus.gateway.wishes` reads, and what is a legal value of it.
+_EDGE_OPTIONS: dict[str, Callable[[Any], bool]] = {
+    "cache_responses": lambda value: isinstance(value, bool),
+    "cache_ttl": lambda value: _is_text_of(value, quantity.parse_duration, 30 * 86400),
+    "cache_size": lambda value: _is_text_of(value, quantity.parse_bytes, 64 * 1024**3),
+    "circuit_breaker": lambda value: isinstance(value, bool),
+    "failure_threshold": lambda value: _is_count(value, 1, 1000),
+    "requests_per_minute": lambda value: _is_count(value, 1, 10_000_000),
+}
 
 
 def _first(*values: int | None) -> int | None:

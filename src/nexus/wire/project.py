@@ -155,6 +155,25 @@ class Session(Section):
     max_lifetime: Duration = Field(default=8 * 3600.0, gt=0)
 
 
+class ResponseCache(Section):
+    """Answers the gateway gives again without asking the agent: to the same tenant, body and `headers`; never streams, never
+    runs of a named session."""
+
+    enabled: bool = True
+    ttl: Duration = Field(default=300.0, gt=0, description="How long an answer may be given again")
+    size: Memory = Field(default=64 * 1024 * 1024, le=64 * 1024**3, description="Memory for answers in each gateway process")
+    headers: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")]] = Field(
+        default_factory=list, max_length=16, description="Request headers that must be equal too"
+    )
+
+
+class CircuitBreaker(Section):
+    """Take an instance out for a moment after `failure_threshold` failures in a row."""
+
+    enabled: bool = True
+    failure_threshold: int = Field(default=5, ge=1, le=1000)
+
+
 class RolloutVariant(Section):
     """One arm of an A/B test; the weights of all arms make 100."""
 
@@ -185,8 +204,17 @@ Part = Annotated[
 ]
 
 
+def _or_name(schema: dict[str, Any]) -> None:
+    """Editors accept the short form, too."""
+    whole = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [whole, {"type": "string", "enum": ["rolling", "blue-green", "canary", "ab"]}]
+
+
 class Strategy(Section):
     """How a new version takes over: exchanged one by one, beside the old one and switched, by growing shares, or as a test."""
+
+    model_config = ConfigDict(json_schema_extra=_or_name)
 
     type: Literal["rolling", "blue-green", "canary", "ab"] = "rolling"
     max_surge: Part = Field(default=1, description="Instances more than wanted during a rolling update: 2, 25%")
@@ -246,6 +274,9 @@ class Hosting(Section):
     session: Session = Field(default_factory=Session)
     load_balancer: Literal["round-robin", "least-connections", "sticky", "health-based"] = "least-connections"
     strategy: Strategy = Field(default_factory=Strategy, description="How a new version takes over")
+    cache: ResponseCache | None = Field(default=None, description="Give an answer again without asking the agent")
+    circuit_breaker: CircuitBreaker | None = Field(default=None, description="Leave instances that fail alone for a moment")
+    requests_per_minute: int | None = Field(default=None, ge=1, le=10_000_000, description="Most runs a minute")
     python: str | None = Field(default=None, pattern=r"^\d+\.\d+(\.\d+)?$")
     security_context: Literal["restricted", "baseline"] = Field(
         default="restricted", description="baseline lets the agent trace its own processes and make namespaces (browsers)"

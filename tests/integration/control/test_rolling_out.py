@@ -1,12 +1,15 @@
 """Rollouts side by side, on a node that does as it is told and over runs as gateways report them."""
 
+import contextlib
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nexus.hosting import routes
-from tests.integration.control.conftest import Control
+from nexus.testing import drivers
+from tests.integration.control.conftest import Control, build
 
 _NUMBERS = itertools.count()
 CANARY = {"type": "canary", "steps": [10, 50, 100], "interval": "60s"}
@@ -363,3 +366,34 @@ async def test_rolling_keeps_to_its_bounds(control: Control) -> None:
     assert len(wanted) == 6
     assert sum(one["version"] == "1.1.0" for one in wanted) == 3
     assert len(route(control)["instances"]) == 3
+
+
+async def test_what_the_gateway_does_besides_is_published_beside_the_split(control: Control, serving: Any) -> None:
+    options = {"cache_responses": True, "cache_ttl": "30s", "circuit_breaker": True, "failure_threshold": 3}
+    await control.deploy("echo", "version: 1.1.0\n", environment="production", strategy=CANARY, options=options)
+    await look(control)
+    entry = route(control)
+    assert split(entry) == {"1.0.0": 90, "1.1.0": 10}
+    assert entry["options"] | {"cache_responses": True, "cache_ttl": 30.0, "failure_threshold": 3} == entry["options"]
+
+
+async def test_a_restart_of_control_goes_on_with_the_canary(postgres_url: str, tmp_path: Path) -> None:
+    driver = drivers.FakeDriver()
+    async with contextlib.AsyncExitStack() as stack:
+        before = await build(postgres_url, tmp_path, driver, stack)
+        deployed = await before.deploy("echo", "version: 1.0.0\n", environment="production")
+        await before.settle()
+        await before.deploy("echo", "version: 1.1.0\n", environment="production", strategy=CANARY)
+        await look(before)
+        assert split(route(before)) == {"1.0.0": 90, "1.1.0": 10}
+    async with contextlib.AsyncExitStack() as stack:
+        after = await build(postgres_url, tmp_path, driver, stack)
+        after.clock.later = before.clock.later
+        await after.settle()
+        assert split(route(after)) == {"1.0.0": 90, "1.1.0": 10}
+        await serve(after, deployed, "1.0.0", good=180)
+        await serve(after, deployed, "1.1.0", good=20)
+        after.clock.later += 61
+        await look(after)
+        assert split(route(after)) == {"1.0.0": 50, "1.1.0": 50}
+        assert not [order for order in driver.orders if order[0] == "stop"]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from nexus.core import errors
-from nexus.core.deployments import Scaling, Settings
+from nexus.core.deployments import Scaling, Settings, Version
 from nexus.core.instances import InstanceStatus, Usage
 from nexus.core.phases import InstancePhase
 from nexus.hosting import autoscale, load, sizing
@@ -114,3 +114,33 @@ def test_samples_are_shares_of_the_limits() -> None:
     assert (second.cpu, second.memory, second.ready, second.queue_depth) == (50.0, 50.0, 2, 4)
     restarted = history.look(120.0, settings, [status("a", 0.1, 0)], None)
     assert restarted.cpu is None
+
+
+def settings_of(text: str = "", **options: Any) -> Settings:
+    version = Version(
+        id="ver_1", tenant="t", agent="a", version="1", digest="d", entrypoint="a:b", size_bytes=1, config={}, created_at=0.0,
+        created_by="k",
+    )  # fmt: skip
+    return sizing.plan_settings(version, config(text), sizing.Asked(options=options), secrets_stamp="")
+
+
+def test_what_the_gateway_does_besides_comes_from_the_file_or_the_caller() -> None:
+    text = "hosting: {cache: {ttl: 5m, headers: [Accept-Language]}, circuit_breaker: {}, requests_per_minute: 60}"
+    assert settings_of(text).options[sizing.EDGE] == {
+        "cache_responses": True, "cache_ttl": 300.0, "cache_size": 64 * 1024**2, "cache_headers": ["Accept-Language"],
+        "circuit_breaker": True, "failure_threshold": 5, "requests_per_minute": 60,
+    }  # fmt: skip
+    said = settings_of(text, cache_ttl="10s", cache_size="1MB", circuit_breaker=False).options[sizing.EDGE]
+    assert (said["cache_ttl"], said["cache_size"], said["circuit_breaker"]) == (10.0, 1_000_000, False)
+    assert sizing.EDGE not in settings_of("hosting: {cache: {enabled: false}}").options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"cache_ttl": "soon"}, {"cache_ttl": 0}, {"cache_size": "-1"}, {"failure_threshold": 0}, {"cache_responses": "yes"}],
+    ids=str,
+)
+def test_gateway_options_are_checked(options: dict[str, Any]) -> None:
+    with pytest.raises(errors.Invalid) as caught:
+        settings_of(**options)
+    assert caught.value.code == "options.invalid"

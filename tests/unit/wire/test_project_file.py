@@ -170,7 +170,7 @@ MISTAKES = [
     ("name: a\nhosting:\n  env:\n    NEXUS_HOME: x", "4:17", "hosting.env.NEXUS_HOME", "reserved"),
     ("name: a\nhosting:\n  secrets: [X, 9A]", "3:16", "hosting.secrets.1", "not a variable name"),
     ("name: a\nhosting:\n  env: {X: 1}\n  secrets: [X]", "4:13", "hosting.secrets.0", "under env as well"),
-    ("name: a\nhosting:\n  isolation: sesion", "3:14", "hosting.isolation", "did you mean session?"),
+    ("name: a\nhosting:\n  isolation: instanc", "3:14", "hosting.isolation", "did you mean instance?"),
     ("name: a\nruntime:\n  mode: container", "3:9", "runtime.mode", "supported modes are process and native"),
     ("name: a\nruntime:\n  resources:\n    gpu: 1", "4:10", "runtime.resources.gpu", "supported resources are cpu and memory"),
     (

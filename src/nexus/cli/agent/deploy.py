@@ -50,6 +50,20 @@ def deploy(
         list[str] | None, typer.Option("--variant", help="A/B: name=version:weight, once for each; weights make 100.")
     ] = None,
     split_by: Annotated[str | None, typer.Option("--split-by", help="What stays with one version: session or user.")] = None,
+    cache_responses: Annotated[
+        bool | None, typer.Option("--cache-responses/--no-cache-responses", help="Give the same answer again for a while.")
+    ] = None,
+    cache_ttl: Annotated[str | None, typer.Option("--cache-ttl", help="How long an answer may be given again: 300s.")] = None,
+    cache_size: Annotated[str | None, typer.Option("--cache-size", help="Memory for such answers: 100MB.")] = None,
+    circuit_breaker: Annotated[
+        bool | None, typer.Option("--circuit-breaker/--no-circuit-breaker", help="Leave an instance that fails alone.")
+    ] = None,
+    failure_threshold: Annotated[
+        int | None, typer.Option("--failure-threshold", min=1, help="Failures in a row that make it so: 5.")
+    ] = None,
+    load_balancer: Annotated[
+        str | None, typer.Option("--load-balancer", help="round-robin, least-connections, sticky or health-based.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch until it serves.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -69,6 +83,15 @@ def deploy(
         variants=variant or [],
         split_by=split_by,
     )
+    options = {
+        "cache_responses": True if cache_responses is None and (cache_ttl or cache_size) else cache_responses,
+        "cache_ttl": cache_ttl,
+        "cache_size": cache_size,
+        "circuit_breaker": True if circuit_breaker is None and failure_threshold else circuit_breaker,
+        "failure_threshold": failure_threshold,
+        "load_balancer": load_balancer,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
     found = project.find(agent, path, Path.cwd())
     if found is not None and version is None and (tested := strategies.stored_version(how, found.config.version)):
         agent, found, version = found.config.name, None, tested
@@ -80,7 +103,14 @@ def deploy(
             name, version_id = str(agent), _stored(host, str(agent), version)
         progress.step("deploying", environment)
         started = host.agents.deploy(
-            name, version_id, environment=environment, replicas=replicas, cpu=cpu, memory=memory, strategy=how
+            name,
+            version_id,
+            environment=environment,
+            replicas=replicas,
+            cpu=cpu,
+            memory=memory,
+            strategy=how,
+            options=options,
         )
         try:
             view = rollout.watch(host, started, progress) if wait else started
