@@ -4,7 +4,9 @@ A crew has no conversation of its own: a task that says `{history}` gets the ses
 back. Both are kept in the platform's session state. Source: https://docs.crewai.com/concepts/crews and /concepts/flows.
 """
 
+import asyncio
 import contextlib
+import gc
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
@@ -18,6 +20,7 @@ _CREW = "crewai.crew.Crew"
 _FLOWS = ("crewai.flow.flow.Flow", "crewai.flow.runtime.Flow")
 _KEY = "crewai"
 _TURNS = 20
+_SETTLE_S = 0.5  # by then the thread has ended; the connection it left open closes when it is collected
 _TEXT_KEYS = ("input", "topic", "question", "query", "prompt", "message", "request")
 
 
@@ -34,6 +37,10 @@ def adapt(target: Any) -> "CrewAdapter | FlowAdapter":
     if getattr(target, "is_crew_class", False) is True:
         target = (target() if isinstance(target, type) else target).crew()
     return CrewAdapter(target)
+
+
+class _Stopped(BaseException):
+    """Ends a thread of CrewAI's; not an Exception, which it would try again after."""
 
 
 class CrewAdapter:
@@ -120,19 +127,25 @@ class FlowAdapter:
 
 @contextlib.contextmanager
 def _listening(run: runs.Run, *, last_task: Any) -> Iterator[None]:
-    """Tell what CrewAI emits in this context: tasks and methods as steps, tools, and the pieces of the last task's answer."""
-    if not run.streaming:
-        yield
-        return
+    """Tell what CrewAI emits in this context: tasks and methods as steps, tools, and the pieces of the last task's answer.
+
+    CrewAI calls models in threads, which no cancellation reaches: a stopped run ends there at the next event.
+    """
     sinks = importlib.import_module("crewai.events.stream_context")
     calls: list[str] = []
 
     def told(source: Any, event: Any) -> None:
-        _event(run, event, last_task, calls)
+        if run.stopping:
+            raise _Stopped
+        if run.streaming:
+            _event(run, event, last_task, calls)
 
     token = sinks.add_stream_sink(told)
     try:
         yield
+    except asyncio.CancelledError:
+        asyncio.get_running_loop().call_later(_SETTLE_S, gc.collect)
+        raise
     finally:
         with contextlib.suppress(ValueError):
             sinks.reset_stream_sinks(token)
