@@ -139,8 +139,11 @@ class Session:
                     await _stop(process)
                     await asyncio.wait((reading,), timeout=1.0)
                     reading.cancel()
-        except* errors.NexusError as several:
-            raise several.exceptions[0] from None
+        except ExceptionGroup as several:  # what `except*` raises is a group again before Python 3.11.4
+            for error in several.exceptions:
+                if isinstance(error, errors.NexusError):
+                    raise error from None
+            raise
 
     def _environ(self, found: project.Project) -> dict[str, str]:
         hosting = found.config.hosting
