@@ -445,7 +445,7 @@ async def test_a_second_order_to_stop_hurries_the_first(rig: Rig) -> None:
 
 
 async def test_usage_is_measured(rig: Rig) -> None:
-    spec = rig.spec_of({"agent.py": "active = 3\ndef run(input): return sum(range(10_000_000))"})
+    spec = rig.spec_of({"agent.py": "active = 3\ndef run(input): return sum(range(40_000_000))"})
     await start(rig, spec)
     await rig.run(spec.id, None)
     status = await until(rig, spec.id, lambda status: status.usage.cpu_s > 0.1)
