@@ -26,6 +26,7 @@ class Root(LazyGroup):
         "whoami": Entry("nexus.cli.login", "Show which host and key the other commands use.", "Access"),
         "keys": Entry("nexus.cli.access", "Create, list and revoke API keys.", "Access"),
         "tenants": Entry("nexus.cli.access", "Create and list tenants.", "Access"),
+        "edge": Entry("nexus.cli.edge", "Run behind nginx, Envoy or HAProxy.", "Host"),
         "dev": Entry("nexus.cli.dev_tools", "Tools for developing Nexus itself.", "More"),
         "version": Entry("nexus.cli.version", "Print the version of Nexus.", "More"),
     }
