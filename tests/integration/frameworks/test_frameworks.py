@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from tests.integration.frameworks.conftest import asked
+from tests.integration.frameworks.conftest import EXAMPLES, asked
 
+from nexus.cli.agent import templates
 from nexus.testing import dialects, fake_llm
 
 SAID = "Fourteen hundred UTC suits both of you."
@@ -109,6 +110,17 @@ async def test_answers_and_counts_tokens(name: str, start: Callable, llm: fake_l
     if name != "anthropic":
         assert answer.json["metadata"]["tokens_used"] > 0
     assert not [line for line in worker.log() if line.get("level") in ("ERROR", "CRITICAL")], worker.messages()
+
+
+@cases()
+async def test_the_template_answers(name: str, start: Callable, llm: fake_llm.FakeLlm) -> None:
+    files = templates.TEMPLATES[name]("my-agent")
+    assert set(files["requirements.txt"].split()) <= set((EXAMPLES / name / "requirements.txt").read_text().split())
+    worker = await start(name, files={"agent.py": files["agent.py"]})
+    llm.turn(reply="Good day to you.")
+    for said in ("Hello", "Again"):
+        assert (await worker.run(said, session="s")).output == "Good day to you."
+    assert "Hello" in sent(llm.requests[-1])
 
 
 @cases()

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def init(
     name: Annotated[str, typer.Argument(help="Name of the agent, and of the folder unless --path says otherwise.")],
-    template: Annotated[str, typer.Option("--template", "-t", help="plain, langgraph or empty.")] = "plain",
+    template: Annotated[str, typer.Option("--template", "-t", help=f"One of {', '.join(templates.TEMPLATES)}.")] = "plain",
     path: Annotated[Path | None, typer.Option("--path", help="The folder to make; must be absent or empty.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
+from nexus.cli.agent import framework_templates
+
 _CONFIG = """\
 # yaml-language-server: $schema=.nexus/config.schema.json
 name: {name}
@@ -86,8 +88,23 @@ def _files(code: str, attribute: str, requirements: str | None) -> Callable[[str
     return render
 
 
+def _framework(template: framework_templates.FrameworkTemplate) -> Callable[[str], Mapping[str, str]]:
+    def render(name: str) -> Mapping[str, str]:
+        config = _CONFIG.format(name=name, attribute=template.attribute).replace("512Mi", template.memory)
+        return {
+            "config.yaml": config + "  start_timeout: 180s\n",
+            "agent.py": template.code.replace("{name}", name),
+            "README.md": _README.format(name=name),
+            "requirements.txt": template.requirements,
+            ".gitignore": _IGNORED,
+        }
+
+    return render
+
+
 TEMPLATES: Mapping[str, Callable[[str], Mapping[str, str]]] = {
     "plain": _files(_PLAIN, "agent", None),
     "langgraph": _files(_LANGGRAPH, "graph", "langchain-openai>=1.0\nlanggraph>=1.0\n"),
+    **{name: _framework(template) for name, template in framework_templates.FRAMEWORKS.items()},
     "empty": _files(_EMPTY, "agent", None),
 }
