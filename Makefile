@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(PY) -m pytest -p no:cacheprovider
 TOWNCRIER := $(PY) -m towncrier
 
-.PHONY: help setup demo test test-fast check format dev bench bench-gateway drill escape docs lock changelog ci clean FORCE
+.PHONY: help setup demo test test-fast check format dev bench bench-gateway drill escape frameworks docs lock changelog ci clean FORCE
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,9 @@ drill: setup ## the longer tests: kill, fill, flood
 
 escape: setup ## a hostile agent in every tier of isolation, against the table of what it may do
 	@$(PYTEST) tests/escape
+
+frameworks: setup ## every agent framework in its real environment (ONLY="langgraph pydantic-ai": those alone)
+	@FRAMEWORKS="$(or $(ONLY),all)" $(PYTEST) -q tests/integration/frameworks
 
 docs: setup ## write the generated reference pages again
 	@$(PY) scripts/reference.py
