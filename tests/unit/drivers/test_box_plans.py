@@ -104,15 +104,17 @@ def test_what_a_machine_lacks_is_told_with_its_cost_and_refused_to_strangers() -
     weak = sandbox.Layers(held=frozenset({"namespaces", "network", "user", "seccomp"}), refused={"landlock": "not built in"})
     assert len(weak.missing) == 1
     assert "not built in" in weak.missing[0]
-    problems.check_isolation(SPEC, WISH, weak)
-    problems.check_isolation(SPEC, dataclasses.replace(WISH, untrusted=True), WHOLE)
+    problems.check_isolation(SPEC, WISH, weak, missing=weak.missing)
+    problems.check_isolation(SPEC, dataclasses.replace(WISH, untrusted=True), WHOLE, missing=())
     with pytest.raises(errors.Unavailable) as caught:
-        problems.check_isolation(SPEC, dataclasses.replace(WISH, untrusted=True), weak)
+        problems.check_isolation(SPEC, dataclasses.replace(WISH, untrusted=True), weak, missing=weak.missing)
     assert caught.value.code == "isolation.layer_missing"
     assert "not built in" in (caught.value.cause or "")
     shared = sandbox.Layers(held=frozenset({"namespaces"}), refused={"network": "refused"})
     with pytest.raises(errors.Unavailable):
-        problems.check_isolation(SPEC, dataclasses.replace(WISH, network="isolated"), shared)
+        problems.check_isolation(SPEC, dataclasses.replace(WISH, network="isolated"), shared, missing=())
+    with pytest.raises(errors.Unavailable, match="untrusted"):
+        problems.check_isolation(SPEC, dataclasses.replace(WISH, untrusted=True), WHOLE, missing=["memory control group: none"])
 
 
 def test_the_config_says_only_what_differs_from_everybodys_box() -> None:

@@ -243,12 +243,15 @@ def _hear(link: socket.socket) -> Entered:
         if not data:
             break
         pid = next((_CREDENTIALS.unpack(found[: _CREDENTIALS.size])[0] for _, _, found in extra), 0)
-        if failed or data[:1] == b"!":
-            failed += data
-        elif data == b"i":
-            init = pid
-        elif data == b"w":
-            worker = pid
+        while data and not failed:  # one process's words may come in one piece
+            letter, data = data[:1], data[1:]
+            if letter == b"i":
+                init = pid
+            elif letter == b"w":
+                worker = pid
+            elif letter == b"!":
+                failed = letter
+        failed += data
     if failed:
         layer, number, text = (*failed[1:].decode("utf-8", "replace").split("\0", 2), "", "")[:3]
         return Entered(init=init, worker=worker, failed={"layer": layer, "errno": number, "text": text})

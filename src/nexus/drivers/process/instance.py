@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +48,7 @@ class Tools:
     preparation: preparation.Preparation
     launcher: launcher.Launcher
     doors: Path
+    missing: Callable[[], Sequence[str]]
     on_change: Callable[[instances.InstanceStatus], None]
     pauses: backoff.Backoff = PAUSES
     grace_s: float = 10.0
@@ -219,7 +220,7 @@ class Instance:
         self._set(InstancePhase.STARTING, step="launching", detail="", address=None)
         layers = await asyncio.to_thread(self._tools.launcher.look)
         wish = preparation.render_wish(spec, self._paths, prepared, doors=self._tools.doors)
-        problems.check_isolation(spec, wish, layers)
+        problems.check_isolation(spec, wish, layers, missing=self._tools.missing())
         output = log.open_for_child()
         try:
             plan = launcher.Plan(

@@ -69,6 +69,7 @@ class Node:
             preparation=preparation.Preparation(home, self._environments, worker_copy),
             launcher=box_launcher.BoxLauncher(self._layout),
             doors=home.doors,
+            missing=lambda: self.capabilities().missing,
             on_change=self._publish,
             grace_s=grace_s,
             pauses=pauses or instance.PAUSES,

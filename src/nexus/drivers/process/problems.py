@@ -69,14 +69,17 @@ def no_socket(spec: instances.InstanceSpec, reason: str, tail: Sequence[str]) ->
     )
 
 
-def check_isolation(spec: instances.InstanceSpec, wish: sandbox.Wish, layers: sandbox.Layers) -> None:
-    """`Unavailable` when this machine cannot give what was asked for: an untrusted version, or a network of its own."""
-    if wish.untrusted and layers.refused:
+def check_isolation(spec: instances.InstanceSpec, wish: sandbox.Wish, layers: sandbox.Layers, *, missing: Sequence[str]) -> None:
+    """`Unavailable` when this machine cannot give what was asked for: an untrusted version, or a network of its own.
+
+    `missing` is everything the node lacks, control groups too.
+    """
+    if wish.untrusted and missing:
         raise errors.Unavailable(
             f"{spec.agent} is marked untrusted and may not run on this machine",
             code="isolation.layer_missing",
             phase="start",
-            cause="; ".join(layers.missing),
+            cause="; ".join(missing),
             next_step="see what to change with: nexus doctor; or run it on a machine that has every layer",
         )
     if wish.network == "isolated" and "network" not in layers.held:

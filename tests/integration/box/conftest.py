@@ -1,0 +1,6 @@
+"""The box's tests use the driver tests' real supervisors."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "drivers"))
