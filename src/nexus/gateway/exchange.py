@@ -93,6 +93,10 @@ class Handler:
         """The exchange's deadline has passed."""
         self.exchange.fail(errors.Exhausted("no answer came in time", code="run.timeout"))
 
+    def ask_why(self, reason: str) -> bool:
+        """The answer broke off before it began. True: this handler finds out why, and fails the exchange itself."""
+        return False
+
     def broken(self, reason: str, *, lost: bool) -> errors.NexusError:
         """The error for an answer that broke off (`lost`) or breaks the rules."""
         return errors.Unavailable(reason, code="upstream.failed")
@@ -348,7 +352,9 @@ class Exchange:
         except errors.NexusError as problem:
             self.fail(problem)
             return
-        self.fail(self.handler.broken("the connection broke off before the answer was complete", lost=True))
+        reason = "the connection broke off before the answer was complete"
+        if upstream.answered or not self.handler.ask_why(reason):
+            self.fail(self.handler.broken(reason, lost=True))
 
     def _was_never_read(self, upstream: Upstream, error: Exception | None) -> bool:
         """Whether a reused connection was already closed when the whole request was written to it in one piece: the

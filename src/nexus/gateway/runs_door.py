@@ -5,10 +5,11 @@ import json
 import re
 
 from nexus.core import errors
-from nexus.gateway import answers, balance, coding, http1, kept, lines, routes, stages, waiting
+from nexus.gateway import answers, balance, coding, ends, http1, kept, lines, routes, stages, waiting
 from nexus.gateway.call import Call
 from nexus.gateway.exchange import Exchange, Handler, Phase
 from nexus.gateway.upstream import BadAnswer
+from nexus.kit import guard
 from nexus.wire import runs as wire_runs
 
 _PRIVATE = http1.HOP | {
@@ -356,6 +357,17 @@ class RunHandler(Handler):
             retry_after_s=1,
             next_step="try again after Retry-After, submit it as a task, or scale the agent out",
         )
+
+    def ask_why(self, reason: str) -> bool:
+        instance = self.call.instance
+        if instance is None:
+            return False
+        guard.spawn(self._explain(reason, instance.id), name=f"why {self.call.run_id}", owner=self.world.tasks)
+        return True
+
+    async def _explain(self, reason: str, instance_id: str) -> None:
+        told = await ends.fetch_end(self.world.settings.home.supervisor_socket, instance_id)
+        self.exchange.fail(told or self.broken(reason, lost=True))
 
     def broken(self, reason: str, *, lost: bool) -> errors.NexusError:
         name = self.call.match.name if self.call.match is not None else ""

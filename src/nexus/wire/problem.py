@@ -30,6 +30,7 @@ _STATUS_OF_CODE = {
     "request.timeout": 408,
     "run.timeout": 504,
     "run.memory": 500,
+    "instance.out_of_memory": 500,
     "agent.bad_response": 502,
     "agent.connection_lost": 502,
     "control.timeout": 504,
