@@ -42,7 +42,8 @@ Watch = Callable[[Progress], None]
 def pull(home: homes.Home, model: str, *, force: bool = False, watch: Watch = lambda progress: None) -> Path:
     """Bring the weights in place and return their path; at once when they are there already (and `force` is not set).
 
-    Raises `NotFound` `model.not_found`, what `installer.download` raises, `Invalid` `model.hash_mismatch`, `Exhausted` `disk.full`,
+    Raises `NotFound` `model.not_found`, what `installer.download` raises,
+    `Invalid` `model.hash_mismatch`, `Exhausted` `disk.full`,
     `Unavailable` `model.download_failed`.
     """
     package = weights.find_package(model)
