@@ -20,6 +20,9 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 KEPT = Path(os.environ.get("NEXUS_FRAMEWORKS_HOME") or Path(tempfile.gettempdir(), f"nexus-frameworks-{os.getuid()}"))
 
 
+FOLDERS = {"langgraph": "langgraph-agent"}
+
+
 def asked(framework: str) -> bool:
     wanted = os.environ.get("FRAMEWORKS", "").split()
     return framework in wanted or "all" in wanted
@@ -77,13 +80,16 @@ async def build() -> Callable:
 @pytest.fixture
 async def start(copy: Path, build: Callable, llm: fake_llm.FakeLlm, request) -> AsyncIterator[Callable]:
     """`start(example)`: a worker that runs it, talking to the scripted provider; `hosted=True` puts a door between them."""
-    await build(EXAMPLES / request.node.callspec.params["name"])
+    name = request.node.callspec.params["name"]
+    await build(EXAMPLES / FOLDERS.get(name, name))
     folder = Path(tempfile.mkdtemp(prefix="nxf-", dir="/tmp"))
     starters: list[workers.Start] = []
     door = ModelDoor(str(folder / "door.sock"))
     door.provider = llm
 
-    async def launch(example: str, *, hosted: bool = False, files: dict[str, str] | None = None) -> workers.Worker:
+    async def launch(
+        example: str, entrypoint: str = "agent:agent", *, hosted: bool = False, files: dict[str, str] | None = None
+    ) -> workers.Worker:
         source = EXAMPLES / example
         place = Path(tempfile.mkdtemp(prefix="w", dir=folder))
         starter = workers.Start((await build(source), copy), place, door=door.path if hosted else None)
@@ -93,7 +99,7 @@ async def start(copy: Path, build: Callable, llm: fake_llm.FakeLlm, request) -> 
             {} if hosted else {"OPENAI_BASE_URL": llm.base_url, "OPENAI_API_BASE": llm.base_url, "ANTHROPIC_BASE_URL": llm.origin}
         )
         keys = {} if hosted else {"OPENAI_API_KEY": "sk-test", "ANTHROPIC_API_KEY": "sk-test"}
-        return await starter(code, entrypoint="agent:agent", HOME=str(place), **own, **keys)
+        return await starter(code, entrypoint=entrypoint, HOME=str(place), **own, **keys)
 
     launch.door = door
     async with door.serving():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from tests.integration.frameworks.conftest import EXAMPLES, asked
+from tests.integration.frameworks.conftest import EXAMPLES, FOLDERS, asked
 
 from nexus.cli.agent import templates
 from nexus.testing import dialects, fake_llm
@@ -22,8 +22,8 @@ SAID = "Fourteen hundred UTC suits both of you."
 class Case:
     """`shows` is what the tool found, as the model must see it; `final` what the model says last, `output` what comes out."""
 
-    call: dialects.ToolCall
-    shows: str
+    call: dialects.ToolCall | None = None
+    shows: str = ""
     context: Mapping[str, Any] = field(default_factory=dict)
     final: str | dialects.ToolCall = SAID
     output: Any = SAID
@@ -31,11 +31,16 @@ class Case:
     tool_event: str = "tool.call"
     asks: str = "/v1/chat/completions"
     before: tuple[str, ...] = ()
+    entrypoint: str = "agent:agent"
+
+    @property
+    def script(self) -> list[str | dialects.ToolCall]:
+        return [*self.before, *([self.call] if self.call is not None else []), self.final]
 
 
 INVOICE = {"number": "A-7", "lines": [{"text": "Paper", "net": "100.00"}], "net": "100.00", "gross": "119.00"}
 CASES = {
-    "langgraph": None,
+    "langgraph": Case(entrypoint="agent:graph", before=("a fact",)),
     "openai-agents": Case(
         call=dialects.ToolCall(name="common_hours", arguments={"zones": ["Europe/Berlin", "Asia/Tokyo"], "date": "2026-07-01"}),
         shows="07:00",
@@ -73,19 +78,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
 
 
 def cases(*without: str) -> Any:
-    names = [name for name, case in CASES.items() if case is not None and name not in without]
+    names = [name for name in CASES if name not in without]
     skip = pytest.mark.skip(reason="make frameworks")
     return pytest.mark.parametrize("name", [pytest.param(name, marks=[] if asked(name) else [skip]) for name in names])
 
 
 def case_of(name: str) -> Case:
-    case = CASES[name]
-    assert case is not None
-    return case
+    return CASES[name]
 
 
 def script(llm: fake_llm.FakeLlm, case: Case) -> None:
-    llm.replies[:] = [*case.before, case.call, case.final]
+    llm.replies[:] = case.script
 
 
 def asked_of(llm: fake_llm.FakeLlm, case: Case) -> list[fake_llm.Request]:
@@ -99,13 +102,13 @@ def sent(request: fake_llm.Request) -> str:
 @cases()
 async def test_answers_and_counts_tokens(name: str, start: Callable, llm: fake_llm.FakeLlm) -> None:
     case = case_of(name)
-    worker = await start(name)
+    worker = await start(FOLDERS.get(name, name), case.entrypoint)
     script(llm, case)
     answer = await worker.run("Please help", context=case.context)
     assert answer.output == case.output
     assert (await worker.call("GET", "/status")).json["adapter"] == (case.adapter or name)
     calls = asked_of(llm, case)
-    assert len(calls) == 2 + len(case.before)
+    assert len(calls) == len(case.script)
     assert case.shows in sent(calls[-1])
     if name != "anthropic":
         assert answer.json["metadata"]["tokens_used"] > 0
@@ -114,9 +117,12 @@ async def test_answers_and_counts_tokens(name: str, start: Callable, llm: fake_l
 
 @cases()
 async def test_the_template_answers(name: str, start: Callable, llm: fake_llm.FakeLlm) -> None:
+    case = case_of(name)
     files = templates.TEMPLATES[name]("my-agent")
-    assert set(files["requirements.txt"].split()) <= set((EXAMPLES / name / "requirements.txt").read_text().split())
-    worker = await start(name, files={"agent.py": files["agent.py"]})
+    assert set(files["requirements.txt"].split()) <= set(
+        (EXAMPLES / (FOLDERS.get(name, name)) / "requirements.txt").read_text().split()
+    )
+    worker = await start(FOLDERS.get(name, name), case.entrypoint, files={"agent.py": files["agent.py"]})
     llm.turn(reply="Good day to you.")
     for said in ("Hello", "Again"):
         assert (await worker.run(said, session="s")).output == "Good day to you."
@@ -126,7 +132,7 @@ async def test_the_template_answers(name: str, start: Callable, llm: fake_llm.Fa
 @cases()
 async def test_streams_tokens_and_tools(name: str, start: Callable, llm: fake_llm.FakeLlm) -> None:
     case = case_of(name)
-    worker = await start(name)
+    worker = await start(FOLDERS.get(name, name), case.entrypoint)
     script(llm, case)
     body = json.dumps({"input": "Please help", "context": case.context}).encode()
     answer = await worker.call("POST", "/run", body, {"Accept": "text/event-stream"})
@@ -135,8 +141,10 @@ async def test_streams_tokens_and_tools(name: str, start: Callable, llm: fake_ll
     kinds = [kind for _, kind, _ in events]
     assert kinds[-1] == "run.completed", events[-1]
     assert events[-1][2]["output"] == case.output
-    told = next(data for _, kind, data in events if kind == case.tool_event)
-    if case.tool_event == "tool.call":
+    told = next((data for _, kind, data in events if kind == case.tool_event), None)
+    if case.call is None:
+        assert "step" in kinds
+    elif case.tool_event == "tool.call":
         assert (told["name"], told["arguments"]) == (case.call.name, dict(case.call.arguments))
         result = next(data for _, kind, data in events if kind == "tool.result")
         assert result["id"] == told["id"]
@@ -150,13 +158,13 @@ async def test_streams_tokens_and_tools(name: str, start: Callable, llm: fake_ll
 @cases()
 async def test_a_session_goes_on_after_a_restart(name: str, start: Callable, llm: fake_llm.FakeLlm) -> None:
     case = case_of(name)
-    first = await start(name, hosted=True)
+    first = await start(FOLDERS.get(name, name), case.entrypoint, hosted=True)
     script(llm, case)
     assert (await first.run("I am Ada", context=case.context, session="s1", Nexus_Run_Id="run_a")).output == case.output
     assert await first.stop() == 0
     models = [entry for entry in start.door.seen if entry.path.partition("?")[0] == case.asks]
     assert {entry.run_id for entry in models} == {"run_a"}
-    second = await start(name, hosted=True)
+    second = await start(FOLDERS.get(name, name), case.entrypoint, hosted=True)
     script(llm, case)
     llm.requests.clear()
     assert (await second.run("Who am I?", context=case.context, session="s1")).output == case.output
@@ -172,7 +180,7 @@ async def test_a_session_goes_on_after_a_restart(name: str, start: Callable, llm
 @cases()
 async def test_sessions_at_once_do_not_mix(name: str, start: Callable, llm: fake_llm.FakeLlm) -> None:
     case = case_of(name)
-    worker = await start(name)
+    worker = await start(FOLDERS.get(name, name), case.entrypoint)
     llm.turn(latency_s=0.05, reply="fine")
     if isinstance(case.final, dialects.ToolCall):
         llm.replies[:] = [case.final] * 8
@@ -186,7 +194,7 @@ async def test_sessions_at_once_do_not_mix(name: str, start: Callable, llm: fake
 @cases()
 async def test_a_client_that_leaves_cancels_the_model_call(name: str, start: Callable, llm: fake_llm.FakeLlm) -> None:
     case = case_of(name)
-    worker = await start(name)
+    worker = await start(FOLDERS.get(name, name), case.entrypoint)
     llm.replies[:] = case.before
     llm.turn(tokens=5000, piece_s=0.02)
     async with worker.stream("Tell me everything", session="s") as events:
@@ -202,7 +210,7 @@ async def test_a_client_that_leaves_cancels_the_model_call(name: str, start: Cal
 @cases()
 async def test_a_refusing_provider_is_told_and_the_worker_goes_on(name: str, start: Callable, llm: fake_llm.FakeLlm) -> None:
     case = case_of(name)
-    worker = await start(name)
+    worker = await start(FOLDERS.get(name, name), case.entrypoint)
     llm.turn(fail=400)
     answer = await worker.run("Please help", context=case.context, session="s")
     assert answer.status >= 400

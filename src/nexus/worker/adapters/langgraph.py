@@ -5,12 +5,15 @@ the last message's text, or the final state. Message chunks stream as `message.d
 Source: https://docs.langchain.com/oss/python/langgraph/streaming (stream modes "messages", "updates", "values").
 """
 
+import copy
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nexus.core import errors
 from nexus.wire import runs as wire
 from nexus.worker import outputs, runs
+from nexus.worker.adapters import langgraph_memory, versions
 
 _PREGEL = ("langgraph.pregel.Pregel", "langgraph.pregel.main.Pregel")
 _MODES = ["messages", "updates", "values"]
@@ -25,14 +28,16 @@ def adapt(target: Any) -> "GraphAdapter":
 
 
 class GraphAdapter:
-    """The session is the graph's thread when it has a checkpointer of its own."""
+    """The session is the graph's thread: in a checkpointer of its own when it has one, else in the platform's session state."""
 
     name = "langgraph"
-    uses_state = False
 
     def __init__(self, graph: Any) -> None:
+        versions.check("langgraph", tried="1.2")
         self._graph = graph
-        self._remembers = getattr(graph, "checkpointer", None) not in (None, False)
+        self.uses_state = getattr(graph, "checkpointer", None) is None
+        self._remembers = getattr(graph, "checkpointer", None) is not False
+        self._options = {"durability": "exit"} if self.uses_state and _takes(graph.astream, "durability") else {}
         self._channels = _channels(graph)
 
     async def run(self, run: runs.Run) -> Any:
@@ -40,7 +45,13 @@ class GraphAdapter:
         config = self._config(run)
         state: Any = None
         seen: set[str] = set()
-        async for mode, value in self._graph.astream(given, config, stream_mode=_MODES):
+        graph, memory = self._graph, None
+        if self.uses_state:
+            memory = langgraph_memory.Memory(run)
+            memory.begin()
+            graph = copy.copy(graph)
+            graph.checkpointer = memory.saver
+        async for mode, value in graph.astream(given, config, stream_mode=_MODES, **self._options):
             if mode == "values":
                 state = value
             elif mode == "updates":
@@ -48,6 +59,8 @@ class GraphAdapter:
             else:
                 _delta(run, value, seen)
             await run.room()
+        if memory is not None:
+            memory.keep()
         return _output(state)
 
     def _input(self, value: Any) -> Any:
@@ -86,6 +99,13 @@ class GraphAdapter:
                 _count(run, message)
             if run.streaming:
                 run.emit(wire.STEP, {"name": str(node), "data": _shown(change)})
+
+
+def _takes(function: Any, parameter: str) -> bool:
+    try:
+        return parameter in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def _channels(graph: Any) -> list[str]:
