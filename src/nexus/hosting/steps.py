@@ -195,12 +195,21 @@ def _find_breakage(look: Look) -> dict[str, Any] | None:
         return _render_crashes(look)
     if look.stable is None or look.fresh is None:
         return None
-    patience = max(STUCK_S, STUCK_TIMES * comparison.quantile_of(look.stable.durations, 0.95))
-    if look.still_s >= patience and look.meanwhile >= look.target.strategy.analysis.samples:
+    if _is_stuck(look, look.stable):
         detail = f"version {look.target.version} ended none of its runs for {look.still_s:.0f} s"
-        cause = f"the old version ended {look.meanwhile} meanwhile"
+        slowest = max(look.stable.durations, default=0.0)
+        cause = f"the old version ended {look.meanwhile} meanwhile, and its slowest took {slowest:.1f} s"
         return _problem(look, "rollout.stuck", detail, cause)
     return None
+
+
+def _is_stuck(look: Look, stable: Sample) -> bool:
+    """Nothing came back for long, judged by what the old version ends meanwhile; or, when callers wait for the new version and
+    so call the old one no more, for longer than the old one ever took."""
+    enough = look.target.strategy.analysis.samples
+    if look.meanwhile >= enough:
+        return look.still_s >= max(STUCK_S, STUCK_TIMES * comparison.quantile_of(stable.durations, 0.95))
+    return stable.runs >= enough and look.still_s >= max(STUCK_S, 2 * max(stable.durations, default=0.0))
 
 
 def _render_crashes(look: Look) -> dict[str, Any]:

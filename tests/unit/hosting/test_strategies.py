@@ -212,8 +212,11 @@ def test_a_canary_that_swallows_its_runs_is_given_up() -> None:
     stuck = steps.plan_step(look(target, stable=GOOD, fresh=nothing, still_s=11, meanwhile=30))
     assert isinstance(stuck, planner.Fail)
     assert stuck.problem["code"] == "rollout.stuck"
-    for patience in ({"still_s": 5, "meanwhile": 30}, {"still_s": 11, "meanwhile": 3}):
-        assert steps.plan_step(look(target, stable=GOOD, fresh=nothing, **patience)) is None
+    assert steps.plan_step(look(target, stable=GOOD, fresh=nothing, still_s=5, meanwhile=30)) is None
+    assert isinstance(steps.plan_step(look(target, stable=GOOD, fresh=nothing, still_s=11, meanwhile=0)), planner.Fail)
+    sometimes_long = Sample(runs=100, durations=(0.1,) * 99 + (60.0,))
+    assert steps.plan_step(look(target, stable=sometimes_long, fresh=nothing, still_s=100, meanwhile=5)) is None
+    assert steps.plan_step(look(target, stable=Sample(runs=3), fresh=nothing, still_s=100, meanwhile=0)) is None
     assert steps.plan_step(look(target, stable=slow, fresh=nothing, still_s=15, meanwhile=30)) is None, (
         "its runs take long anyway"
     )
