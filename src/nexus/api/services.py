@@ -35,6 +35,7 @@ class Services:
     driver: Any = None
     tasks: Any = None
     webhooks: Any = None
+    schedules: Any = None
     telemetry: Any = None
     metrics: Any = None
     traces: Any = None

@@ -181,6 +181,7 @@ async def _run(
         status=_status_of(host, database, parts, server, models),
         tasks=work.tasks,
         webhooks=work.webhooks,
+        schedules=work.schedules,
         telemetry=work.telemetry,
         metrics=work.metrics,
         traces=work.traces,

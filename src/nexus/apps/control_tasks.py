@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from nexus.core import errors, ids, principals
 from nexus.kit import clock as clocks
 from nexus.kit import egress, guard
-from nexus.stores.postgres import run_store, session_store, task_listener, task_store, task_webhook_store
-from nexus.tasks import dispatcher, door, service, sessions, tail, webhooks
+from nexus.stores.postgres import run_store, session_store, task_listener, task_schedule_store, task_store, task_webhook_store
+from nexus.tasks import dispatcher, door, schedules, service, sessions, tail, webhooks
 from nexus.tasks.settings import TaskSettings, WebhookSettings
 from nexus.telemetry import metrics, records, traces
 from nexus.telemetry.traces import TraceSettings
@@ -30,6 +30,7 @@ class TaskParts:
 
     tasks: service.TaskService
     webhooks: webhooks.WebhookSender
+    schedules: schedules.Schedules
     telemetry: records.RecordSink
     runs: records.RunHistory
     metrics: metrics.Metrics
@@ -102,13 +103,22 @@ async def run_tasks(
     ears = task_listener.Listener(
         url=environment.database_url, channels=_CHANNELS, receive=_hear(runner, sender, wakeups), owner=owner
     )
+    targets = remember_targets(resolve_target)
+    timed = schedules.Schedules(
+        store=task_schedule_store.PostgresScheduleStore(engine),
+        resolve_target=targets,
+        allowance=environment.egress_allow,
+        submitted=runner.wake,
+        settings=environment.tasks,
+    )
     history, counted = run_store.PostgresRunStore(engine), metrics.Metrics()
     async with guard.Loops() as loops, rooms, traces.TraceForwarder(settings=environment.traces) as forwarder:
         loops.start("task-listener", ears.run)
-        async with sender, runner:
+        async with sender, runner, timed:
             yield TaskParts(
                 tasks=rooms,
                 webhooks=sender,
+                schedules=timed,
                 telemetry=records.RecordSink(store=history, metrics=counted),
                 runs=records.RunHistory(store=history),
                 metrics=counted,

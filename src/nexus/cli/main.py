@@ -20,6 +20,7 @@ class Root(LazyGroup):
         "status": Entry("nexus.cli.host", "Show the host's processes and deployments.", "Host"),
         "doctor": Entry("nexus.cli.host", "Check what this machine can do, and how to mend what it cannot.", "Host"),
         "ai": Entry("nexus.cli.agent.group", "Write, deploy, run and watch agents (nexus ai agent …).", "Agents"),
+        "schedules": Entry("nexus.cli.schedules", "Submit tasks by the clock.", "Agents"),
         "models": Entry("nexus.cli.models", "Fetch, list and try models.", "Agents"),
         "login": Entry("nexus.cli.login", "Remember the address and key of a host.", "Access"),
         "logout": Entry("nexus.cli.login", "Forget the address and key of `nexus login`.", "Access"),

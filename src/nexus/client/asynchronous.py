@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx2
 
-from nexus.client import calls, connection, feeds, operations, transport
+from nexus.client import calls, connection, feeds, operations, task_operations, transport
 from nexus.core import errors
 
 P = ParamSpec("P")
@@ -30,6 +30,7 @@ class AsyncClient:
         self._timeout_s = timeout
         self._http = httpx2.AsyncClient(**transport.settings(self._found))
         self.agents = AsyncAgents(self)
+        self.schedules = AsyncSchedules(self)
         self.secrets = AsyncSecrets(self)
         self.keys = AsyncKeys(self)
         self.tenants = AsyncTenants(self)
@@ -161,10 +162,16 @@ class AsyncAgents(_Room):
     run = _verb(operations.run)
     stream = _stream(operations.stream)
     submit = _verb(operations.submit)
+    submit_batch = _verb(task_operations.submit_batch)
     status = _verb(operations.status)
     wait = _verb(operations.wait)
     result = _verb(operations.result)
     cancel = _verb(operations.cancel)
+    pause = _verb(task_operations.pause)
+    resume = _verb(task_operations.resume)
+    set_priority = _verb(task_operations.set_priority)
+    requeue = _verb(task_operations.requeue)
+    purge = _verb(task_operations.purge)
     events = _stream(operations.events)
     tasks = _verb(operations.tasks)
     list = _verb(operations.list_agents)
@@ -184,6 +191,17 @@ class AsyncAgents(_Room):
     delete = _verb(operations.delete)
     logs = _stream(operations.logs)
     runs = _verb(operations.list_runs)
+
+
+class AsyncSchedules(_Room):
+    """Tasks that are submitted by the clock."""
+
+    create = _verb(task_operations.create_schedule)
+    list = _verb(task_operations.list_schedules)
+    show = _verb(task_operations.show_schedule)
+    pause = _verb(task_operations.pause_schedule)
+    resume = _verb(task_operations.resume_schedule)
+    delete = _verb(task_operations.delete_schedule)
 
 
 class AsyncSecrets(_Room):

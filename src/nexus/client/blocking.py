@@ -10,7 +10,7 @@ from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx2
 
-from nexus.client import calls, connection, feeds, operations, transport
+from nexus.client import calls, connection, feeds, operations, task_operations, transport
 from nexus.core import errors
 
 P = ParamSpec("P")
@@ -31,6 +31,7 @@ class Client:
         self._timeout_s = timeout
         self._http = httpx2.Client(**transport.settings(self._found))
         self.agents = Agents(self)
+        self.schedules = Schedules(self)
         self.secrets = Secrets(self)
         self.keys = Keys(self)
         self.tenants = Tenants(self)
@@ -160,10 +161,16 @@ class Agents(_Room):
     run = _verb(operations.run)
     stream = _stream(operations.stream)
     submit = _verb(operations.submit)
+    submit_batch = _verb(task_operations.submit_batch)
     status = _verb(operations.status)
     wait = _verb(operations.wait)
     result = _verb(operations.result)
     cancel = _verb(operations.cancel)
+    pause = _verb(task_operations.pause)
+    resume = _verb(task_operations.resume)
+    set_priority = _verb(task_operations.set_priority)
+    requeue = _verb(task_operations.requeue)
+    purge = _verb(task_operations.purge)
     events = _stream(operations.events)
     tasks = _verb(operations.tasks)
     list = _verb(operations.list_agents)
@@ -183,6 +190,17 @@ class Agents(_Room):
     delete = _verb(operations.delete)
     logs = _stream(operations.logs)
     runs = _verb(operations.list_runs)
+
+
+class Schedules(_Room):
+    """Tasks that are submitted by the clock."""
+
+    create = _verb(task_operations.create_schedule)
+    list = _verb(task_operations.list_schedules)
+    show = _verb(task_operations.show_schedule)
+    pause = _verb(task_operations.pause_schedule)
+    resume = _verb(task_operations.resume_schedule)
+    delete = _verb(task_operations.delete_schedule)
 
 
 class Secrets(_Room):

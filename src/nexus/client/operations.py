@@ -3,17 +3,25 @@
 The arguments here are the arguments of `client.agents.run(…)` and so on, for the blocking and the awaiting client alike.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 from nexus.client import answers, feeds
 from nexus.client.calls import Call, Operation, Pause, ask
+from nexus.client.paths import agent as _agent
+from nexus.client.paths import given as _given
+from nexus.client.paths import header_text as _header_text
+from nexus.client.paths import run_headers as _run_headers
+from nexus.client.paths import task as _task
+from nexus.client.paths import v1 as _v1
 from nexus.core import errors, names
 from nexus.wire import headers, problem
 
 _DONE = frozenset({"completed", "failed", "cancelled"})
 _PATIENCE = 15
+_HOLD_S = 20.0
 
 
 def run(
@@ -64,15 +72,32 @@ def submit(
     session_id: str | None = None,
     environment: str | None = None,
     idempotency_key: str | None = None,
+    priority: int | None = None,
+    delay: float | str | None = None,
+    run_at: str | None = None,
+    queue_timeout: float | str | None = None,
+    run_timeout: float | str | None = None,
+    total_timeout: float | str | None = None,
+    max_attempts: int | None = None,
 ) -> Operation[answers.Answer]:
     """Hand over a task and return at once: `{"task_id": "task_…", "status": "pending"}`.
 
-    `webhook` receives the result. The same `idempotency_key` twice is one task.
+    `webhook` receives the result. The same `idempotency_key` twice is one task. Durations are seconds or `"5m"`; `run_at`
+    is RFC 3339 with an offset.
     """
     sent = _run_headers(session_id, environment)
     if idempotency_key is not None:
         sent[headers.IDEMPOTENCY_KEY] = _header_text(idempotency_key, "idempotency key")
     body = {"input": input, "context": dict(context or {}), "webhook": webhook, "session_id": session_id}
+    body |= _given(
+        priority=priority,
+        delay=delay,
+        run_at=run_at,
+        queue_timeout=queue_timeout,
+        run_timeout=run_timeout,
+        total_timeout=total_timeout,
+        max_attempts=max_attempts,
+    )
     reply = yield from ask(Call(method="POST", path=_agent(name, "tasks"), json=body, headers=sent))
     return answers.submitted(reply.object())
 
@@ -85,10 +110,12 @@ def status(task_id: str) -> Operation[answers.Answer]:
 
 def wait(task_id: str, timeout: float | None = None) -> Operation[answers.Answer]:
     """The task once it is over, however it ended. `timeout` in seconds: then `Unavailable` (code `task.not_finished`)."""
-    waited, pause, asked, failures = 0.0, 0.05, "", 0
+    began, pause, asked, failures = time.monotonic(), 0.05, "", 0
     while True:
+        waited = time.monotonic() - began
         try:
-            reply = yield from ask(Call(method="GET", path=_task(task_id)))
+            held = 0.0 if not asked else _HOLD_S if timeout is None else max(0.0, min(_HOLD_S, timeout - waited))
+            reply = yield from ask(Call(method="GET", path=_task(task_id), query={"wait": f"{held:.3f}"} if held else {}))
         except errors.Unavailable:
             failures += 1
             if failures > _PATIENCE or not asked:
@@ -99,6 +126,7 @@ def wait(task_id: str, timeout: float | None = None) -> Operation[answers.Answer
             asked = str(view.get("status"))
             if asked in _DONE:
                 return answers.task_status(view)
+        waited = time.monotonic() - began
         if timeout is not None and waited >= timeout:
             raise errors.Unavailable(
                 f"task {task_id} is {asked} after {timeout:g} s",
@@ -109,7 +137,6 @@ def wait(task_id: str, timeout: float | None = None) -> Operation[answers.Answer
         if timeout is not None:
             pause = max(min(pause, timeout - waited), 0.001)
         yield Pause(seconds=pause)
-        waited += pause
 
 
 def result(task_id: str, timeout: float | None = None) -> Operation[answers.RunResult]:
@@ -138,10 +165,15 @@ def events(task_id: str, after: str | None = None) -> feeds.Feed[answers.Chunk]:
 
 
 def tasks(
-    agent: str | None = None, *, status: str | None = None, limit: int | None = None, environment: str | None = None
+    agent: str | None = None,
+    *,
+    status: str | None = None,
+    limit: int | None = None,
+    environment: str | None = None,
+    dead: bool = False,
 ) -> Operation[list[answers.Answer]]:
-    """Tasks, newest first."""
-    query = {"agent": agent, "status": status, "limit": limit, "environment": environment}
+    """Tasks, newest first. `dead`: only those that failed for good and were not queued again."""
+    query = {"agent": agent, "status": status, "limit": limit, "environment": environment, "dead": "true" if dead else None}
     reply = yield from ask(Call(method="GET", path="/tasks", query=query))
     return [answers.Answer(entry) for entry in reply.items()]
 
@@ -382,45 +414,3 @@ def metrics() -> Operation[str]:
     """The metrics in Prometheus' text format."""
     reply = yield from ask(Call(method="GET", path="/metrics"))
     return reply.body.decode("utf-8", "replace")
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _agent(name: str, verb: str) -> str:
-    return f"/agents/{names.parse_label(name)}/{verb}"
-
-
-def _v1(name: str, *rest: str) -> str:
-    return "/".join(("/v1/agents", names.parse_label(name), *(quote(part, safe="") for part in rest)))
-
-
-def _task(task_id: str) -> str:
-    if not task_id or task_id in (".", ".."):
-        raise errors.Invalid(f"{task_id!r} is not a task id", code="task.invalid_id", next_step="nexus ai agent task list")
-    return f"/tasks/{quote(task_id, safe='')}"
-
-
-def _run_headers(session_id: str | None, environment: str | None) -> dict[str, str]:
-    sent: dict[str, str] = {}
-    if session_id is not None:
-        if not names.is_session_id(session_id):
-            raise errors.Invalid(
-                f"{session_id[:80]!r} is not a session id",
-                code="session.invalid_id",
-                cause="a session id is 1 to 256 of A-Z, a-z, 0-9 and . _ : @ -",
-                next_step="choose such an id",
-            )
-        sent[headers.SESSION_ID] = session_id
-    if environment is not None:
-        sent[headers.ENVIRONMENT] = names.parse_label(environment, "environment")
-    return sent
-
-
-def _header_text(value: str, what: str) -> str:
-    if not (value.isascii() and value.isprintable() and 0 < len(value) <= 255):
-        raise errors.Invalid(
-            f"the {what} is not 1 to 255 printable ASCII characters", code="request.invalid", next_step="choose another"
-        )
-    return value

@@ -1,6 +1,6 @@
 """Bodies of control API writes. Unknown fields are refused, so a misspelt or smuggled field is an error."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -112,6 +112,28 @@ class TaskChangeParams(Params):
     """Body of `PATCH /tasks/{id}`."""
 
     priority: int = Field(ge=-1000, le=1000)
+
+
+class ScheduleParams(Params):
+    """Body of `POST /v1/schedules`: either `cron` (five fields, read in `timezone`) or `at` (RFC 3339 with an offset).
+
+    `catch_up` says what becomes of times the host was not up for: `skip` them, make up for the `last`, or for `all`.
+    """
+
+    name: str
+    agent: str
+    environment: str | None = None
+    cron: str | None = Field(default=None, max_length=256)
+    at: AwareDatetime | None = None
+    timezone: str = Field(default="UTC", max_length=64)
+    catch_up: Literal["skip", "last", "all"] = "last"
+    task: SubmitParams = Field(default_factory=SubmitParams)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.cron is None) == (self.at is None):
+            raise ValueError("give either cron or at")
+        return self
 
 
 class DeadLettersParams(Params):

@@ -249,6 +249,27 @@ class TaskView(View):
     origin: str | None = None
 
 
+class ScheduleView(View):
+    """A schedule; `upcoming` are its next times, `missed` counts those passed over."""
+
+    id: str
+    name: str
+    agent: str
+    environment: str
+    cron: str | None = None
+    timezone: str
+    catch_up: str
+    active: bool
+    next_at: float | None = None
+    upcoming: list[float] = Field(default_factory=list)
+    last_at: float | None = None
+    last_task_id: str | None = None
+    fired: int = 0
+    missed: int = 0
+    task: dict[str, Any] = Field(default_factory=dict)
+    created_at: float
+
+
 class DeadLettersView(View):
     """What came of a request about dead letters: the tasks made anew, or how many were deleted."""
 

@@ -7,7 +7,7 @@ import typer
 
 from nexus import client
 from nexus.cli import connect, screen
-from nexus.cli.agent import inputs, running
+from nexus.cli.agent import inputs, running, task_queue
 from nexus.cli.options import Agent, Environment, Json
 from nexus.core import errors
 from nexus.wire import problem
@@ -18,8 +18,11 @@ TaskId = Annotated[str, typer.Argument(help="Id of the task (task_…).", show_d
 def register(app: typer.Typer) -> None:
     app.command("submit")(submit)
     task = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look after tasks.")
-    for name, command in (("status", status), ("wait", wait), ("events", events), ("cancel", cancel), ("list", list_tasks)):
+    for name, command in (
+        ("status", status), ("wait", wait), ("result", wait), ("events", events), ("cancel", cancel), ("list", list_tasks),
+    ):  # fmt: skip
         task.command(name)(command)
+    task_queue.register(task)
     app.add_typer(task, name="task")
 
 
@@ -34,13 +37,33 @@ def submit(
     webhook: Annotated[str | None, typer.Option("--webhook", help="URL that receives the result.")] = None,
     key: Annotated[str | None, typer.Option("--idempotency-key", help="The same key twice is one task.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
+    priority: Annotated[int | None, typer.Option("--priority", "-p", help="Higher starts earlier (-1000 to 1000).")] = None,
+    delay: Annotated[str | None, typer.Option("--delay", help="Start after so long: 30s, 2h.")] = None,
+    run_at: Annotated[str | None, typer.Option("--run-at", help="Start then: 2026-12-24T18:00:00+01:00.")] = None,
+    queue_timeout: Annotated[str | None, typer.Option("--queue-timeout", help="Fail if not begun within: 10m.")] = None,
+    run_timeout: Annotated[str | None, typer.Option("--run-timeout", help="The longest one attempt may take.")] = None,
+    total_timeout: Annotated[str | None, typer.Option("--total-timeout", help="Fail if not over within.")] = None,
+    attempts: Annotated[int | None, typer.Option("--max-attempts", min=1, max=50, help="How often it is tried.")] = None,
     as_json: Json = False,
 ) -> None:
     """Hand over a task and return at once with its id."""
     value, said = inputs.read(given, file, data), inputs.read_context(context)
     with connect.open_client() as host:
         task = host.agents.submit(
-            agent, value, webhook=webhook, context=said, session_id=session, environment=environment, idempotency_key=key
+            agent,
+            value,
+            webhook=webhook,
+            context=said,
+            session_id=session,
+            environment=environment,
+            idempotency_key=key,
+            priority=priority,
+            delay=delay,
+            run_at=run_at,
+            queue_timeout=queue_timeout,
+            run_timeout=run_timeout,
+            total_timeout=total_timeout,
+            max_attempts=attempts,
         )
         if wait:
             screen.note(f"task {task.task_id}")
@@ -130,12 +153,13 @@ def list_tasks(
     state: Annotated[
         str | None, typer.Option("--status", help="pending, running, waiting, completed, failed or cancelled.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=500, help="How many.")] = 20,
+    dead: Annotated[bool, typer.Option("--dead", help="Only dead letters: failed for good, not queued again since.")] = False,
     as_json: Json = False,
 ) -> None:
     """List tasks, newest first."""
     with connect.open_client() as host:
-        found = host.agents.tasks(agent, status=state, limit=limit)
+        found = host.agents.tasks(agent, status=state, limit=limit, dead=dead)
     if as_json:
         screen.write_json(found)
         return

@@ -60,32 +60,8 @@ class PostgresTaskStore(task_care.TaskCare):
         self._engine = engine
 
     async def submit(self, submissions: Sequence[task_store.Submission]) -> Sequence[tuple[task_store.Task, bool]]:
-        values: dict[str, Any] = {name: [getattr(entry, name) for entry in submissions] for name in _FROM_SUBMISSION}
-        values["retry"] = [task_rows.write_retry(entry.retry) for entry in submissions]
-        values |= {name: [getattr(entry.lane, name) for entry in submissions] for name in _FROM_LANE}
         async with task_session.begin(self._engine, "submitting tasks") as connection:
-            fresh = {row["id"]: row for row in (await connection.execute(_INSERT, values)).mappings()}
-            if fresh:
-                await task_queue.notify(connection, task_listener.CHANNEL_QUEUE, [""])
-            known = await self._by_key(connection, [entry for entry in submissions if entry.id not in fresh])
-        return [
-            (task_rows.made(entry, fresh[entry.id]), True)
-            if entry.id in fresh
-            else (known[entry.lane.tenant, entry.idempotency_key or ""], False)
-            for entry in submissions
-        ]
-
-    async def _by_key(
-        self, connection: AsyncConnection, repeated: Sequence[task_store.Submission]
-    ) -> dict[tuple[str, str], task_store.Task]:
-        if not repeated:
-            return {}
-        rows = await connection.execute(
-            _BY_KEY,
-            {"tenants": [entry.lane.tenant for entry in repeated], "keys": [entry.idempotency_key for entry in repeated]},
-        )
-        tasks = [task_rows.read(row) for row in rows.mappings()]
-        return {(task.lane.tenant, task.idempotency_key or ""): task for task in tasks}
+            return await insert(connection, submissions)
 
     async def fetch(self, tenant: str, task_id: str) -> task_store.Task | None:
         async with task_session.begin(self._engine, "reading a task") as connection:
@@ -208,3 +184,33 @@ class PostgresTaskStore(task_care.TaskCare):
     async def write(self, writes: Sequence[task_store.Write]) -> Sequence[bool]:
         async with task_session.begin(self._engine, "recording progress of tasks") as connection:
             return await task_queue.write(connection, writes)
+
+
+async def insert(connection: AsyncConnection, submissions: Sequence[task_store.Submission]) -> list[tuple[task_store.Task, bool]]:
+    """See `TaskStore.submit`; inside the caller's transaction."""
+    values: dict[str, Any] = {name: [getattr(entry, name) for entry in submissions] for name in _FROM_SUBMISSION}
+    values["retry"] = [task_rows.write_retry(entry.retry) for entry in submissions]
+    values |= {name: [getattr(entry.lane, name) for entry in submissions] for name in _FROM_LANE}
+    fresh = {row["id"]: row for row in (await connection.execute(_INSERT, values)).mappings()}
+    if fresh:
+        await task_queue.notify(connection, task_listener.CHANNEL_QUEUE, [""])
+    known = await _by_key(connection, [entry for entry in submissions if entry.id not in fresh])
+    return [
+        (task_rows.made(entry, fresh[entry.id]), True)
+        if entry.id in fresh
+        else (known[entry.lane.tenant, entry.idempotency_key or ""], False)
+        for entry in submissions
+    ]
+
+
+async def _by_key(
+    connection: AsyncConnection, repeated: Sequence[task_store.Submission]
+) -> dict[tuple[str, str], task_store.Task]:
+    if not repeated:
+        return {}
+    rows = await connection.execute(
+        _BY_KEY,
+        {"tenants": [entry.lane.tenant for entry in repeated], "keys": [entry.idempotency_key for entry in repeated]},
+    )
+    tasks = [task_rows.read(row) for row in rows.mappings()]
+    return {(task.lane.tenant, task.idempotency_key or ""): task for task in tasks}

@@ -1,0 +1,109 @@
+"""Operations on many tasks, on tasks in the queue, on dead letters and on schedules; see `operations`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from nexus.client import answers, paths
+from nexus.client.calls import Call, Operation, ask
+from nexus.wire import headers
+
+
+def submit_batch(
+    name: str,
+    tasks: Sequence[Mapping[str, Any]],
+    *,
+    environment: str | None = None,
+    idempotency_key: str | None = None,
+) -> Operation[list[answers.Answer]]:
+    """Hand over up to 10,000 tasks in one commit: `[{"input": …, "priority": …}, …]`, fields as of `submit`."""
+    sent = paths.run_headers(None, environment)
+    if idempotency_key is not None:
+        sent[headers.IDEMPOTENCY_KEY] = paths.header_text(idempotency_key, "idempotency key")
+    body = {"tasks": [dict(task) for task in tasks]}
+    reply = yield from ask(Call(method="POST", path=paths.agent(name, "tasks:batch"), json=body, headers=sent))
+    return [answers.submitted(entry) for entry in reply.items()]
+
+
+def pause(task_id: str) -> Operation[answers.Answer]:
+    """Let a task rest until `resume`; an attempt that runs is ended and begins again then."""
+    reply = yield from ask(Call(method="POST", path=paths.task(task_id) + "/pause"))
+    return answers.task_status(reply.object())
+
+
+def resume(task_id: str) -> Operation[answers.Answer]:
+    reply = yield from ask(Call(method="POST", path=paths.task(task_id) + "/resume"))
+    return answers.task_status(reply.object())
+
+
+def set_priority(task_id: str, priority: int) -> Operation[answers.Answer]:
+    """A higher priority starts earlier within its agent."""
+    reply = yield from ask(Call(method="PATCH", path=paths.task(task_id), json={"priority": priority}))
+    return answers.task_status(reply.object())
+
+
+def requeue(
+    task_ids: Sequence[str] | None = None, *, agent: str | None = None, environment: str | None = None
+) -> Operation[list[answers.Answer]]:
+    """New tasks with the input of these finished ones, or of all dead letters of an agent. Twice makes them once."""
+    body = paths.given(task_ids=None if task_ids is None else list(task_ids), agent=agent, environment=environment)
+    reply = yield from ask(Call(method="POST", path="/v1/dead-letters/requeue", json=body))
+    return [answers.submitted(entry) for entry in reply.object().get("tasks", [])]
+
+
+def purge(task_ids: Sequence[str] | None = None, *, agent: str | None = None, environment: str | None = None) -> Operation[int]:
+    """Delete these finished tasks, or all dead letters of an agent. How many went."""
+    body = paths.given(task_ids=None if task_ids is None else list(task_ids), agent=agent, environment=environment)
+    reply = yield from ask(Call(method="POST", path="/v1/dead-letters/purge", json=body))
+    return int(reply.object().get("deleted", 0))
+
+
+def create_schedule(
+    name: str,
+    agent: str,
+    input: Any = None,
+    *,
+    cron: str | None = None,
+    at: str | None = None,
+    timezone: str | None = None,
+    catch_up: str | None = None,
+    environment: str | None = None,
+    task: Mapping[str, Any] | None = None,
+) -> Operation[answers.Answer]:
+    """Submit a task again and again (`cron`, five fields, in `timezone`) or once (`at`, RFC 3339). `task` holds further
+    fields of `submit`."""
+    body: dict[str, Any] = {"name": name, "agent": agent, "task": {"input": input, **(task or {})}}
+    body |= paths.given(cron=cron, at=at, timezone=timezone, catch_up=catch_up, environment=environment)
+    reply = yield from ask(Call(method="POST", path="/v1/schedules", json=body))
+    return answers.Answer(reply.object())
+
+
+def list_schedules(agent: str | None = None) -> Operation[list[answers.Answer]]:
+    reply = yield from ask(Call(method="GET", path="/v1/schedules", query={"agent": agent}))
+    return [answers.Answer(entry) for entry in reply.items()]
+
+
+def show_schedule(name: str) -> Operation[answers.Answer]:
+    """A schedule with its next five times."""
+    reply = yield from ask(Call(method="GET", path=_schedule(name)))
+    return answers.Answer(reply.object())
+
+
+def pause_schedule(name: str) -> Operation[answers.Answer]:
+    reply = yield from ask(Call(method="POST", path=_schedule(name) + "/pause"))
+    return answers.Answer(reply.object())
+
+
+def resume_schedule(name: str) -> Operation[answers.Answer]:
+    """Go on from now; what was due in between is not made up for."""
+    reply = yield from ask(Call(method="POST", path=_schedule(name) + "/resume"))
+    return answers.Answer(reply.object())
+
+
+def delete_schedule(name: str) -> Operation[None]:
+    """Its tasks stay."""
+    yield from ask(Call(method="DELETE", path=_schedule(name)))
+
+
+def _schedule(name: str) -> str:
+    return f"/v1/schedules/{quote(name, safe='')}"
