@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.e2e.conftest import Host, until, write_agent
 
 GOOD = "def agent(input):\n    return 'fine'\n"
@@ -57,8 +59,8 @@ def load(host: Host, agent: str, *, callers: int = 3) -> Iterator[Load]:
             thread.join(30)
 
 
-def deploy(host: Host, folder: Path, name: str, version: str, code: str, *options: str) -> Any:
-    project = write_agent(folder / version, name, code, version=version)
+def deploy(host: Host, folder: Path, name: str, version: str, code: str, *options: str, config: str = "") -> Any:
+    project = write_agent(folder / version, name, code, version=version, config=config)
     return host.ok("ai", "agent", "deploy", "--path", str(project), "--json", *options).json
 
 
@@ -148,3 +150,28 @@ def test_an_ab_test_keeps_sessions_on_their_variant_and_reports(host: Host, tmp_
     assert refused.json["error"]["code"] == "rollout.no_such_variant"
     host.ok("ai", "agent", "promote", name, "--variant", "treatment")
     until(lambda: {version_of(session) for session in first} == {"1.1.0"}, what="everybody on the winner")
+
+
+BROKEN = {
+    "crashes": ("import os\ndef agent(input):\n    os._exit(3)\n", {"rollout.crashes", "rollout.more_errors"}),
+    "is slow": ("import time\ndef agent(input):\n    time.sleep(1)\n", {"rollout.slower"}),
+    "never answers": ("import time\ndef agent(input):\n    time.sleep(600)\n", {"rollout.stuck"}),
+    "never gets ready": ("import time\ntime.sleep(600)\ndef agent(input):\n    return 1\n", {"start.timeout"}),
+    "fails now and then": ("import random\ndef agent(input):\n    return 1 // random.randrange(3)\n", {"rollout.more_errors"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", BROKEN)
+def test_every_broken_version_is_out_within_thirty_seconds(host: Host, tmp_path: Path, way: str) -> None:
+    name, (code, expected) = f"broken-{list(BROKEN).index(way)}", BROKEN[way]
+    deploy(host, tmp_path, name, "1.0.0", GOOD)
+    with load(host, name, callers=6) as seen:
+        until(lambda: seen.runs("1.0.0") > 60, what="runs of the stable version")
+        options = ("--strategy", "canary", "--canary-steps", "10,50,100", "--canary-interval", "60s", "--no-wait")
+        deploy(host, tmp_path, name, "1.1.0", code, *options, config="hosting: {start_timeout: 5s}\n")
+        until(lambda: rollout(host, name)["phase"] == "failed", timeout=30, what="the rollback")
+        before = seen.runs("1.0.0")
+        until(lambda: seen.runs("1.0.0") > before + 20, timeout=60, what="runs of the stable version after the rollback")
+    assert rollout(host, name)["problem"]["code"] in expected
+    assert seen.statuses("1.0.0") == {200}
