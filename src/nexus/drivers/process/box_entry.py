@@ -9,9 +9,9 @@ supervisor ── Popen ──► box_main ── unshare, CLONE_PARENT ──�
 `confine` is what a zygote calls too, in a child that it forked: it needs no exec.
 """
 
+import _json  # the scanner itself, without the package's regular expressions
 import _signal as signal  # type: ignore[import-not-found]  # without the enums
 import _socket
-import marshal
 import os
 import resource
 
@@ -31,7 +31,7 @@ def main(control: int) -> None:
     sent = _read_all(link)
     if not sent:
         os._exit(EXIT_BOX)
-    plan = marshal.loads(sent)  # noqa: S302 - from the supervisor itself, on a socket that nobody else ever held
+    plan = _parse(sent.decode())
     try:
         _limit(plan["limits"])
         if "namespaces" in plan["layers"]:
@@ -193,6 +193,19 @@ def _limit(limits: "dict[str, list[int]]") -> None:
         if most != resource.RLIM_INFINITY:
             soft, hard = min(soft, most), min(hard, most)
         resource.setrlimit(kind, (soft, hard))
+
+
+class _Strict:
+    """How plain JSON is read."""
+
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float, parse_int, parse_constant = float, int, float
+
+
+def _parse(text: str) -> "box_calls.Plan":
+    plan: box_calls.Plan = _json.make_scanner(_Strict)(text, 0)[0]  # type: ignore[arg-type]
+    return plan
 
 
 def _read_all(link: _socket.socket) -> bytes:

@@ -5,8 +5,8 @@ argument list or an environment before the box is closed. The kernel itself tell
 """
 
 import contextlib
+import json
 import logging
-import marshal
 import os
 import resource
 import socket
@@ -145,7 +145,7 @@ def enter(drawn: dict[str, Any], *, python: str, output: int, group: cgroups.Gro
             with contextlib.suppress(OSError):
                 Path(f"/proc/{first.pid}/oom_score_adj").write_text(str(_OOM_SCORE))
             with contextlib.suppress(BrokenPipeError):
-                ours.sendall(marshal.dumps(drawn))
+                ours.sendall(json.dumps(drawn).encode())
                 ours.shutdown(socket.SHUT_WR)
             entered = _hear(ours)
         except BaseException:
