@@ -150,6 +150,7 @@ async def _run(
             environment=await _task_environment(environ, _database_url(host), parts),
             door_sockets=lambda: [host.home.door_socket(number) for number in range(host.gateways)],
             resolve_target=control_tasks.hosting_targets(parts.hosting),
+            policy_of=control_tasks.hosting_policies(parts.hosting),
         )
     )
     parts.reconciler.queue_depth = work.tasks.queue_depth

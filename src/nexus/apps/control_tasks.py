@@ -13,15 +13,19 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from nexus.core import errors, ids, principals
+from nexus.hosting import service as hosting_service
 from nexus.kit import clock as clocks
 from nexus.kit import egress, guard
+from nexus.ports import task_store as ports
 from nexus.stores.postgres import run_store, session_store, task_listener, task_schedule_store, task_store, task_webhook_store
 from nexus.tasks import dispatcher, door, schedules, service, sessions, tail, webhooks
-from nexus.tasks.settings import TaskSettings, WebhookSettings
+from nexus.tasks.settings import TaskPolicy, TaskSettings, WebhookSettings
 from nexus.telemetry import metrics, records, traces
 from nexus.telemetry.traces import TraceSettings
+from nexus.wire import project
 
 _REMEMBERED_S = 2.0
+_POLICY_REMEMBERED_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +81,13 @@ async def run_tasks(
     environment: TaskEnvironment,
     door_sockets: Callable[[], Sequence[Path]],
     resolve_target: service.ResolveTarget,
+    policy_of: service.PolicyOf | None = None,
     clock: clocks.Clock | None = None,
 ) -> AsyncIterator[TaskParts]:
     """`door_sockets` names the gateways' door sockets; `resolve_target` is `hosting_targets(hosting)` or the like."""
     clock = clock or clocks.SystemClock()
+    targets = remember_targets(resolve_target)
+    policies = service.no_policy if policy_of is None else remember_policies(policy_of)
     owner = ids.new_id("own")
     store, wakeups = task_store.PostgresTaskStore(engine), tail.Wakeups()
     gateway = door.GatewayDoor(sockets=door_sockets, token=environment.service_token)
@@ -94,7 +101,8 @@ async def run_tasks(
     )
     rooms = service.TaskService(
         store=store,
-        resolve_target=remember_targets(resolve_target),
+        resolve_target=targets,
+        policy_of=policies,
         wakeups=wakeups,
         allowance=environment.egress_allow,
         submitted=runner.wake,
@@ -103,10 +111,10 @@ async def run_tasks(
     ears = task_listener.Listener(
         url=environment.database_url, channels=_CHANNELS, receive=_hear(runner, sender, wakeups), owner=owner
     )
-    targets = remember_targets(resolve_target)
     timed = schedules.Schedules(
         store=task_schedule_store.PostgresScheduleStore(engine),
         resolve_target=targets,
+        policy_of=policies,
         allowance=environment.egress_allow,
         submitted=runner.wake,
         settings=environment.tasks,
@@ -163,6 +171,58 @@ def hosting_targets(hosting: Any) -> service.ResolveTarget:
         return str(found.deployment.environment)
 
     return resolve
+
+
+def hosting_policies(hosting: Any) -> service.PolicyOf:
+    """What `hosting.tasks` says in the `config.yaml` of the version that serves there (or is on its way)."""
+
+    async def policy_of(lane: ports.Lane) -> TaskPolicy:
+        for deployment in await hosting.store.deployments_of(lane.tenant, lane.agent):
+            if deployment.environment != lane.environment:
+                continue
+            number = deployment.active_revision or deployment.target_revision
+            for revision in await hosting.store.revisions(lane.tenant, deployment.id):
+                if revision.number == number:
+                    version = await hosting.store.version(lane.tenant, revision.version_id)
+                    return TaskPolicy() if version is None else read_policy(hosting_service.read_config(version))
+        return TaskPolicy()
+
+    return policy_of
+
+
+def read_policy(config: project.ProjectConfig) -> TaskPolicy:
+    tasks = config.hosting.tasks
+    if tasks is None:
+        return TaskPolicy()
+    retry = tasks.retry or project.TaskRetry()
+    return TaskPolicy(
+        max_attempts=tasks.max_attempts,
+        retry=ports.Retry(
+            first_s=retry.first, longest_s=retry.longest, factor=retry.factor, kinds=tuple(retry.on), unknown=tasks.unknown
+        ),
+        concurrency=tasks.concurrency,
+        max_pending=tasks.max_pending,
+        queue_timeout_s=tasks.queue_timeout,
+        run_timeout_s=tasks.run_timeout,
+        total_timeout_s=tasks.total_timeout,
+    )
+
+
+def remember_policies(policy_of: service.PolicyOf, *, now: Callable[[], float] = time.monotonic) -> service.PolicyOf:
+    """The same, asked at most every five seconds for each lane."""
+    known: dict[ports.Lane, tuple[float, TaskPolicy]] = {}
+
+    async def remembering(lane: ports.Lane) -> TaskPolicy:
+        at, answer = known.get(lane, (float("-inf"), TaskPolicy()))
+        if now() - at < _POLICY_REMEMBERED_S:
+            return answer
+        answer = await policy_of(lane)
+        if len(known) >= 10_000:
+            known.clear()
+        known[lane] = (now(), answer)
+        return answer
+
+    return remembering
 
 
 def remember_targets(resolve: service.ResolveTarget, *, now: Callable[[], float] = time.monotonic) -> service.ResolveTarget:

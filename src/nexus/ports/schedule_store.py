@@ -64,6 +64,10 @@ class ScheduleStore(Protocol):
         `now` is the store's clock. Two processes never fire the same one. How many tasks were made."""
         ...
 
+    async def due_lanes(self, *, limit: int) -> Sequence[task_store.Lane]:
+        """Whose schedules are due, so that what is configured there can be read before they fire."""
+        ...
+
     async def now(self) -> float:
         """The store's clock, by which schedules go; seconds since the epoch."""
         ...

@@ -22,13 +22,15 @@ class Lane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """How often and after which pauses an attempt is repeated. `kinds`: error kinds of a failed run that are worth another
-    try; an attempt that was lost on the way always is."""
+    """After which pauses an attempt is repeated. `kinds`: error kinds of a failed run that are worth another try; an attempt
+    that was lost on the way always is. `unknown`: whether the next attempt may repeat a call whose answer nobody saw
+    (`repeat`), or has to `fail`."""
 
     first_s: float = 1.0
     longest_s: float = 30.0
     factor: float = 2.0
     kinds: tuple[str, ...] = ()
+    unknown: str = "repeat"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

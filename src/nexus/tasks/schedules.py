@@ -1,9 +1,10 @@
 """Tasks that are submitted by the clock. `Schedules` has the verbs for the API; its loop fires what is due, on every node."""
 
 import asyncio
+import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -13,7 +14,7 @@ from nexus.core import errors, ids, names, principals
 from nexus.kit import egress, guard
 from nexus.ports import schedule_store, task_store
 from nexus.tasks import service, submission, timetable
-from nexus.tasks.settings import TaskSettings
+from nexus.tasks.settings import TaskPolicy, TaskSettings
 from nexus.wire import params
 from nexus.wire import views as wire_views
 
@@ -32,12 +33,14 @@ class Schedules:
         resolve_target: service.ResolveTarget,
         allowance: egress.Allowance,
         submitted: Callable[[], None] = lambda: None,
+        policy_of: service.PolicyOf = service.no_policy,
         settings: TaskSettings | None = None,
     ) -> None:
         self._store = store
         self._resolve_target = resolve_target
         self._allowance = allowance
         self._submitted = submitted
+        self._policy_of = policy_of
         self._settings = settings or TaskSettings()
         self._life = AsyncExitStack()
 
@@ -107,12 +110,17 @@ class Schedules:
 
     async def tick(self) -> int:
         """Fire what is due, once. How many tasks that made."""
-        made = await self._store.fire(self.plan, limit=_AT_ONCE)
+        policies = {lane: await self._policy_of(lane) for lane in await self._store.due_lanes(limit=_AT_ONCE)}
+        if not policies:
+            return 0
+        made = await self._store.fire(functools.partial(self.plan, policies), limit=_AT_ONCE)
         if made:
             self._submitted()
         return made
 
-    def plan(self, schedule: schedule_store.Schedule, now: float) -> schedule_store.Firing:
+    def plan(
+        self, policies: Mapping[task_store.Lane, TaskPolicy], schedule: schedule_store.Schedule, now: float
+    ) -> schedule_store.Firing:
         """What a due schedule does: pure, called while the store holds it."""
         due = timetable.plan_due(
             cron=schedule.cron,
@@ -123,14 +131,17 @@ class Schedules:
         )
         if due.missed:
             _LOG.warning("schedule %s missed %d of its times (catch_up: %s)", schedule.id, due.missed, schedule.catch_up)
+        policy = policies.get(schedule.lane, submission.NO_POLICY)
         return schedule_store.Firing(
-            submissions=tuple(self._submission(schedule, time) for time in due.times),
+            submissions=tuple(self._submission(schedule, time, policy) for time in due.times),
             last_at=due.times[-1] if due.times else schedule.last_at,
             missed=due.missed,
             next_at=due.next_at,
         )
 
-    def _submission(self, schedule: schedule_store.Schedule, time: float) -> task_store.Submission:
+    def _submission(
+        self, schedule: schedule_store.Schedule, time: float, policy: TaskPolicy = submission.NO_POLICY
+    ) -> task_store.Submission:
         request = params.SubmitParams.model_validate(json.loads(schedule.template))
         planned = submission.plan_submission(
             schedule.lane,
@@ -139,6 +150,7 @@ class Schedules:
             idempotency_key=None,
             traceparent=None,
             max_attempts=self._settings.max_attempts,
+            policy=policy,
         )
         return replace(planned, idempotency_key=f"schedule {schedule.id} {time:.3f}", origin=schedule.id)
 

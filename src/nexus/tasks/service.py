@@ -21,7 +21,7 @@ ResolveTarget = Callable[[principals.Principal, str, str | None], Awaitable[str]
 PolicyOf = Callable[[task_store.Lane], Awaitable[TaskPolicy]]
 
 
-async def _no_policy(lane: task_store.Lane) -> TaskPolicy:
+async def no_policy(lane: task_store.Lane) -> TaskPolicy:
     return submission.NO_POLICY
 
 
@@ -41,7 +41,7 @@ class TaskService:
         allowance: egress.Allowance,
         submitted: Callable[[], None] = lambda: None,
         settings: TaskSettings | None = None,
-        policy_of: PolicyOf = _no_policy,
+        policy_of: PolicyOf = no_policy,
     ) -> None:
         self._store = store
         self._resolve_target = resolve_target

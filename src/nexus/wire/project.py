@@ -155,6 +155,32 @@ class Session(Section):
     max_lifetime: Duration = Field(default=8 * 3600.0, gt=0)
 
 
+class TaskRetry(Section):
+    """Pauses between attempts (exponential, with full jitter), and which failures of the agent are worth another one."""
+
+    first: Duration = Field(default=1.0, gt=0, le=86400)
+    longest: Duration = Field(default=30.0, gt=0, le=86400)
+    factor: float = Field(default=2.0, ge=1, le=100)
+    on: list[Literal["agent_failed", "exhausted", "invalid", "internal"]] = Field(
+        default_factory=list, max_length=4, description="Kinds of a failed run that are tried again; lost runs always are"
+    )
+
+
+class Tasks(Section):
+    """How this agent's tasks are queued and tried."""
+
+    max_attempts: int | None = Field(default=None, ge=1, le=50)
+    retry: TaskRetry | None = None
+    concurrency: int | None = Field(default=None, ge=1, le=100_000, description="Tasks that run at once, over all instances")
+    max_pending: int | None = Field(default=None, ge=1, le=10_000_000, description="Tasks that may wait")
+    queue_timeout: Duration | None = Field(default=None, gt=0, description="The longest a task may wait for its start")
+    run_timeout: Duration | None = Field(default=None, gt=0, description="The longest one attempt may take")
+    total_timeout: Duration | None = Field(default=None, gt=0, description="The longest from its submission to its end")
+    unknown: Literal["repeat", "fail"] = Field(
+        default="repeat", description="What a new attempt does with a call that was sent and whose answer nobody saw"
+    )
+
+
 class ResponseCache(Section):
     """Answers the gateway gives again without asking the agent: to the same tenant, body and `headers`; never streams, never
     runs of a named session."""
@@ -274,6 +300,7 @@ class Hosting(Section):
     session: Session = Field(default_factory=Session)
     load_balancer: Literal["round-robin", "least-connections", "sticky", "health-based"] = "least-connections"
     strategy: Strategy = Field(default_factory=Strategy, description="How a new version takes over")
+    tasks: Tasks | None = Field(default=None, description="How tasks are queued, limited and tried again")
     cache: ResponseCache | None = Field(default=None, description="Give an answer again without asking the agent")
     circuit_breaker: CircuitBreaker | None = Field(default=None, description="Leave instances that fail alone for a moment")
     requests_per_minute: int | None = Field(default=None, ge=1, le=10_000_000, description="Most runs a minute")

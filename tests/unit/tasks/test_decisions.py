@@ -95,3 +95,25 @@ def test_a_foreign_verifier_accepts_it_and_refuses_a_changed_byte() -> None:
     assert verifier.verify(body, headers)["type"] == "task.completed"
     with pytest.raises(standardwebhooks.WebhookVerificationError):
         verifier.verify(body.replace(b"task_1", b"task_2"), headers)
+
+
+def test_what_the_project_file_says_about_tasks_becomes_the_agents_policy():
+    from nexus.apps import control_tasks
+    from nexus.wire import project_file
+
+    text = """
+name: a
+hosting:
+  tasks:
+    max_attempts: 5
+    concurrency: 2
+    queue_timeout: 10m
+    unknown: fail
+    retry: {first: 2s, longest: 1m, on: [agent_failed]}
+"""
+    policy = control_tasks.read_policy(project_file.parse_project(text, "config.yaml"))
+    assert (policy.max_attempts, policy.concurrency, policy.queue_timeout_s) == (5, 2, 600.0)
+    assert policy.retry is not None
+    assert (policy.retry.first_s, policy.retry.longest_s, policy.retry.kinds) == (2.0, 60.0, ("agent_failed",))
+    assert policy.retry.unknown == "fail"
+    assert control_tasks.read_policy(project_file.parse_project("name: a", "config.yaml")).retry is None

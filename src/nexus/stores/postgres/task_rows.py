@@ -1,5 +1,6 @@
 """How a task is read from its row, and a submission made one. Shared by everything that touches the table of tasks."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -82,11 +83,11 @@ def made(entry: task_store.Submission, row: Mapping[Any, Any]) -> task_store.Tas
 def write_retry(retry: task_store.Retry | None) -> str | None:
     if retry is None:
         return None
-    return json.dumps([retry.first_s, retry.longest_s, retry.factor, *retry.kinds])
+    return json.dumps(dataclasses.asdict(retry))
 
 
 def read_retry(text: str | None) -> task_store.Retry | None:
     if text is None:
         return None
-    first, longest, factor, *kinds = json.loads(text)
-    return task_store.Retry(first_s=first, longest_s=longest, factor=factor, kinds=tuple(kinds))
+    value = json.loads(text)
+    return task_store.Retry(**{**value, "kinds": tuple(value["kinds"])})

@@ -109,6 +109,17 @@ class PostgresScheduleStore:
                 await connection.execute(_FIRED, values)
         return made
 
+    async def due_lanes(self, *, limit: int) -> list[Lane]:
+        async with task_session.begin(self._engine, "looking for due schedules") as connection:
+            rows = await connection.execute(
+                sa.text(
+                    "SELECT DISTINCT tenant, agent, environment FROM (SELECT * FROM task_schedules"
+                    " WHERE active AND next_at <= nexus_now() ORDER BY next_at LIMIT :limit) AS due"
+                ),
+                {"limit": limit},
+            )
+            return [Lane(tenant=row.tenant, agent=row.agent, environment=row.environment) for row in rows]
+
     async def now(self) -> float:
         async with task_session.begin(self._engine, "reading the clock") as connection:
             return float((await connection.execute(sa.text("SELECT nexus_now()"))).scalar_one())
