@@ -47,7 +47,8 @@ NGINX = """
 {user}worker_processes {processes}; daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.log crit;
 events {{ worker_connections 4096; }}
 http {{
-  access_log off; keepalive_requests 1000000000; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p;
+  access_log off; keepalive_requests 1000000000; large_client_header_buffers 4 64k;
+  client_body_temp_path {folder}/b; proxy_temp_path {folder}/p;
   fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
   upstream echo {{ server unix:{upstream}; keepalive 128; keepalive_requests 1000000000; }}
   server {{ listen 127.0.0.1:{port} reuseport;
@@ -153,7 +154,9 @@ def compare(given: argparse.Namespace, folder: Path, children: list[subprocess.P
     if shutil.which("nginx"):
         theirs = free_port()
         user = "user root; " if os.geteuid() == 0 else ""
-        (folder / "nginx.conf").write_text(NGINX.format(user=user, processes=given.gateways, folder=folder, upstream=echo, port=theirs))
+        (folder / "nginx.conf").write_text(
+            NGINX.format(user=user, processes=given.gateways, folder=folder, upstream=echo, port=theirs)
+        )
         child = subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder), "-e", str(folder / "nginx.log")])
         children.append(child)
         wait_for(lambda: listens(theirs))

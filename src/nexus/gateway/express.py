@@ -7,6 +7,7 @@ of its cost. Whatever is out of the ordinary, before or after, continues on the 
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from nexus.core import errors
 from nexus.gateway import balance, call, http1, limits, lines, mint, routes, runs_door, stages
 from nexus.gateway.exchange import Exchange
 from nexus.gateway.world import World
@@ -231,7 +232,10 @@ def _admit(key: tuple[bytes | None, ...], data: bytes, world: World) -> Admissio
     first = key[0]
     if first is None or not lines.is_plain_request_line(first):
         return None
-    request = call.Call(head=_long_head(data), inside=False, peer="", started=world.clock())
+    try:
+        request = call.Call(head=_long_head(data), inside=False, peer="", started=world.clock())
+    except errors.NexusError:
+        return None
     if not stages.admit(request, world):
         return None
     caller, match, deployment = request.caller, request.match, request.deployment

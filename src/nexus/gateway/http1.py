@@ -12,7 +12,7 @@ from nexus.core import errors
 
 Header = tuple[bytes, bytes]
 
-_TARGET = re.compile(rb"/[!-~]*")
+_TARGET = re.compile(rb"/[!-\"$-~]*")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
 _WEBSOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==")
 _DISGUISED = re.compile(rb"//|/\.{1,2}(?:/|$)|\\|;|%(?:2f|5c|2e|3b|00|0a|0d)", re.IGNORECASE)

@@ -9,7 +9,7 @@ from typing import Any
 
 from nexus.gateway import http1
 
-_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}):[ \t]?([!-~](?:[ -~]{0,1022}[!-~])?)")
+_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}): ?([!-~](?:[ -~]{0,1022}[!-~])?)")
 _REQUEST_LINE = re.compile(rb"POST (/[!-\"$-~]{0,510}) HTTP/1\.1")
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5]\d\d) [ -~]{0,100}")
 _SESSION_LINE = re.compile(rb"[Nn]exus-[Ss]ession-[Ii]d: ?([A-Za-z0-9._:@-]{1,256})")
@@ -124,7 +124,7 @@ class Reader:
             return None
         if kind == LENGTH and not (value.isdigit() and len(value) < 10):
             return None
-        kept = name not in self._withheld and not name.startswith(self._withheld_prefixes)
+        kept = name not in self._withheld and not name.startswith(self._withheld_prefixes) and b"_" not in name
         known = (kind, value, b"%b: %b\r\n" % (name, value) if kept else b"")
         if kind != TRACE:
             _remember(self._requests, line, known)

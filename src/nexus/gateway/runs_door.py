@@ -268,6 +268,8 @@ class RunHandler(Handler):
         for name, value in head.headers:
             if name in _PRIVATE or name in hop or name[:5] == b"nexus" or name[:11] == b"x-forwarded":
                 continue
+            if b"_" in name:  # CGI and WSGI read it like a hyphen: it would pass for one of the names above
+                continue
             if self._stream and name == b"accept":
                 continue
             out.append(b"%b: %b\r\n" % (name, value))
