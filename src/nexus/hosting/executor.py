@@ -262,9 +262,10 @@ class Executor:
             revision = await _in_hand(change, deployment, action.revision)
             if revision is None:
                 return
-            said = "did not start" if action.instance_id is not None else "was rolled back"
+            started = action.instance_id is None
+            said, by = ("was rolled back", "analysis") if started else ("did not start", "platform")
             await put_failure(
-                change, revision, problem=problem, by="platform", at=self._clock.time(), said=said, instance_id=action.instance_id
+                change, revision, problem=problem, by=by, at=self._clock.time(), said=said, instance_id=action.instance_id
             )
 
     async def _log_tail(self, instance_id: str) -> list[str]:

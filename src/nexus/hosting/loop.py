@@ -142,10 +142,11 @@ class Reconciler:
             surge=target.strategy.surge(one.replicas) if target is not None else planner.SURGE,
             unavailable=target.strategy.unavailable(one.replicas) if target is not None else 0,
             counts={share.revision: share.count for share in shares},
-            out=frozenset(number for number, revision in revisions.items() if strategies.is_out(revision)),
+            out=strategies.find_out(revisions, shares),
         )
         actions = planner.plan(wanted, seen)
-        if shares and target is not None and not any(isinstance(action, planner.Fail) for action in actions):
+        trying = shares and one.target is Target.RUNNING
+        if trying and target is not None and not any(isinstance(action, planner.Fail) for action in actions):
             statuses = [(each, picture.statuses.get(each.id)) for each in picture.instances.get(one.id, [])]
             if (step := self.looks.plan(one, target, revisions, shares, statuses)) is not None:
                 actions.append(step)

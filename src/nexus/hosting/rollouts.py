@@ -141,7 +141,7 @@ class RolloutService:
             strategy=target.strategy.kind.value,
             phase=target.phase.value,
             since=target.progress.started,
-            until=target.ended_at,
+            until=_ended(target),
             confidence=CONFIDENCE,
             control=arms[0].name,
             variants=[
@@ -178,7 +178,7 @@ class RolloutService:
             agent=scene.deployment.agent,
             deployment_id=scene.deployment.id,
             since=target.progress.started,
-            until=target.ended_at,
+            until=_ended(target),
             limit=limit,
         )
         return await self._samples.by_version(window)
@@ -285,6 +285,13 @@ def _winner(target: Revision, variant: str | None) -> int | None:
             next_step="name one of them, or leave --variant out",
         )
     return found.revision
+
+
+def _ended(target: Revision) -> float | None:
+    """When its versions stopped serving side by side; a switched colour is compared with the runs after the switch."""
+    if target.phase is RevisionPhase.ACTIVE and target.strategy.kind in (StrategyKind.CANARY, StrategyKind.AB):
+        return target.progress.since
+    return target.ended_at
 
 
 def _is_compared(one: Revision) -> bool:

@@ -65,8 +65,8 @@ class _Traffic:
 def _plan_traffic(one: Deployment, mine: Mapping[int, Revision], ready: Iterable[Instance], now: float) -> _Traffic:
     """Before a split and after it everything serves but what is only being prepared, stands by, or was found wanting."""
     counts = Counter(each.revision for each in ready)
-    out = {number for number, revision in mine.items() if strategies.is_out(revision)}
     shares = strategies.plan_shares(one, mine, now)
+    out = strategies.find_out(mine, shares)
     target = mine.get(one.target_revision or 0)
     stable = target.number if target is not None and target.phase is RevisionPhase.ACTIVE else one.active_revision or 0
     weights = strategies.split_weights(shares, counts, stable)

@@ -124,9 +124,11 @@ def plan_edge(hosting: project.Hosting, options: dict[str, Any]) -> dict[str, An
 
 def plan_isolation(hosting: project.Hosting) -> dict[str, Any]:
     """What the config says of the box, where it differs from the box everybody gets."""
-    names = ("security_context", "read_only_root", "network", "untrusted")
+    names = ("security_context", "read_only_root", "network", "egress", "untrusted")
     return {
-        name: getattr(hosting, name) for name in names if getattr(hosting, name) != type(hosting).model_fields[name].get_default()
+        name: getattr(hosting, name)
+        for name in names
+        if getattr(hosting, name) != type(hosting).model_fields[name].get_default(call_default_factory=True)
     }
 
 

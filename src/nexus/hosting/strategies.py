@@ -161,14 +161,17 @@ def part_of(replicas: int, percent: int) -> int:
     return max(1, math.ceil(replicas * percent / 100))
 
 
-def is_out(revision: Revision) -> bool:
-    """A revision that was tried beside another and did not stay: it serves nothing any more, at once."""
-    if revision.strategy.kind is StrategyKind.ROLLING:
-        return False
-    code = (revision.problem or {}).get("code")
-    return revision.phase is RevisionPhase.FAILED or (
-        revision.phase is RevisionPhase.SUPERSEDED and code is not None and code != NOT_CHOSEN
-    )
+def find_out(revisions: Mapping[int, Revision], shares: Iterable[Share]) -> frozenset[int]:
+    """The revisions that serve nothing any more, at once: what was tried beside another and did not stay, and what has been
+    replaced by something that serves. A rolling update that was overtaken half-way is not among them: its instances carry."""
+    shared = {share.revision for share in shares}
+    return frozenset(number for number, one in revisions.items() if number not in shared and _is_out(one))
+
+
+def _is_out(one: Revision) -> bool:
+    if one.phase is RevisionPhase.SUPERSEDED:
+        return one.problem is None or one.strategy.kind is not StrategyKind.ROLLING
+    return one.phase is RevisionPhase.FAILED and one.strategy.kind is not StrategyKind.ROLLING
 
 
 def labels_of(revisions: Iterable[Revision]) -> dict[int, str]:

@@ -211,6 +211,25 @@ async def test_blue_leaves_when_its_time_is_over(control: Control, serving: Any)
     assert {one["version"] for one in (await control.show(serving))["instances"]} == {"2.0.0"}
 
 
+async def test_what_stands_by_serves_nothing_when_the_next_version_comes(control: Control, serving: Any) -> None:
+    await control.deploy("echo", "version: 2.0.0\n", environment="production", strategy={"type": "blue-green", "keep": "5m"})
+    await look(control)
+    await control.deploy("echo", "version: 3.0.0\n", environment="production")
+    control.driver.knobs.outcome = lambda spec: "starting"
+    await control.reconciler.round()
+    assert versions(route(control)) == ["2.0.0", "2.0.0"], "not 1.0.0, which only stood by"
+
+
+async def test_deleting_during_a_canary_leaves_nothing(control: Control, serving: Any) -> None:
+    await control.deploy("echo", "version: 1.1.0\n", environment="production", strategy=CANARY)
+    await look(control)
+    await control.api.delete("/v1/agents/echo")
+    for _ in range(3):
+        await look(control)
+    assert await control.driver.statuses() == []
+    assert (await control.api.get("/v1/agents/echo")).status_code == 404
+
+
 async def test_a_switch_to_something_broken_is_taken_back_by_itself(control: Control, serving: Any) -> None:
     await serve(control, serving, "1.0.0", good=100)
     control.clock.later += 5

@@ -93,8 +93,9 @@ def deploy(
     }
     options = {name: value for name, value in options.items() if value is not None}
     found = project.find(agent, path, Path.cwd())
-    if found is not None and version is None and (tested := strategies.stored_version(how, found.config.version)):
-        agent, found, version = found.config.name, None, tested
+    in_folder = found.config.version if found is not None else None
+    if version is None and (tested := strategies.stored_version(how, in_folder)):
+        agent, found, version = found.config.name if found is not None else agent, None, tested
     progress = rollout.Progress(screen.to_user())
     with connect.open_client() as host, progress.shown(quiet=as_json):
         if found is not None:

@@ -117,7 +117,7 @@ def picture(view: dict[str, Any], *, now: float) -> RenderableType:
         grid.add_row(
             screen.styled(entry.get("version")), screen.styled(entry.get("role")), bar, f"{weight} %",
             f"{entry.get('ready')}/{entry.get('wanted')}", str(entry.get("runs")),
-            f"{entry.get('errors')} ({entry.get('error_rate', 0):.1%})", _time(entry.get("p50_s")), _time(entry.get("p95_s")),
+            f"{entry.get('errors')} ({entry.get('error_rate', 0):.1%})", _time(entry, "p50_s"), _time(entry, "p95_s"),
         )  # fmt: skip
     return Group(head, grid, *_remarks(view, now))
 
@@ -156,7 +156,7 @@ def report(agent: Agent, environment: Environment = None, as_json: Json = False)
         [
             (
                 entry.get("name"), entry.get("version"), f"{entry.get('weight')} %", entry.get("runs"),
-                f"{entry.get('errors')} ({entry.get('error_rate', 0):.1%})", _time(entry.get("p50_s")), _time(entry.get("p95_s")),
+                f"{entry.get('errors')} ({entry.get('error_rate', 0):.1%})", _time(entry, "p50_s"), _time(entry, "p95_s"),
                 _rates(entry.get("errors_vs_control")), _shift(entry.get("latency_vs_control")), entry.get("verdict"),
             )
             for entry in view["variants"]
@@ -178,7 +178,8 @@ def _shift(found: dict[str, Any] | None) -> str:
     return f"{shift:+.1f} ms [{low:+.1f}, {high:+.1f}] p={found['p']:.2g}"
 
 
-def _time(seconds: object) -> str:
-    if not isinstance(seconds, int | float) or not seconds:
+def _time(entry: dict[str, Any], name: str) -> str:
+    seconds = entry.get(name)
+    if not isinstance(seconds, int | float) or not entry.get("runs"):
         return "-"
     return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
