@@ -1,13 +1,13 @@
 """Keeps a trip's expenses: a Google ADK agent whose tools write to ADK's session state, unchanged.
 
 The host keeps that state for each session, so the list is still there after a restart or a redeploy. The model is the host's:
-ADK's AnthropicLlm finds it by ANTHROPIC_BASE_URL and ANTHROPIC_API_KEY, which are set in the box.
+LiteLLM finds it by OPENAI_API_BASE and OPENAI_API_KEY, which are set in the box.
 """
 
 import os
 
 from google.adk.agents import Agent
-from google.adk.models.anthropic_llm import AnthropicLlm
+from google.adk.models.lite_llm import LiteLlm
 from google.adk.tools import ToolContext
 
 
@@ -31,7 +31,7 @@ def report(tool_context: ToolContext) -> dict:
 
 agent = Agent(
     name="expenses",
-    model=AnthropicLlm(model=os.environ.get("NEXUS_MODEL", "default")),
+    model=LiteLlm(model="openai/" + os.environ.get("NEXUS_MODEL", "default")),
     instruction="You keep the expenses of a trip. Note each one with add_expense, and use report when asked for the total.",
     tools=[add_expense, report],
 )

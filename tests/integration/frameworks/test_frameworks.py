@@ -53,7 +53,7 @@ CASES = {
         output=INVOICE,
     ),
     "google-adk": Case(
-        call=dialects.ToolCall(name="add_expense", arguments={"what": "train", "amount": 12.5}), shows="12.5", asks="/v1/messages"
+        call=dialects.ToolCall(name="add_expense", arguments={"what": "train", "amount": 12.5}), shows="12.5"
     ),
     "claude-agent": Case(
         call=dialects.ToolCall(name="mcp__shop__price", arguments={"article": "ink", "pieces": 10}),

@@ -36,12 +36,12 @@ agent = Agent(
 '''
 
 _GOOGLE_ADK = '''\
-"""{name}: a Google ADK agent. The host sets ANTHROPIC_BASE_URL and ANTHROPIC_API_KEY."""
+"""{name}: a Google ADK agent. The host sets OPENAI_API_BASE and OPENAI_API_KEY."""
 
 import os
 
 from google.adk.agents import Agent
-from google.adk.models.anthropic_llm import AnthropicLlm
+from google.adk.models.lite_llm import LiteLlm
 from google.adk.tools import ToolContext
 
 
@@ -58,7 +58,7 @@ def remember(fact: str, tool_context: ToolContext) -> dict:
 
 agent = Agent(
     name="assistant",
-    model=AnthropicLlm(model=os.environ.get("NEXUS_MODEL", "default")),
+    model=LiteLlm(model="openai/" + os.environ.get("NEXUS_MODEL", "default")),
     instruction="You are a helpful assistant. Answer briefly.",
     tools=[remember],
 )
@@ -162,7 +162,7 @@ def today() -> str:
 
 FRAMEWORKS = {
     "openai-agents": FrameworkTemplate(code=_OPENAI_AGENTS, requirements="openai-agents>=0.20\n"),
-    "google-adk": FrameworkTemplate(code=_GOOGLE_ADK, requirements="google-adk>=2.0\nanthropic>=1.0\n", memory="1Gi"),
+    "google-adk": FrameworkTemplate(code=_GOOGLE_ADK, requirements="google-adk>=2.0\nlitellm>=1.80\nmcp\n", memory="1Gi"),
     "anthropic": FrameworkTemplate(code=_ANTHROPIC, requirements="anthropic>=1.0\n"),
     "claude-agent": FrameworkTemplate(code=_CLAUDE_AGENT, requirements="claude-agent-sdk>=0.2\n", memory="2Gi"),
     "crewai": FrameworkTemplate(code=_CREWAI, requirements="crewai>=1.10\n", memory="2Gi"),

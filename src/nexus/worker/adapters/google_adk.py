@@ -41,6 +41,8 @@ class AdkAdapter:
         is_app = _APP in contract.type_names(target)
         self._app_name = target.name if is_app else "app_" + re.sub(r"\W", "_", str(getattr(target, "name", "agent")))
         self._given: dict[str, Any] = {"app": target} if is_app else {"agent": target, "app_name": self._app_name}
+        if type(getattr(target, "model", None)).__name__ == "LiteLlm":
+            importlib.import_module("litellm")  # seconds, which would otherwise be the first run's
         self._service_class = _session_service(importlib.import_module("google.adk.sessions.base_session_service"))
 
     async def run(self, run: runs.Run) -> Any:
