@@ -20,6 +20,9 @@ ASSUMED_ERROR_RATE = 0.05
 FEWEST_ERRORS = 3
 # More looks than this would come from runs that hardly add to what is known.
 GROWTH = 1.25
+COLLAPSE_MARGIN = 0.25
+COLLAPSE_ALPHA = 1e-6
+COLLAPSE_RUNS = 20
 _SHIFT_SAMPLE = 300
 _NORMAL = NormalDist()
 
@@ -185,6 +188,12 @@ def find_worse(stable: Sample, fresh: Sample, rules: Analysis, *, look: int) -> 
     """What is worse about the new version at this look, or None. Errors and latency share the look's alpha."""
     alpha = alpha_of_look(rules.alpha, look) / 2
     return _more_errors(stable, fresh, rules, alpha) or _slower(stable, fresh, rules, alpha)
+
+
+def find_collapse(stable: Sample, fresh: Sample) -> Finding | None:
+    """Whether a version is so broken that no test is worth its going on: a quarter more of its runs fail, beyond all doubt."""
+    rules = Analysis(samples=COLLAPSE_RUNS, error_margin=COLLAPSE_MARGIN)
+    return _more_errors(stable, fresh, rules, COLLAPSE_ALPHA)
 
 
 def _more_errors(stable: Sample, fresh: Sample, rules: Analysis, alpha: float) -> Finding | None:

@@ -11,6 +11,7 @@ from nexus.core import errors
 from nexus.core.deployments import Deployment, Instance, Revision, Target
 from nexus.core.instances import InstanceStatus
 from nexus.core.phases import InstancePhase, RevisionPhase
+from nexus.core.rollouts import StrategyKind
 from nexus.hosting import planner, steps, strategies
 from nexus.kit import clock
 from nexus.ports import run_samples
@@ -23,13 +24,21 @@ Status = tuple[Instance, InstanceStatus | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Runs of the stable version and of the new one; of an A/B test the arm that fails most."""
+
+    stable: run_samples.Sample
+    fresh: run_samples.Sample
+    fresh_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
     """Of one rollout, at `at` (monotonic)."""
 
     at: float
     revision: int
-    stable: run_samples.Sample
-    fresh: run_samples.Sample
+    pair: Pair
 
 
 class Looks:
@@ -56,11 +65,11 @@ class Looks:
             if not due or stable is None or not steps.wants_samples(target, shares):
                 continue
             try:
-                old, new = await read_pair(self.samples, one, target, stable)
+                pair = await read_pair(self.samples, one, target, stable)
             except errors.Unavailable as error:
                 _LOG.warning("the runs of %s cannot be compared at the moment: %s", one.agent, error.message)
                 continue
-            self._seen[one.id] = Seen(at=now, revision=target.number, stable=old, fresh=new)
+            self._seen[one.id] = Seen(at=now, revision=target.number, pair=pair)
 
     def plan(
         self,
@@ -73,8 +82,7 @@ class Looks:
         seen = self._seen.get(one.id)
         if seen is not None and seen.revision != target.number:
             seen = None
-        stable = seen.stable if seen is not None else None
-        fresh = seen.fresh if seen is not None else None
+        stable = seen.pair.stable if seen is not None else None
         still = self._note_stillness(one.id, target, statuses, seen)
         ready: dict[int, int] = {}
         crashes: dict[int, int] = {}
@@ -92,7 +100,8 @@ class Looks:
                 crashes=crashes,
                 now=self._clock.time(),
                 stable=stable,
-                fresh=fresh,
+                fresh=seen.pair.fresh if seen is not None else None,
+                fresh_version=seen.pair.fresh_version if seen is not None else target.version,
                 still_s=self._clock.monotonic() - still.since if still is not None else 0.0,
                 meanwhile=stable.runs - still.stable_runs if still is not None and stable is not None else 0,
             )
@@ -116,8 +125,8 @@ class Looks:
             self._still.get(deployment_id),
             self._clock.monotonic(),
             in_hand=in_hand,
-            stable=seen.stable,
-            fresh=seen.fresh,
+            stable=seen.pair.stable,
+            fresh=seen.pair.fresh,
         )
         if still is None:
             self._still.pop(deployment_id, None)
@@ -133,9 +142,7 @@ def stable_of(target: Revision, revisions: Mapping[int, Revision], one: Deployme
     return found if found is not None and found.number != target.number else None
 
 
-async def read_pair(
-    samples: run_samples.RunSamples, one: Deployment, target: Revision, stable: Revision
-) -> tuple[run_samples.Sample, run_samples.Sample]:
+async def read_pair(samples: run_samples.RunSamples, one: Deployment, target: Revision, stable: Revision) -> Pair:
     """Runs of the stable and of the new revision since the new one began to serve. Where the stable one has too few of that
     time (it had no traffic left), its runs of the hour before stand in."""
     switched = target.phase is RevisionPhase.ACTIVE
@@ -144,12 +151,20 @@ async def read_pair(
     labels = strategies.labels_of((stable, target))
     together = await samples.by_version(_window(one, began))
     nothing = run_samples.Sample()
+    if target.strategy.kind is StrategyKind.AB:
+        arms = [variant.version for variant in target.strategy.variants if variant.revision != stable.number]
+        worst = max(arms, key=lambda version: _error_rate(together.get(version, nothing)))
+        return Pair(stable=together.get(stable.version, nothing), fresh=together.get(worst, nothing), fresh_version=worst)
     old, new = together.get(labels[stable.number], nothing), together.get(labels[target.number], nothing)
     if old.runs < target.strategy.analysis.samples:
         before = await samples.by_version(_window(one, began - LOOK_BACK_S, began))
         earlier = before.get(stable.version, nothing)
         old = earlier if earlier.runs > old.runs else old
-    return old, new
+    return Pair(stable=old, fresh=new, fresh_version=target.version)
+
+
+def _error_rate(sample: run_samples.Sample) -> float:
+    return sample.errors / sample.runs if sample.runs else 0.0
 
 
 def _window(one: Deployment, since: float, until: float | None = None) -> run_samples.Window:

@@ -44,6 +44,7 @@ class Look:
     crashes: Mapping[int, int] = field(default_factory=dict)
     stable: Sample | None = None
     fresh: Sample | None = None
+    fresh_version: str = ""
     still_s: float = 0.0
     meanwhile: int = 0
 
@@ -55,15 +56,18 @@ def plan_step(look: Look) -> planner.Action | None:
     if look.target.phase is RevisionPhase.ACTIVE:
         return _plan_after_switch(look)
     if (problem := _find_breakage(look)) is not None:
-        back_to = look.active.number if look.active is not None else None
-        return planner.Fail(revision=look.target.number, back_to=back_to, instance_id=None, problem=problem)
+        return _give_up(look, problem)
     progress = look.target.progress
     if progress.decision == strategies.PROMOTE:
         return _plan_promotion(look)
     if progress.since is None:
         return _plan_entry(look)
-    if look.target.strategy.kind is StrategyKind.CANARY and look.stable is not None and look.fresh is not None:
+    if look.stable is None or look.fresh is None:
+        return None
+    if look.target.strategy.kind is StrategyKind.CANARY:
         return _plan_canary(look, look.stable, look.fresh)
+    if look.target.strategy.kind is StrategyKind.AB and (finding := comparison.find_collapse(look.stable, look.fresh)):
+        return _give_up(look, _render_finding(look, finding))
     return None
 
 
@@ -73,7 +77,7 @@ def wants_samples(target: Revision, shares: Sequence[strategies.Share]) -> bool:
         return False
     if target.phase is RevisionPhase.ACTIVE:
         return target.progress.standby is not None
-    return target.strategy.kind is StrategyKind.CANARY and target.progress.since is not None
+    return target.strategy.kind in (StrategyKind.CANARY, StrategyKind.AB) and target.progress.since is not None
 
 
 def note_stillness(before: Still | None, now: float, *, in_hand: int, stable: Sample, fresh: Sample) -> Still | None:
@@ -148,6 +152,11 @@ def _plan_canary(look: Look, stable: Sample, fresh: Sample) -> planner.Action | 
     return planner.Advance(revision=target.number, progress=seen) if fresh_look else None
 
 
+def _give_up(look: Look, problem: dict[str, Any]) -> planner.Fail:
+    back_to = look.active.number if look.active is not None else None
+    return planner.Fail(revision=look.target.number, back_to=back_to, instance_id=None, problem=problem)
+
+
 def _wait(look: Look, seen: Progress, reason: str, message: str) -> planner.Action | None:
     if look.target.progress.waiting == reason:
         return planner.Advance(revision=look.target.number, progress=seen) if seen.looks > look.target.progress.looks else None
@@ -193,7 +202,7 @@ def _find_breakage(look: Look) -> dict[str, Any] | None:
     """What needs no statistics: instances that end again and again, and runs that never come back."""
     if look.target.strategy.kind is not StrategyKind.AB and look.crashes.get(look.target.number, 0) >= CRASHES:
         return _render_crashes(look)
-    if look.stable is None or look.fresh is None:
+    if look.stable is None or look.fresh is None or look.target.strategy.kind is not StrategyKind.CANARY:
         return None
     if _is_stuck(look, look.stable):
         detail = f"version {look.target.version} ended none of its runs for {look.still_s:.0f} s"
@@ -219,7 +228,8 @@ def _render_crashes(look: Look) -> dict[str, Any]:
 
 def _render_finding(look: Look, finding: comparison.Finding) -> dict[str, Any]:
     words = "fails more often" if finding.code == "rollout.more_errors" else "is slower"
-    return _problem(look, finding.code, f"version {look.target.version} {words} than the one before", finding.detail)
+    version = look.fresh_version or look.target.version
+    return _problem(look, finding.code, f"version {version} {words} than the one before", finding.detail)
 
 
 def _problem(look: Look, code: str, detail: str, cause: str | None) -> dict[str, Any]:
@@ -240,4 +250,4 @@ def _numbers(look: Look) -> dict[str, Any]:
     if look.stable is None or look.fresh is None:
         return dict(look.target.progress.numbers)
     old = look.active.version if look.active is not None else ""
-    return render_numbers(look.stable, look.fresh, old, look.target.version)
+    return render_numbers(look.stable, look.fresh, old, look.fresh_version or look.target.version)

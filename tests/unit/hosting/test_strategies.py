@@ -265,7 +265,11 @@ def test_a_test_goes_on_until_somebody_ends_it() -> None:
     assert isinstance(started, planner.Advance)
     assert started.waits
     running = revision(2, strategy=AB, progress=started.progress)
-    assert steps.plan_step(look(running, stable=GOOD, fresh=BROKEN, crashes={2: 9})) is None
+    worse = Sample(runs=100, errors=20)
+    assert steps.plan_step(look(running, stable=GOOD, fresh=worse, crashes={2: 9}, still_s=99)) is None, "that is for the report"
+    collapsed = steps.plan_step(look(running, stable=GOOD, fresh=BROKEN, fresh_version="9.9"))
+    assert isinstance(collapsed, planner.Fail)
+    assert "9.9" in collapsed.problem["detail"]
     ended = steps.plan_step(look(replace(running, progress=replace(started.progress, decision="promote", winner=1))))
     assert isinstance(ended, planner.Activate)
     assert (ended.revision, ended.lead) == (1, 2)
