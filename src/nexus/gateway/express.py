@@ -1,7 +1,7 @@
 """The short way of a plain run: the whole request in one read, one instance with a warm connection, the whole answer in one read.
 
-It takes the same decisions as the long way (`stages`), reads the same rules (`doors`) and leaves the same record, with a third
-of its cost. Whatever is out of the ordinary, before or after, continues on the long way: `unfold` makes a run an `Exchange`.
+It takes the same decisions as the long way (`stages`), keeps the same rules (`runs_door`) and leaves the same record, at a third
+of its cost. A stream begins here and goes on as an exchange; so does whatever turns out to be out of the ordinary (`unfold`).
 """
 
 import time
@@ -42,7 +42,7 @@ class Express:
 
     __slots__ = (
         "_admission", "_body", "_data", "_fields", "_given", "_instance", "_quota", "_run_id", "_session_id", "_started",
-        "_trace", "_upstream", "client", "deadline", "sent_at", "world",
+        "_streams", "_trace", "_upstream", "client", "deadline", "sent_at", "world",
     )  # fmt: skip
 
     client: "ClientConnection"
@@ -57,6 +57,7 @@ class Express:
     _run_id: bytes
     _session_id: bytes
     _started: float
+    _streams: bool
     _trace: bytes
     _upstream: "Upstream"
     _fields: list[bytes | None]
@@ -65,7 +66,7 @@ class Express:
     def finish(self, data: bytes) -> bool:
         """The answer, when `data` is all of it: sends it on, gives back, records. False leaves everything as it is."""
         world = self.world
-        answer = world.reader.read_answer(data)
+        answer = None if self._streams else world.reader.read_answer(data)
         if answer is None:
             return False
         status, onward, body = answer
@@ -156,8 +157,13 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
         return False
     started = world.clock()
     accept, session = fields[lines.ACCEPT], fields[lines.SESSION]
-    if admission.expires_at <= started or (accept is not None and b"text/event-stream" in accept) or session in (b".", b".."):
+    if admission.expires_at <= started or session in (b".", b".."):
         return False
+    told = admission.told
+    streams = admission.match.stream or (accept is not None and b"text/event-stream" in accept)
+    if streams:
+        onward = [line for line in onward if line[:7] != b"accept:"]
+        told += b"Accept: text/event-stream\r\n"
     now = world.loop.time()
     reserved = _reserve(admission, session, world, now)
     if reserved is None:
@@ -168,7 +174,7 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
     trace = fields[lines.TRACE]
     if trace is None or mint.parse_traceparent(trace) is None:
         trace = world.minter.traceparent()[0]
-    run._trace, run._started, run._given = trace, started, session is not None
+    run._trace, run._started, run._given, run._streams = trace, started, session is not None, streams
     run._run_id = world.minter.run_id_bytes()
     run._session_id = world.minter.session_id(instance.tag).encode("ascii") if session is None else session
     run.sent_at = time.monotonic()
@@ -183,7 +189,7 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
     upstream.transport.write(
         b"".join(
             (
-                b"POST /run HTTP/1.1\r\nHost: agent\r\n", *onward, admission.told,
+                b"POST /run HTTP/1.1\r\nHost: agent\r\n", *onward, told,
                 b"Nexus-Run-Id: %b\r\nNexus-Session-Id: %b\r\nNexus-Deadline: %d\r\ntraceparent: %b\r\nContent-Length: %d\r\n\r\n"
                 % (run._run_id, run._session_id, (started + seconds) * 1000, trace, len(body)),
                 body,
@@ -239,7 +245,14 @@ def _admit(key: tuple[bytes | None, ...], data: bytes, world: World) -> Admissio
     if not stages.admit(request, world):
         return None
     caller, match, deployment = request.caller, request.match, request.deployment
-    if caller is None or match is None or deployment is None or match.stream or not deployment.plain or caller.service:
+    if (
+        caller is None
+        or match is None
+        or deployment is None
+        or match.door is not call.Door.RUN
+        or not deployment.plain
+        or caller.service
+    ):
         return None
     admission = Admission(
         caller=caller,
