@@ -11,7 +11,14 @@ from nexus.api.services import Services
 from nexus.core import errors as core_errors
 
 # Routers of the rooms for tasks and telemetry, each in a module of its own.
-_FURTHER = ("nexus.api.tasks", "nexus.api.schedules", "nexus.api.runs", "nexus.api.metrics", "nexus.api.door")
+_FURTHER = (
+    "nexus.api.tasks",
+    "nexus.api.schedules",
+    "nexus.api.recordings",
+    "nexus.api.runs",
+    "nexus.api.metrics",
+    "nexus.api.door",
+)
 
 _console = APIRouter(include_in_schema=False)
 

@@ -36,6 +36,7 @@ class Services:
     tasks: Any = None
     webhooks: Any = None
     schedules: Any = None
+    recordings: Any = None
     telemetry: Any = None
     metrics: Any = None
     traces: Any = None

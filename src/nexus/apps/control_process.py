@@ -183,6 +183,7 @@ async def _run(
         tasks=work.tasks,
         webhooks=work.webhooks,
         schedules=work.schedules,
+        recordings=work.recordings,
         telemetry=work.telemetry,
         metrics=work.metrics,
         traces=work.traces,

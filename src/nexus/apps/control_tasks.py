@@ -17,8 +17,16 @@ from nexus.hosting import service as hosting_service
 from nexus.kit import clock as clocks
 from nexus.kit import egress, guard
 from nexus.ports import task_store as ports
-from nexus.stores.postgres import run_store, session_store, task_listener, task_schedule_store, task_store, task_webhook_store
-from nexus.tasks import dispatcher, door, schedules, service, sessions, tail, webhooks
+from nexus.stores.postgres import (
+    run_store,
+    session_store,
+    task_listener,
+    task_schedule_store,
+    task_step_store,
+    task_store,
+    task_webhook_store,
+)
+from nexus.tasks import dispatcher, door, recordings, schedules, service, sessions, tail, webhooks
 from nexus.tasks.settings import TaskPolicy, TaskSettings, WebhookSettings
 from nexus.telemetry import metrics, records, traces
 from nexus.telemetry.traces import TraceSettings
@@ -35,6 +43,7 @@ class TaskParts:
     tasks: service.TaskService
     webhooks: webhooks.WebhookSender
     schedules: schedules.Schedules
+    recordings: recordings.Recordings
     telemetry: records.RecordSink
     runs: records.RunHistory
     metrics: metrics.Metrics
@@ -127,6 +136,7 @@ async def run_tasks(
                 tasks=rooms,
                 webhooks=sender,
                 schedules=timed,
+                recordings=recordings.Recordings(store=task_step_store.PostgresStepStore(engine)),
                 telemetry=records.RecordSink(store=history, metrics=counted),
                 runs=records.RunHistory(store=history),
                 metrics=counted,

@@ -4,9 +4,17 @@ The run in hand is found through a context variable, so one agent object serves 
 variable is empty: `self.state` is then a plain dict of the object and events go nowhere.
 """
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any, Protocol
+
+
+class Recording(Protocol):
+    """What earlier attempts of a task have done already."""
+
+    async def step(self, name: str, work: Callable[[], Awaitable[Any]]) -> Any:
+        """The recorded result of the step of this name, or that of `work`, which is recorded."""
+        ...
 
 
 class Run(Protocol):
@@ -29,6 +37,11 @@ class Run(Protocol):
 
         Raises `errors.Unavailable` (code `state.unavailable`) when it cannot be read.
         """
+        ...
+
+    @property
+    def recording(self) -> "Recording | None":
+        """The run's recorded steps; None for a run that is no task, where steps are simply made."""
         ...
 
     def emit(self, name: str, data: Mapping[str, Any]) -> None:

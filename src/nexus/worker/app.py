@@ -94,6 +94,7 @@ class App:
             streaming=streaming,
             timeout_s=self._timeout(headers),
             traceparent=headers.get(b"traceparent", b"").decode("latin-1"),
+            attempt=_attempt(headers),
         )
         loop = asyncio.get_running_loop()
         watchers: list[asyncio.Task[None]] = []
@@ -209,6 +210,11 @@ def _last(run: one_run.Run, outcome: one_run.Outcome) -> list[tuple[str, str]]:
 
 def _result(outcome: one_run.Outcome) -> str:
     return f'{{"output":{outcome.output},"metadata":{json.dumps(outcome.metadata)}}}'
+
+
+def _attempt(headers: dict[bytes, bytes]) -> int:
+    given = headers.get(b"nexus-attempt", b"")
+    return int(given) if given.isdigit() and len(given) < 8 else 1
 
 
 def _run_id(headers: dict[bytes, bytes]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from nexus.core import errors
 from nexus.kit import guard
 from nexus.ports import run as ports
-from nexus.worker import adapters, bodies, faults, logs, outputs, sessions, settings
+from nexus.worker import adapters, bodies, faults, logs, outputs, sessions, settings, steps
 from nexus.worker import door as doors
 from nexus.worker import runs as one_run
 
@@ -43,6 +43,7 @@ class Executor:
         tracer: Tracer | None = None,
         capture: logs.Capture | None = None,
         attribution: Callable[[one_run.Run, str, int], dict[str, str]] | None = None,
+        recorder: steps.Recorder | None = None,
     ) -> None:
         self.adapter = adapter
         self.active: dict[str, one_run.Run] = {}
@@ -50,12 +51,21 @@ class Executor:
         self.last_activity: float | None = None
         self._config, self._door, self._counter = config, door, counter
         self._tracer, self._capture, self._attribution = tracer, capture, attribution
+        self._recorder = recorder
         self._sessions = sessions.Sessions(door)
         self._slots = asyncio.Semaphore(config.concurrency) if config.concurrency else None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(
-        self, call: bodies.Call, *, run_id: str, session_id: str, streaming: bool, timeout_s: float, traceparent: str
+        self,
+        call: bodies.Call,
+        *,
+        run_id: str,
+        session_id: str,
+        streaming: bool,
+        timeout_s: float,
+        traceparent: str,
+        attempt: int = 1,
     ) -> one_run.Run:
         """Start a run; `run.done` tells how it ended. Raises `Exhausted` when too many are waiting already."""
         if len(self._tasks) >= _MOST_WAITING:
@@ -73,6 +83,7 @@ class Executor:
             timeout_s=timeout_s,
             traceparent=traceparent,
             attribution=self._attribution,
+            recording=None if self._recorder is None else self._recorder.begin(run_id, attempt),
         )
         self.active[run_id] = run
         self.last_activity = time.time()
@@ -122,6 +133,8 @@ class Executor:
                 give_back()
             if self.active.get(run.run_id) is run:
                 del self.active[run.run_id]
+                if self._recorder is not None:
+                    self._recorder.end(run.run_id)
             self.finished += 1
             self.last_activity = time.time()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from nexus.core import errors
 from nexus.wire import problem
-from nexus.worker import adapters, app, entry, execution, hooks, logs, relay, runs, serving, settings, status
+from nexus.worker import adapters, app, entry, execution, hooks, logs, relay, runs, serving, settings, status, steps
 from nexus.worker import door as doors
 
 EXIT_FAILED = 70
@@ -51,6 +51,7 @@ class Worker:
         self._relay: relay.Relay | None = None
         self._traces: Any = None
         self._executor: execution.Executor | None = None
+        self._recorder: steps.Recorder | None = None
 
     def live(self) -> int:
         """Everything, in order; the exit code."""
@@ -88,8 +89,9 @@ class Worker:
         config = self._config
         if self._door is None or config.door is None or config.token is None:
             return
+        self._recorder = steps.Recorder(self._door)
         own = [os.environ.get(name, "") for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY")]
-        self._relay = relay.Relay(config.door, config.token, keys=own, active_runs=self._active_runs)
+        self._relay = relay.Relay(config.door, config.token, keys=own, active_runs=self._active_runs, recorder=self._recorder)
         self._relay.start()
         relay.export(relay.environment(self._relay.port, config.token, os.environ))
         hooks.install()
@@ -117,6 +119,7 @@ class Worker:
             tracer=self._traces,
             capture=self._capture,
             attribution=self._attribution,
+            recorder=self._recorder,
         )
         asgi = app.App(config, executor)
         server = serving.build(asgi, config)

@@ -18,6 +18,7 @@ from nexus.core import errors, names
 from nexus.kit import http_client
 from nexus.wire import headers as header_names
 from nexus.wire import problem
+from nexus.worker import steps
 
 _LOG = logging.getLogger("nexus.worker")
 _HOP = frozenset(
@@ -54,13 +55,22 @@ class _Reader(asyncio.StreamReader):
 class Relay:
     """`port` is set once started. `active_runs` tells the ids of the runs in hand (called from the relay's thread)."""
 
-    def __init__(self, door: str, token: str, *, keys: Sequence[str], active_runs: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        door: str,
+        token: str,
+        *,
+        keys: Sequence[str],
+        active_runs: Callable[[], Sequence[str]],
+        recorder: steps.Recorder | None = None,
+    ) -> None:
         self.port = 0
         self._target = http_client.Target(unix=door, host="door")
         self._token = token
         self._key = secrets.token_urlsafe(24)
         self._keys = [token, *(key for key in keys if key)]
         self._active = active_runs
+        self._recorder = recorder
         self._calls: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -160,9 +170,11 @@ class Relay:
         """
         up_reader, up_writer = upstream
         run_id = self._run_of(head)
-        up_writer.write(self._forwarded(head, run_id))
         if (head.get("expect") or "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if (recording := self._recording_of(head, run_id)) is not None:
+            return await self._recorded(head, recording, run_id, reader, writer, upstream)
+        up_writer.write(self._forwarded(head, run_id))
         await _copy(reader, up_writer, head, until_close=False)
         if reader.at_eof():
             return False
@@ -171,9 +183,7 @@ class Relay:
         if answer is None:
             await _refuse(writer, _unreachable(ConnectionResetError("the door closed without an answer")))
             return False
-        if run_id and head.line[0] == "POST" and head.line[1].partition("?")[0] in _MODEL_PATHS:
-            with self._lock:
-                self._calls[run_id] += 1
+        self._count(head, run_id)
         bodiless = head.line[0] == "HEAD" or answer.status in (204, 304)
         framed = answer.chunked or answer.length is not None or bodiless
         keep = framed and not _closes(head) and not _closes(answer)
@@ -182,6 +192,68 @@ class Relay:
             await writer.drain()
             return keep
         await _copy(up_reader, writer, answer, until_close=True)
+        return keep
+
+    def _count(self, head: http_client.Head, run_id: str) -> None:
+        if run_id and _is_model_call(head):
+            with self._lock:
+                self._calls[run_id] += 1
+
+    def _recording_of(self, head: http_client.Head, run_id: str) -> steps.Recording | None:
+        """Where this call is to be recorded; None for calls of plain runs, and for bodies too large to be compared."""
+        if self._recorder is None or not _is_model_call(head) or (head.length or 0) > steps.MOST_RECORDED:
+            return None
+        return self._recorder.find(run_id)
+
+    async def _recorded(
+        self,
+        head: http_client.Head,
+        recording: steps.Recording,
+        run_id: str,
+        reader: _Reader,
+        writer: asyncio.StreamWriter,
+        upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> bool:
+        """A model call of a task: the answer an earlier attempt got, or a live one that is recorded before it is handed on
+        whole. What streams is recorded as it passes, and its end is held back until the record is committed."""
+        up_reader, up_writer = upstream
+        body = b"".join([piece async for piece in http_client.read_body(reader, head, until_close=False)])
+        try:
+            call = await recording.open_call(head.line[1], body)
+        except errors.NexusError as error:
+            await _refuse(writer, error)
+            return False
+        if call.head is not None:
+            answered = [(str(name), str(value)) for name, value in call.head["headers"]]
+            told = http_client.Head(("HTTP/1.1", str(call.head["status"]), "OK"), answered)
+            _write_whole(writer, told, call.body, keep=not _closes(head))
+            await writer.drain()
+            return not _closes(head)
+        up_writer.write(self._forwarded(_framed(head, len(body)), run_id) + body)
+        await up_writer.drain()
+        reader.waiting = asyncio.current_task()
+        answer = await self._answer_head(up_reader)
+        if answer is None:
+            await _refuse(writer, _unreachable(ConnectionResetError("the door closed without an answer")))
+            return False
+        self._count(head, run_id)
+        keep = not _closes(head) and not _closes(answer) and (answer.chunked or answer.length is not None)
+        kept = bytearray()
+        streams = answer.chunked
+        if streams:
+            writer.write(_answer(answer, keep=keep))
+        async for piece in http_client.read_body(up_reader, answer, until_close=True):
+            if len(kept) <= steps.MOST_RECORDED or not streams:
+                kept += piece
+            if streams:
+                writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                await writer.drain()
+        await _keep(call, answer, bytes(kept))
+        if streams:
+            writer.write(b"0\r\n\r\n")
+        else:
+            _write_whole(writer, answer, bytes(kept), keep=keep)
+        await writer.drain()
         return keep
 
     async def _answer_head(self, up_reader: asyncio.StreamReader) -> http_client.Head | None:
@@ -232,6 +304,28 @@ def environment(port: int, token: str, present: Mapping[str, str]) -> dict[str, 
 
 def export(variables: Mapping[str, str]) -> None:
     os.environ.update(variables)
+
+
+async def _keep(call: steps.Call, answer: http_client.Head, body: bytes) -> None:
+    headers = [(name, value) for name, value in answer.headers if name not in _HOP]
+    try:
+        await call.keep(answer.status, headers, body)
+    except errors.NexusError as error:
+        _LOG.warning("a model call is not recorded, a new attempt will repeat it: %s", error.cause or error.message)
+
+
+def _is_model_call(head: http_client.Head) -> bool:
+    return head.line[0] == "POST" and head.line[1].partition("?")[0] in _MODEL_PATHS
+
+
+def _framed(head: http_client.Head, length: int) -> http_client.Head:
+    """The same head for a body that is sent whole."""
+    others = [(name, value) for name, value in head.headers if name not in ("transfer-encoding", "content-length")]
+    return http_client.Head(head.line, [*others, ("content-length", str(length))])
+
+
+def _write_whole(writer: asyncio.StreamWriter, answer: http_client.Head, body: bytes, *, keep: bool) -> None:
+    writer.write(_answer(_framed(answer, len(body)), keep=keep) + body)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: http_client.Head, *, until_close: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from nexus.core import errors
 from nexus.wire import runs as wire
-from nexus.worker import bodies, outputs, sessions
+from nexus.worker import bodies, outputs, sessions, steps
 
 Stop = Literal["client", "timeout", "shutdown"]
 _MOST_PENDING = 10_000
@@ -38,7 +38,7 @@ class Run:
 
     __slots__ = (
         "_attribution", "_bytes", "_loop", "_pending", "_room", "_thread", "_thread_room", "_usage", "call", "context",
-        "deadline_s", "done", "leftover", "run_id", "session", "session_id", "started_s", "stop_reason", "streaming",
+        "deadline_s", "done", "leftover", "recording", "run_id", "session", "session_id", "started_s", "stop_reason", "streaming",
         "task", "timeout_s", "trace_id", "traceparent", "wake",
     )  # fmt: skip
 
@@ -51,6 +51,7 @@ class Run:
         streaming: bool,
         timeout_s: float,
         traceparent: str = "",
+        recording: steps.Recording | None = None,
         attribution: Callable[["Run", str, int], Mapping[str, str]] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -73,6 +74,7 @@ class Run:
         self._pending: deque[tuple[str, str]] = deque()
         self._bytes = 0
         self._usage = [0, 0]
+        self.recording = recording
         self._attribution = attribution
 
     # what authors see (nexus.ports.run.Run)

@@ -1,8 +1,9 @@
 """`Agent`: the class authors subclass. Nothing is kept per run on the object, so one object serves many runs at once."""
 
+import inspect
 import logging
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from nexus.ai.agents import llm
@@ -101,6 +102,22 @@ class Agent:
     def run_id(self) -> str:
         run = runs.CURRENT.get()
         return "" if run is None else run.run_id
+
+    async def step(self, name: str, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
+        """`await self.step("charge", charge, order)`: in a task, done once over all its attempts, its JSON result recorded.
+
+        Steps of the same name are told apart by their order. `work` may be plain or async. Where an attempt was lost inside
+        a step nobody knows how it ended, and `hosting.tasks.unknown` decides: `repeat` it, or `fail`.
+        """
+
+        async def done() -> Any:
+            value = work(*arguments, **named)
+            return await value if inspect.isawaitable(value) else value
+
+        run = runs.CURRENT.get()
+        if run is None or run.recording is None:
+            return await done()
+        return await run.recording.step(name, done)
 
     def progress(self, percent: float, message: str | None = None) -> None:
         """How far this run is, 0 to 100; a task's status shows it."""
