@@ -7,7 +7,20 @@ framework in `adapt`, where it is in the process already. Frameworks come before
 from types import ModuleType
 
 from nexus.core import errors
-from nexus.worker.adapters import agent, claude_agent, crewai, functions, google_adk, langgraph, openai_agents, pydantic_ai
+from nexus.worker.adapters import (
+    agent,
+    agent_framework,
+    agno,
+    claude_agent,
+    crewai,
+    functions,
+    google_adk,
+    langgraph,
+    llama_workflows,
+    openai_agents,
+    pydantic_ai,
+    strands,
+)
 from nexus.worker.adapters.contract import Adapter, type_names
 
 _TABLE: tuple[ModuleType, ...] = (
@@ -17,13 +30,17 @@ _TABLE: tuple[ModuleType, ...] = (
     claude_agent,
     crewai,
     pydantic_ai,
+    strands,
+    agno,
+    agent_framework,
+    llama_workflows,
     agent,
     functions,
 )
 ACCEPTED = (
     "an Agent subclass or object, a function or generator (sync or async), or an object of LangGraph (a compiled graph), "
     "the OpenAI Agents SDK (Agent), Google ADK (an agent or App), CrewAI (Crew or Flow), "
-    "the Claude Agent SDK (ClaudeAgentOptions) or Pydantic AI (Agent)"
+    "the Claude Agent SDK (ClaudeAgentOptions), Pydantic AI, Strands, Agno or Agent Framework (Agent), or LlamaIndex (a workflow)"
 )
 
 __all__ = ["ACCEPTED", "Adapter", "choose"]
