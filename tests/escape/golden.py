@@ -24,6 +24,7 @@ layer in turn, looks for processes that outlive their instance, and compares the
 |---|---|
 | restricted | the default: every layer, the host's network |
 | isolated | the same with `hosting.network: isolated` |
+| egress | the same with `hosting.network: egress` |
 | baseline | `hosting.security_context: baseline` |
 | user | restricted, under a supervisor that is an ordinary user's |
 | unboxed | what is left where namespaces are forbidden: Landlock, seccomp, no new privileges; for code you trust |

@@ -114,13 +114,11 @@ def see(target):
     return read(f"/proc/{target['pid']}/cmdline")
 
 
-@probe("C02 see any process that is not ours")
-def strangers(target):
-    # Kernel threads, init systems: whatever has another user than we do.
-    for name in os.listdir("/proc"):
-        if name.isdigit() and os.stat(f"/proc/{name}").st_uid not in (os.getuid(), 65534):
-            return name
-    raise OSError(errno.ESRCH, "none")
+@probe("C02 see the first process of the host")
+def first_process(target):
+    if b"box_main" in (line := read("/proc/1/cmdline")):
+        raise OSError(errno.ESRCH, "it is the init of the box")
+    return line
 
 
 probe("C02 signal a process of the host")(lambda target: os.kill(target["pid"], 0))

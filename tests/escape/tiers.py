@@ -24,6 +24,7 @@ NOBODY = 65534
 OPTIONS: dict[str, dict[str, object]] = {
     "restricted": {},
     "isolated": {"network": "isolated"},
+    "egress": {"network": "egress", "egress": ["api.example.com"]},
     "baseline": {"security_context": "baseline"},
     "user": {},
     "unboxed": {},

@@ -21,6 +21,7 @@ import uvicorn
 from nexus.core import errors
 from nexus.drivers.process import api, cgroups, indexes, launcher
 from nexus.drivers.process import node as nodes
+from nexus.kit import egress
 from nexus.kit.home import Home, find_home
 
 _LOG = logging.getLogger("nexus.supervisor")
@@ -67,7 +68,12 @@ async def serve(home: Home, build_worker_copy: Callable[[Path], Path]) -> int:
     layout = await asyncio.to_thread(cgroups.detect, name)
     async with contextlib.AsyncExitStack() as stack:
         node = nodes.Node(
-            home, environ=environ, worker_copy=_WorkerCopy(home.worker_copies, build_worker_copy), layout=layout, grace_s=_GRACE_S
+            home,
+            environ=environ,
+            worker_copy=_WorkerCopy(home.worker_copies, build_worker_copy),
+            layout=layout,
+            grace_s=_GRACE_S,
+            allowance=egress.parse_allowance(os.environ.get("NEXUS_EGRESS_ALLOW")),
         )
         await stack.enter_async_context(node)
         await _enter_local_model(stack, home)

@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from nexus.core import errors, names
 from nexus.kit import quantity
+from nexus.wire.project_box import Box
+from nexus.wire.project_section import Section, conflict
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LONGEST_S = 30 * 24 * 3600.0
@@ -64,24 +65,6 @@ Duration = Annotated[
     _written("30s", r"^\d+(\.\d+)?(ms|s|m|h|d)?$"),
 ]
 Percent = Annotated[int, Field(ge=1, le=100)]
-
-
-def conflict(message: str, *path: str) -> PydanticCustomError:
-    """A contradiction between settings, reported at the key `path` counted from the section that found it."""
-    return PydanticCustomError("conflict", "{message}", {"message": message, "path": path})
-
-
-class Section(BaseModel):
-    """A mapping of the file. A key without a value (all of its lines commented out, say) counts as absent."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {name: entry for name, entry in value.items() if entry is not None or name not in cls.model_fields}
 
 
 class Replicas(Section):
@@ -285,7 +268,7 @@ class Strategy(Section):
         return self
 
 
-class Hosting(Section):
+class Hosting(Box):
     cpu: Cpu | None = Field(default=None, description="CPU per instance: 500m, 2")
     memory: Memory | None = Field(default=None, description="Memory per instance: 512Mi, 2GB")
     replicas: Replicas = Field(default_factory=Replicas)
@@ -305,29 +288,6 @@ class Hosting(Section):
     circuit_breaker: CircuitBreaker | None = Field(default=None, description="Leave instances that fail alone for a moment")
     requests_per_minute: int | None = Field(default=None, ge=1, le=10_000_000, description="Most runs a minute")
     python: str | None = Field(default=None, pattern=r"^\d+\.\d+(\.\d+)?$")
-    security_context: Literal["restricted", "baseline"] = Field(
-        default="restricted", description="baseline lets the agent trace its own processes and make namespaces (browsers)"
-    )
-    read_only_root: bool = Field(default=True, description="Whether / of the agent's box takes no new files")
-    network: Literal["host", "isolated"] = Field(
-        default="host", description="isolated: no network but the platform's doors, models among them"
-    )
-    network_limit: Any = Field(default=None, description="Not supported by this host")
-    untrusted: bool = Field(default=False, description="Refuse machines where a layer of isolation is missing")
-
-    @field_validator("network", mode="before")
-    @classmethod
-    def _reachable(cls, value: Any) -> Any:
-        if value == "egress":
-            raise ValueError("egress (a filtered way out) is not available on this host yet; use isolated or host")
-        return value
-
-    @field_validator("network_limit")
-    @classmethod
-    def _unlimited(cls, value: Any) -> Any:
-        if value is not None:
-            raise ValueError("this host does not limit bandwidth yet; leave it out")
-        return value
 
     @field_validator("env", mode="before")
     @classmethod

@@ -15,7 +15,7 @@ import _socket
 import os
 import resource
 
-from nexus.drivers.process import box_calls, box_filter, box_landlock, box_root
+from nexus.drivers.process import box_calls, box_filter, box_landlock, box_relay, box_root
 
 EXIT_BOX = 71
 _LINK = 3
@@ -121,12 +121,16 @@ def _live(plan: "box_calls.Plan", link: _socket.socket) -> None:
         return
     confine(plan)
     link = _take_descriptors(plan, link)
+    way = box_relay.listen() if plan["way"] else None
     watched = set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     worker = os.fork()
     if worker == 0:
         os.setsid()
         _start(plan, link)
+    if way is not None and os.fork() == 0:
+        link.close()
+        box_relay.serve(way, plan["way"])
     link.close()
     _keep(worker, watched)
 

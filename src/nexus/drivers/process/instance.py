@@ -16,14 +16,25 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nexus.core import errors, instances
 from nexus.core.phases import InstancePhase
-from nexus.drivers.process import launcher, log_lines, log_writer, paths, preparation, probe, problems, record
-from nexus.kit import backoff, guard
+from nexus.drivers.process import (
+    egress_broker,
+    egress_rules,
+    launcher,
+    log_lines,
+    log_writer,
+    paths,
+    preparation,
+    probe,
+    problems,
+    record,
+)
+from nexus.kit import backoff, egress, guard
 from nexus.wire import problem as problem_wire
 
 _LOG = logging.getLogger(__name__)
@@ -49,6 +60,7 @@ class Tools:
     launcher: launcher.Launcher
     doors: Path
     missing: Callable[[], Sequence[str]]
+    allowance: egress.Allowance = field(default_factory=egress.Allowance)
     on_change: Callable[[instances.InstanceStatus], None]
     pauses: backoff.Backoff = PAUSES
     grace_s: float = 10.0
@@ -70,6 +82,7 @@ class Instance:
         self._stop_by: float | None = None
         self._hurried = asyncio.Event()
         self._asked = found is not None and found.status.phase is InstancePhase.STOPPING
+        self._way: egress_broker.Way | None = None
         self._life: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.status = (
@@ -129,6 +142,7 @@ class Instance:
                     async with asyncio.timeout(_CANCEL_S):
                         await running.wait()
             await self._clear(running)
+        await self._close_way()
         self._close_log()
         await asyncio.to_thread(preparation.forget, self._paths)
         self.status = dataclasses.replace(self.status, phase=InstancePhase.STOPPED, address=None, pid=None, step="", detail="")
@@ -153,6 +167,7 @@ class Instance:
     async def detach(self) -> None:
         """End the watching, not the process: another supervisor will adopt it."""
         await self._end_life()
+        await self._close_way()
         self._close_log()
 
     def log_tail(self, lines: int) -> list[str]:
@@ -193,6 +208,7 @@ class Instance:
     async def _live(self, running: launcher.Running | None) -> None:
         if running is not None:
             self._open_log()
+            await self._open_way()
         while True:
             if running is None:
                 if not self._complete:
@@ -221,6 +237,7 @@ class Instance:
         layers = await asyncio.to_thread(self._tools.launcher.look)
         wish = preparation.render_wish(spec, self._paths, prepared, doors=self._tools.doors)
         problems.check_isolation(spec, wish, layers, missing=self._tools.missing())
+        await self._open_way()
         output = log.open_for_child()
         try:
             plan = launcher.Plan(
@@ -240,6 +257,24 @@ class Instance:
             os.close(output)
         self._set(InstancePhase.STARTING, pid=self._running.handle.shown, started_at=self._tools.clock())
         return self._running
+
+    async def _open_way(self) -> None:
+        """The instance's way out, when it has one: as long as the instance, across its restarts."""
+        if self._way is None and self._spec.options.get("network") == "egress":
+            entries = self._spec.options.get("egress")
+            rules = egress_rules.parse_rules([str(entry) for entry in entries] if isinstance(entries, list | tuple) else [])
+            way = egress_broker.Way(self._paths.way, rules, allowance=self._tools.allowance, note=self._note)
+            await way.open()
+            self._way = way
+
+    async def _close_way(self) -> None:
+        way, self._way = self._way, None
+        if way is not None:
+            await way.close()
+
+    def _note(self, message: str, level: str) -> None:
+        if self._log is not None:
+            self._log.note(message, level=level)
 
     async def _launch(self, plan: launcher.Plan) -> launcher.Running:
         """In a thread. Whoever cancels us still finds the process, and can end it."""
@@ -371,6 +406,7 @@ class Instance:
             await self._clear(self._running)
         if self._log is not None and self._was_started():
             self._log.note(f"the instance failed: {problem.get('cause') or problem.get('detail')}", level="error")
+        await self._close_way()
         self._close_log()
         self._set(InstancePhase.FAILED, step="", problem=problem, address=None, pid=None, usage=instances.Usage())
 

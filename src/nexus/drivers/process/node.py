@@ -26,7 +26,7 @@ from nexus.drivers.process import (
     record,
     sandbox,
 )
-from nexus.kit import backoff, guard
+from nexus.kit import backoff, egress, guard
 from nexus.kit.home import Home
 from nexus.ports import driver
 
@@ -51,7 +51,9 @@ class Node:
         layout: cgroups.Layout | None = None,
         pauses: backoff.Backoff | None = None,
         grace_s: float = 10.0,
+        allowance: egress.Allowance | None = None,
     ) -> None:
+        """`allowance`: private addresses that agents with a way out may reach (`NEXUS_EGRESS_ALLOW`)."""
         self.home = home
         self._layout = layout if layout is not None else cgroups.Layout()
         self._environments = environments.Environments(home.environments, environ=environ)
@@ -70,6 +72,7 @@ class Node:
             launcher=box_launcher.BoxLauncher(self._layout),
             doors=home.doors,
             missing=lambda: self.capabilities().missing,
+            allowance=allowance or egress.Allowance(),
             on_change=self._publish,
             grace_s=grace_s,
             pauses=pauses or instance.PAUSES,

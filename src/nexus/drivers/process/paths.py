@@ -31,6 +31,11 @@ class InstancePaths:
         return self.socket.with_suffix("")
 
     @property
+    def way(self) -> Path:
+        """Where the egress broker listens for this instance: its box may look into it and no other's."""
+        return self.socket.with_suffix(".way")
+
+    @property
     def worker_socket(self) -> Path:
         """Where the worker listens. What is found there is looked at before it becomes `socket`."""
         return self.shared / "sock"

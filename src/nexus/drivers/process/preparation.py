@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nexus.core import errors, instances
-from nexus.drivers.process import environment_plans, environments, paths, sandbox
+from nexus.drivers.process import box_relay, egress_broker, environment_plans, environments, paths, sandbox
 from nexus.kit.home import Home
 from nexus.wire import archive
 
@@ -136,8 +136,8 @@ def forget(at: paths.InstancePaths) -> None:
     """Nothing of the instance stays but its log. Never follows links that the agent left there."""
     with contextlib.suppress(OSError):
         at.socket.unlink(missing_ok=True)
-    shutil.rmtree(at.shared, ignore_errors=True)
-    shutil.rmtree(at.root, ignore_errors=True)
+    for folder in (at.shared, at.way, at.root):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def render_environ(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Prepared, *, temporary: Path) -> dict[str, str]:
@@ -149,6 +149,7 @@ def render_environ(spec: instances.InstanceSpec, at: paths.InstancePaths, ready:
         "TMPDIR": str(temporary),
         "PYTHONUNBUFFERED": "1",
         "VIRTUAL_ENV": str(ready.environment),
+        **(egress_broker.environment(box_relay.PORT) if spec.options.get("network") == "egress" else {}),
         **{name: str(value) for name, value in spec.env.items()},
         **spec.secrets,
         "NEXUS_INSTANCE_ID": spec.id,
@@ -175,6 +176,7 @@ def render_environ(spec: instances.InstanceSpec, at: paths.InstancePaths, ready:
 def render_wish(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Prepared, *, doors: Path) -> sandbox.Wish:
     """What the instance sees of this machine: its own folders, and to read its code, its environment and the doors."""
     options = spec.options
+    network = str(options.get("network", "host"))
     needed, links = sandbox.interpreter(ready.environment / "bin" / "python")
     door = Path(spec.door)
     return sandbox.Wish(
@@ -182,11 +184,16 @@ def render_wish(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Pr
         folder=ready.source,
         home=at.work,
         output=at.output,
-        read=[ready.source, ready.environment, ready.worker_copy, doors if door.parent == doors else door, *needed],
+        read=[
+            *(ready.source, ready.environment, ready.worker_copy, doors if door.parent == doors else door),
+            *([at.way] if network == "egress" else []),
+            *needed,
+        ],
         write=[at.work, at.shared, at.temporary],
         links=links,
         context=str(options.get("security_context", sandbox.RESTRICTED)),
-        network=str(options.get("network", "host")),
+        network=network,
+        way=at.way / egress_broker.SOCKET if network == "egress" else None,
         read_only_root=options.get("read_only_root") is not False,
         untrusted=options.get("untrusted") is True,
         memory_bytes=spec.memory_bytes,

@@ -82,7 +82,7 @@ def check_isolation(spec: instances.InstanceSpec, wish: sandbox.Wish, layers: sa
             cause="; ".join(missing),
             next_step="see what to change with: nexus doctor; or run it on a machine that has every layer",
         )
-    if wish.network == "isolated" and "network" not in layers.held:
+    if wish.network != "host" and "network" not in layers.held:
         raise errors.Unavailable(
             f"{spec.agent} wants a network of its own, which this machine does not offer",
             code="isolation.layer_missing",

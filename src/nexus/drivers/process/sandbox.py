@@ -16,7 +16,7 @@ LAYERS = ("namespaces", "user", "network", "landlock", "seccomp")
 COSTS: Mapping[str, str] = {
     "namespaces": "namespaces: instances run as the host's own user and see its processes; run only code you trust",
     "user": "user namespace: an agent's user is unprivileged, but only by its number on this host",
-    "network": "network namespace: hosting.network: isolated is refused",
+    "network": "network namespace: hosting.network: isolated and egress are refused",
     "landlock": "landlock: the file tree of a box is kept by mounts alone, and abstract sockets of the host can be reached",
     "seccomp": "seccomp: every system call of the kernel can be made by an agent",
 }
@@ -42,7 +42,8 @@ _SYSTEM = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """Paths are the same inside and outside. `write` are the instance's own; `links` are symbolic links to make."""
+    """Paths are the same inside and outside. `write` are the instance's own; `links` are symbolic links to make; `way` is the
+    socket of the egress broker."""
 
     stage: Path
     folder: Path
@@ -55,6 +56,7 @@ class Wish:
     network: str = "host"
     read_only_root: bool = True
     untrusted: bool = False
+    way: Path | None = None
     memory_bytes: int | None = None
 
 
@@ -102,7 +104,8 @@ def plan(
         "host": f"agent-{instance_id[-6:]}",
         "owner": owner if boxed else None,
         "inner": INNER_USER if owner is None or "user" in layers.held else owner,
-        "isolated": wish.network == "isolated",
+        "isolated": wish.network != "host",
+        "way": str(wish.way) if wish.way is not None and boxed else "",
         "read_only_root": wish.read_only_root,
         "root_bytes": (1 if wish.read_only_root else 64) * _MIB + 8 * _MIB,
         "tmp_bytes": temporary,

@@ -1,0 +1,46 @@
+"""The settings of `hosting` that say how closed an agent's box is. What they mean stands in `docs/explain/isolation.md`."""
+
+import re
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from nexus.wire.project_section import Section, conflict
+
+_EGRESS = re.compile(r"(\*\.)?([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?")
+
+
+class Box(Section):
+    """The part of `hosting` that `drivers.process.sandbox` reads."""
+
+    security_context: Literal["restricted", "baseline"] = Field(
+        default="restricted", description="baseline lets the agent trace its own processes and make namespaces (browsers)"
+    )
+    read_only_root: bool = Field(default=True, description="Whether / of the agent's box takes no new files")
+    network: Literal["host", "isolated", "egress"] = Field(
+        default="host", description="isolated: nothing but the platform's doors; egress: these and what hosting.egress names"
+    )
+    egress: list[str] = Field(
+        default_factory=list, max_length=256, description="Hosts for network: egress: api.example.com, *.example.com, host:port"
+    )
+    network_limit: Any = Field(default=None, description="Not supported by this host")
+    untrusted: bool = Field(default=False, description="Refuse machines where a layer of isolation is missing")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        for position, entry in enumerate(self.egress):
+            match = _EGRESS.fullmatch(entry)
+            if match is None or ".." in entry or int((match[4] or ":0")[1:]) > 65535:
+                raise conflict(
+                    f"{entry[:80]!r} is not a host such as api.example.com, *.example.com or host:5432", "egress", str(position)
+                )
+        if self.egress and self.network != "egress":
+            raise conflict(f"hosts are listed, but network is {self.network}; write network: egress", "egress")
+        return self
+
+    @field_validator("network_limit")
+    @classmethod
+    def _unlimited(cls, value: Any) -> Any:
+        if value is not None:
+            raise ValueError("this host does not limit bandwidth yet; leave it out")
+        return value

@@ -1,0 +1,147 @@
+"""The way out of a box without a network: what is named can be reached by ordinary libraries, nothing else can."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import supervisor_rig
+
+from nexus.core import instances
+from nexus.core.phases import InstancePhase
+from nexus.ports import logs
+from nexus.testing.driver_contract import is_in, until
+
+READY, FAILED = InstancePhase.READY, InstancePhase.FAILED
+AGENT = """
+import os, socket, urllib.error, urllib.request
+
+def fetch(url):
+    try:
+        request = urllib.request.Request(url, data=b"x" * 100_000 if url.endswith("/echo") else None)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return [answer.status, answer.read().decode()[:200]]
+    except urllib.error.HTTPError as error:
+        return [error.code, error.read().decode()]
+    except OSError as error:
+        return [0, str(error)]
+
+def tunnel(authority, said):
+    host, port = os.environ["HTTPS_PROXY"].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as link:
+        link.sendall(f"CONNECT {authority} HTTP/1.1\\r\\nHost: {authority}\\r\\n\\r\\n".encode())
+        answer = link.recv(65536).decode()
+        if " 200 " in answer:
+            link.sendall(said.encode())
+            answer += link.makefile("rb").read().decode()
+        return answer
+
+def direct(host, port):
+    try:
+        socket.create_connection((host, port), timeout=3).close()
+    except OSError as error:
+        return str(error)
+    return "connected"
+
+def run(input):
+    return globals()[input[0]](*input[1:])
+"""
+
+
+@contextlib.asynccontextmanager
+async def a_server() -> AsyncIterator[tuple[int, list[str]]]:
+    """Something of the outside world, which keeps the heads it was sent."""
+    heads: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        heads.append(head)
+        length = next((int(line.split(":")[1]) for line in head.lower().split("\r\n") if line.startswith("content-length")), 0)
+        body = await reader.readexactly(length)
+        answer = b"got %d" % len(body)
+        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(answer) + answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], heads
+
+
+def allowing_loopback() -> contextlib.AbstractAsyncContextManager[supervisor_rig.SupervisorRig]:
+    return supervisor_rig.started(NEXUS_EGRESS_ALLOW="127.0.0.1/32")
+
+
+async def start(rig: supervisor_rig.SupervisorRig, hosts: list[str]) -> instances.InstanceStatus:
+    spec = rig.spec_of({"agent.py": AGENT}, options={"network": "egress", "egress": hosts})
+    await rig.driver.start(spec)
+    status = await until(rig, spec.id, is_in(READY, FAILED))
+    assert status.phase is READY, status.problem
+    return status
+
+
+async def lines_of(rig: supervisor_rig.SupervisorRig, agent: str) -> list[str]:
+    found: list[Any] = [line async for line in rig.driver.logs(logs.LogQuery(tenant="acme", agent=agent))]
+    return [line["message"] for line in found]
+
+
+async def test_named_hosts_are_reached_and_all_others_refused_with_a_reason() -> None:
+    async with a_server() as (port, heads), a_server() as (other, never), allowing_loopback() as rig:
+        status = await start(rig, [f"127.0.0.1:{port}", f"localhost:{port}"])
+        # ordinary libraries leave loopback addresses out of proxies, so these name it another way
+        answer = await rig.run(status.id, ["tunnel", f"127.0.0.1:{port}", "GET / HTTP/1.1\r\nhost: inner\r\n\r\n"])
+        assert answer.startswith("HTTP/1.1 200 Connection established")
+        assert answer.endswith("got 0")
+        assert "host: inner" in heads[0]
+        refused = await rig.run(status.id, ["tunnel", f"127.0.0.1:{other}", "GET / HTTP/1.1\r\n\r\n"])
+        assert refused.startswith("HTTP/1.1 403")
+        assert "hosting.egress" in refused
+        assert "refused" in await rig.run(status.id, ["direct", "127.0.0.1", port])
+        assert await rig.run(status.id, ["direct", "192.0.2.1", 443]) != "connected"
+        assert never == []
+        messages = await lines_of(rig, status.agent)
+        assert any(f"egress CONNECT 127.0.0.1:{port}" in line for line in messages)
+        assert any("egress refused" in line for line in messages)
+
+
+async def test_plain_http_goes_through_with_its_body_and_without_what_was_for_the_proxy() -> None:
+    async with a_server() as (port, heads), allowing_loopback() as rig:
+        spec = rig.spec_of(
+            {"agent.py": AGENT},
+            options={"network": "egress", "egress": [f"127.0.0.1:{port}"]},
+            env={"NO_PROXY": "", "no_proxy": ""},
+        )
+        await rig.driver.start(spec)
+        await until(rig, spec.id, is_in(READY))
+        assert await rig.run(spec.id, ["fetch", f"http://127.0.0.1:{port}/a/echo"]) == [200, "got 100000"]
+        assert heads[0].startswith("POST /a/echo HTTP/1.1\r\n")
+        assert f"host: 127.0.0.1:{port}" in heads[0].lower()
+        assert "proxy" not in heads[0].lower()
+        code, said = await rig.run(spec.id, ["fetch", "http://elsewhere.example/"])
+        assert (code, "elsewhere.example" in said) == (403, True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "169.254.169.254", "10.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost"])
+async def test_a_private_address_is_refused_even_when_it_is_named(host: str) -> None:
+    async with supervisor_rig.started() as rig:
+        status = await start(rig, [host])
+        answer = await rig.run(status.id, ["tunnel", f"{host}:443", ""])
+        assert answer.startswith("HTTP/1.1 403")
+
+
+async def test_the_way_out_outlives_the_supervisor_and_no_broker_harms_the_agent() -> None:
+    async with a_server() as (port, _), supervisor_rig.started(NEXUS_EGRESS_ALLOW="127.0.0.0/8") as rig:
+        status = await start(rig, [f"127.0.0.1:{port}"])
+        call = ["tunnel", f"127.0.0.1:{port}", "GET / HTTP/1.1\r\n\r\n"]
+        assert (await rig.run(status.id, call)).endswith("got 0")
+        rig.kill()
+        assert await rig.run(status.id, ["direct", "127.0.0.1", 3128]) == "connected"
+        await rig.up()
+        after = await until(rig, status.id, is_in(READY))
+        assert after.pid == status.pid
+        assert (await rig.run(status.id, call)).endswith("got 0")
+        await rig.driver.stop(status.id, grace_s=0)
+        async with asyncio.timeout(10):
+            while any(status.id in path.name for path in (rig.home.run / "i").iterdir()):
+                await asyncio.sleep(0.02)
