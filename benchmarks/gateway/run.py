@@ -171,6 +171,7 @@ def compare(given: argparse.Namespace, folder: Path, children: list[subprocess.P
         child = subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder), "-e", str(folder / "nginx.log")])
         children.append(child)
         wait_for(lambda: listens(theirs))
+        wait_for(lambda: len(family(child.pid)) > given.gateways)
         sides["nginx"] = (theirs, "/run", family(child.pid))
     else:
         print("nginx not installed: apt-get install nginx-light")

@@ -8,7 +8,8 @@ from urllib.parse import unquote
 from nexus.core import errors
 from nexus.gateway import answers, http1, models_door, runs_door
 from nexus.gateway.call import Door
-from nexus.gateway.exchange import Exchange, Handler, Phase
+from nexus.gateway.exchange import Exchange
+from nexus.gateway.handler import Handler, Phase
 
 _LONGEST_PACKAGE = 512 * 1024 * 1024
 _PACKAGE_PATH = re.compile(rb"/v1/agents/[a-z0-9-]{1,63}/versions")

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from nexus.core import errors
 from nexus.gateway import answers, http1, usage
-from nexus.gateway.exchange import Exchange, Handler
+from nexus.gateway.exchange import Exchange
+from nexus.gateway.handler import Handler
 from nexus.gateway.upstream import BadAnswer
 from nexus.wire import feed as wire_feed
 from nexus.wire import runs as wire_runs

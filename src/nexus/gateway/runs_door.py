@@ -7,7 +7,8 @@ import re
 from nexus.core import errors
 from nexus.gateway import answers, balance, coding, ends, http1, kept, lines, routes, stages, waiting
 from nexus.gateway.call import Call
-from nexus.gateway.exchange import Exchange, Handler, Phase
+from nexus.gateway.exchange import Exchange
+from nexus.gateway.handler import Handler, Phase
 from nexus.gateway.upstream import BadAnswer
 from nexus.kit import guard
 from nexus.wire import runs as wire_runs

@@ -13,7 +13,8 @@ import httptools
 from nexus.core import errors
 from nexus.gateway import answers, express, http1
 from nexus.gateway.call import Call
-from nexus.gateway.exchange import Exchange, Phase
+from nexus.gateway.exchange import Exchange
+from nexus.gateway.handler import Phase
 from nexus.gateway.world import World
 
 

@@ -11,7 +11,7 @@ from nexus.gateway import kept, limits, mint, outbox, routes, settings, splits, 
 from nexus.gateway.call import Match
 
 if TYPE_CHECKING:
-    from nexus.gateway import exchange, express, lines, server, waiting
+    from nexus.gateway import exchange, express, handler, lines, server, waiting
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class World:
     rates: limits.Rates
     outbox: outbox.Outbox
     ledger: usage.Ledger
-    open_handler: "Callable[[exchange.Exchange], exchange.Handler]"
+    open_handler: "Callable[[exchange.Exchange], handler.Handler]"
     reader: "lines.Reader"
     pins: splits.Pins
     keys: kept.Keys = field(default_factory=kept.Keys)
