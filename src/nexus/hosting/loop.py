@@ -164,6 +164,7 @@ class Reconciler:
             unrouted_for_s=self._age(one.target is Target.STOPPED, "unrouted", one.id),
             failed_for_s=self._age(phase is InstancePhase.FAILED, "failed", one.id),
             active_runs=status.usage.active_runs if status is not None else 0,
+            restarts=status.restarts if status is not None else 0,
             problem=status.problem if status is not None else None,
         )
 

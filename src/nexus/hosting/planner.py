@@ -21,6 +21,7 @@ SURGE = 1
 UNROUTED_S = 1.0
 RETRY_FAILED_S = 20.0
 LONGEST_ROLLOUT_S = 3600.0
+CRASHES = 3
 STOP_ON_DELETE_S = 30.0
 _GONE = frozenset({InstancePhase.STOPPED})
 
@@ -58,6 +59,7 @@ class Seen:
     unrouted_for_s: float = 0.0
     failed_for_s: float = 0.0
     active_runs: int = 0
+    restarts: int = 0
     problem: Mapping[str, Any] | None = None
 
     @property
@@ -196,9 +198,22 @@ def _find_failure(wanted: Wanted, seen: Sequence[Seen]) -> Fail | None:
         if one.revision in fresh and one.target is Target.RUNNING and one.phase is InstancePhase.FAILED:
             problem = one.problem or {"code": "instance.failed", "kind": "agent_failed", "detail": "an instance failed"}
             return Fail(revision=wanted.revision, back_to=back_to, instance_id=one.id, problem=problem)
+    crashes = sum(one.restarts for one in seen if one.revision == wanted.revision and one.target is Target.RUNNING)
+    if crashes >= CRASHES and back_to is not None and not wanted.counts:
+        return Fail(revision=wanted.revision, back_to=back_to, instance_id=None, problem=_render_crashes(crashes))
     if wanted.rolling_for_s > LONGEST_ROLLOUT_S:
         return Fail(revision=wanted.revision, back_to=back_to, instance_id=None, problem=_TOO_SLOW)
     return None
+
+
+def _render_crashes(count: int) -> Mapping[str, Any]:
+    return {
+        "code": "rollout.crashes",
+        "kind": "agent_failed",
+        "phase": "rollout",
+        "detail": f"instances of the new version ended by themselves {count} times",
+        "next_step": "see what they said: nexus ai agent logs",
+    }
 
 
 _TOO_SLOW: Mapping[str, Any] = {

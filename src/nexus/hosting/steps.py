@@ -14,7 +14,6 @@ from nexus.core.rollouts import Progress, StrategyKind
 from nexus.hosting import comparison, planner, strategies
 from nexus.ports.run_samples import Sample
 
-CRASHES = 3
 STUCK_RUNS = 3
 STUCK_S = 10.0
 STUCK_TIMES = 4.0
@@ -186,7 +185,7 @@ def _plan_after_switch(look: Look) -> planner.Action | None:
         return None
     if look.ready.get(standby, 0) == 0:
         return None
-    if look.crashes.get(look.target.number, 0) >= CRASHES:
+    if look.crashes.get(look.target.number, 0) >= planner.CRASHES:
         return planner.SwitchBack(revision=look.target.number, problem=_render_crashes(look))
     if look.stable is None or look.fresh is None or not comparison.deserves_look(look.fresh.runs, progress.looked_at):
         return None
@@ -200,7 +199,7 @@ def _plan_after_switch(look: Look) -> planner.Action | None:
 
 def _find_breakage(look: Look) -> dict[str, Any] | None:
     """What needs no statistics: instances that end again and again, and runs that never come back."""
-    if look.target.strategy.kind is not StrategyKind.AB and look.crashes.get(look.target.number, 0) >= CRASHES:
+    if look.target.strategy.kind is not StrategyKind.AB and look.crashes.get(look.target.number, 0) >= planner.CRASHES:
         return _render_crashes(look)
     if look.stable is None or look.fresh is None or look.target.strategy.kind is not StrategyKind.CANARY:
         return None

@@ -185,6 +185,16 @@ def test_plan(name: str) -> None:
     assert planner.plan(wanted, seen) == expected
 
 
+def test_a_rolling_update_whose_instances_end_again_and_again_fails() -> None:
+    crashing = [see("a", 1, READY), see("b", 1, READY), see("c", 2, STARTING, restarts=3)]
+    (failure,) = planner.plan(want(), crashing)
+    assert isinstance(failure, Fail)
+    assert (failure.back_to, failure.problem["code"]) == (1, "rollout.crashes")
+    assert planner.plan(want(active=None), crashing[2:]) != [], "a first version has nothing to go back to"
+    assert not any(isinstance(action, Fail) for action in planner.plan(want(active=None), crashing[2:]))
+    assert not any(isinstance(action, Fail) for action in planner.plan(want(phase=RevisionPhase.ACTIVE, active=2), crashing))
+
+
 def test_a_rollout_that_never_ends_fails() -> None:
     (failure,) = planner.plan(want(rolling_for_s=planner.LONGEST_ROLLOUT_S + 1), [see("c", 2, STARTING)])
     assert isinstance(failure, Fail)
