@@ -11,6 +11,7 @@ from nexus.worker.adapters import (
     agent,
     agent_framework,
     agno,
+    asgi,
     claude_agent,
     crewai,
     functions,
@@ -34,13 +35,15 @@ _TABLE: tuple[ModuleType, ...] = (
     agno,
     agent_framework,
     llama_workflows,
+    asgi,
     agent,
     functions,
 )
 ACCEPTED = (
     "an Agent subclass or object, a function or generator (sync or async), or an object of LangGraph (a compiled graph), "
     "the OpenAI Agents SDK (Agent), Google ADK (an agent or App), CrewAI (Crew or Flow), "
-    "the Claude Agent SDK (ClaudeAgentOptions), Pydantic AI, Strands, Agno or Agent Framework (Agent), or LlamaIndex (a workflow)"
+    "the Claude Agent SDK (ClaudeAgentOptions), Pydantic AI, Strands, Agno or Agent Framework (Agent), "
+    "LlamaIndex (a workflow), or any ASGI app"
 )
 
 __all__ = ["ACCEPTED", "Adapter", "choose"]
