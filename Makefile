@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(PY) -m pytest -p no:cacheprovider
 TOWNCRIER := $(PY) -m towncrier
 
-.PHONY: help setup demo test test-fast check format dev bench bench-gateway drill escape frameworks docs lock changelog ci clean FORCE
+.PHONY: help setup demo test test-fast check format dev bench bench-gateway bench-streams fuzz-gateway bench-tasks drill escape frameworks docs lock changelog ci clean FORCE
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -48,11 +48,20 @@ dev: setup ## run the host in the foreground with readable logs
 bench: setup ## the figures of the documentation, side by side with a plain server
 	@$(PY) benchmarks/host/run.py $(BENCH_ARGS)
 
-bench-gateway: setup ## the data plane against plain uvicorn and, where installed, nginx
+bench-gateway: setup ## the data plane beside plain nginx and, where installed, plain Envoy
 	@$(PY) benchmarks/gateway/run.py $(BENCH_ARGS)
 
-drill: setup ## the longer tests: kill, fill, flood
-	@$(PYTEST) -n $(WORKERS) -m slow tests
+bench-streams: setup ## event streams: first event, CPU of an event, memory of an idle one
+	@$(PY) benchmarks/gateway/streams.py $(BENCH_ARGS)
+
+fuzz-gateway: setup ## the gateway and plain nginx read the same odd bytes; seeds of findings are kept
+	@$(PY) benchmarks/gateway/fuzz.py $(FUZZ_ARGS)
+
+drill: setup ## the longer tests: kill, fill, flood; NAME=kill-storm for one drill
+	@if [ -n "$(NAME)" ]; then $(PY) -m tests.drills $(NAME) $(DRILL_ARGS); else $(PYTEST) -n $(WORKERS) -m slow tests; fi
+
+bench-tasks: setup ## the task queue against procrastinate on the same PostgreSQL
+	@$(PY) -m benchmarks.tasks.run $(BENCH_ARGS)
 
 escape: setup ## a hostile agent in every tier of isolation, against the table of what it may do
 	@$(PYTEST) tests/escape
