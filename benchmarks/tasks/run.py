@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
-from tests.integration import conftest as servers
+from tests import conftest as servers
 
 from nexus.core import ids
 from nexus.core.phases import RunPhase

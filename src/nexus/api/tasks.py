@@ -143,7 +143,13 @@ async def events(task_id: str, request: Request, caller: Caller, rooms: Rooms) -
 @router.get("/v1/webhooks/secret", summary="The secret webhooks are signed with")
 async def secret(caller: Caller, rooms: Rooms) -> dict[str, Any]:
     """`whsec_…` of the caller's tenant, as Standard Webhooks verifiers take it. For the role developer."""
-    return {"secret": rooms.webhooks.secret(caller)}
+    return {"secret": await rooms.webhooks.secret(caller)}
+
+
+@router.post("/v1/webhooks/secret/rotate", summary="Change the secret webhooks are signed with")
+async def rotate_secret(caller: Caller, rooms: Rooms) -> dict[str, Any]:
+    """The new one. For a day deliveries carry the old one's signature too. For the role developer."""
+    return {"secret": await rooms.webhooks.rotate_secret(caller)}
 
 
 @router.post("/tasks/{task_id}/webhook/replay", summary="Send a dead webhook again", status_code=202)

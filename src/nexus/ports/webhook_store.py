@@ -16,6 +16,15 @@ class Due:
     host: str
     attempt: int
     task: task_store.Task
+    key: "KeyState"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyState:
+    """Which of a tenant's signing secrets is in use: 0 is the first. `age_s` is how long it has been (None: always)."""
+
+    generation: int = 0
+    age_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +47,12 @@ class WebhookStore(Protocol):
 
     async def settle(self, attempted: Attempted) -> None:
         """Record an attempt; ignored when a later attempt has been recorded."""
+        ...
+
+    async def key_state(self, tenant: str) -> KeyState: ...
+
+    async def rotate_key(self, tenant: str) -> KeyState:
+        """Begin to use the next secret."""
         ...
 
     async def requeue(self, tenant: str, task_id: str) -> bool:

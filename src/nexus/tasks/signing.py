@@ -5,13 +5,24 @@ import hashlib
 import hmac
 from datetime import UTC, datetime
 
-from nexus.ports import task_store
+from nexus.ports import task_store, webhook_store
 from nexus.tasks import verdict, views
 
+OVERLAP_S = 86400.0
 
-def derive_secret(key: bytes, tenant: str) -> str:
+
+def derive_secret(key: bytes, tenant: str, generation: int = 0) -> str:
     """The tenant's `whsec_…`: 256 bits that follow from the platform's key, so that none is stored."""
-    return "whsec_" + base64.b64encode(hmac.digest(key, b"webhook secret\0" + tenant.encode(), "sha256")).decode()
+    named = b"webhook secret\0" + tenant.encode() + (b"\0%d" % generation if generation else b"")
+    return "whsec_" + base64.b64encode(hmac.digest(key, named, "sha256")).decode()
+
+
+def secrets_in_use(key: bytes, tenant: str, state: webhook_store.KeyState) -> list[str]:
+    """The current secret, and for a day after a rotation the one before; receivers accept either signature."""
+    generations = [state.generation]
+    if state.generation and state.age_s is not None and state.age_s < OVERLAP_S:
+        generations.append(state.generation - 1)
+    return [derive_secret(key, tenant, generation) for generation in generations]
 
 
 def sign(secret: str, *, message_id: str, timestamp: int, body: bytes) -> str:

@@ -52,10 +52,17 @@ class WebhookSender:
         """There may be something to deliver."""
         self._awake.set()
 
-    def secret(self, caller: principals.Principal) -> str:
+    async def secret(self, caller: principals.Principal) -> str:
         """The signing secret of the caller's tenant; for those who deploy."""
         caller.require(principals.Action.DEPLOY)
-        return signing.derive_secret(self._key, caller.tenant)
+        state = await self._store.key_state(caller.tenant)
+        return signing.derive_secret(self._key, caller.tenant, state.generation)
+
+    async def rotate_secret(self, caller: principals.Principal) -> str:
+        """A new signing secret; for a day deliveries are signed with the old one too."""
+        caller.require(principals.Action.DEPLOY)
+        state = await self._store.rotate_key(caller.tenant)
+        return signing.derive_secret(self._key, caller.tenant, state.generation)
 
     async def replay(self, caller: principals.Principal, task_id: str) -> None:
         """Begin a dead delivery anew; `NotFound` (code `webhook.not_dead`) when there is none."""
@@ -157,7 +164,7 @@ class WebhookSender:
         addresses = await egress.resolve(target, self._allowance)
         body = signing.render_body(delivery.task)
         now = int(self._clock.time())
-        secret = signing.derive_secret(self._key, delivery.task.lane.tenant)
+        secrets = signing.secrets_in_use(self._key, delivery.task.lane.tenant, delivery.key)
         fields = {
             "Host": target.authority,
             "User-Agent": "nexus-webhooks/1",
@@ -165,7 +172,9 @@ class WebhookSender:
             "Accept": "*/*",
             "webhook-id": delivery.id,
             "webhook-timestamp": str(now),
-            "webhook-signature": signing.sign(secret, message_id=delivery.id, timestamp=now, body=body),
+            "webhook-signature": " ".join(
+                signing.sign(secret, message_id=delivery.id, timestamp=now, body=body) for secret in secrets
+            ),
         }
         return await http1.post(
             [str(address) for address in addresses],

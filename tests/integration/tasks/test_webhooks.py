@@ -96,7 +96,7 @@ async def test_a_finished_task_reaches_its_webhook_signed(running: rigs.Rig) -> 
     async with receiving(Receiver()) as receiver, sending(running) as sender:
         task = await running.submit("value", webhook=receiver.url())
         webhook = await delivery(running, task.task_id, is_over)
-        secret = sender.secret(rigs.CALLER)
+        secret = await sender.secret(rigs.CALLER)
     assert (webhook["status"], webhook["attempts"], webhook["last_status"]) == ("delivered", 1, 204)
     ((request, fields, body),) = receiver.got
     assert request == "POST /hook?x=1 HTTP/1.1"
@@ -252,3 +252,22 @@ async def stacked(contexts: Iterable[AbstractAsyncContextManager[object]]) -> As
         for context in contexts:
             await stack.enter_async_context(context)
         yield
+
+
+async def test_a_changed_secret_and_the_one_before_both_verify_for_a_day(running: rigs.Rig) -> None:
+    async with receiving(Receiver()) as receiver, sending(running) as sender:
+        before = await sender.secret(rigs.CALLER)
+        after = await sender.rotate_secret(rigs.CALLER)
+        assert after == await sender.secret(rigs.CALLER) != before
+        task = await running.submit("value", webhook=receiver.url())
+        await delivery(running, task.task_id, is_over)
+        with psycopg.connect(running.url, autocommit=True) as connection:
+            connection.execute("UPDATE webhook_keys SET rotated_at = rotated_at - 86401")
+        later = await running.submit("value", webhook=receiver.url())
+        await delivery(running, later.task_id, is_over)
+    (_, during, first), (_, past, second) = receiver.got
+    for secret in (before, after):
+        assert standardwebhooks.Webhook(secret).verify(first, during)["type"] == "task.completed"
+    assert standardwebhooks.Webhook(after).verify(second, past)
+    with pytest.raises(standardwebhooks.WebhookVerificationError):
+        standardwebhooks.Webhook(before).verify(second, past)

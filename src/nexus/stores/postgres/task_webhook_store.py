@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from nexus.ports import webhook_store
 from nexus.stores.postgres import task_listener, task_queue, task_rows, task_session
@@ -45,6 +45,17 @@ _REQUEUE = sa.text(
 )
 
 
+_ROTATE = sa.text(
+    """
+    INSERT INTO webhook_keys (tenant, generation, rotated_at) VALUES (:tenant, 1, nexus_now())
+    ON CONFLICT (tenant) DO UPDATE SET generation = webhook_keys.generation + 1, rotated_at = excluded.rotated_at
+    """
+)
+_KEYS = sa.text(
+    "SELECT tenant, generation, nexus_now() - rotated_at AS age FROM webhook_keys WHERE tenant = ANY(CAST(:tenants AS text[]))"
+)
+
+
 class PostgresWebhookStore:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -57,8 +68,11 @@ class PostgresWebhookStore:
                 return []
             found = await connection.execute(_TASKS, {"ids": [row.task_id for row in rows]})
             tasks = {task.id: task for task in map(task_rows.read, found.mappings())}
+            keys = await _key_states(connection, {row.tenant for row in rows})
         return [
-            webhook_store.Due(id=row.id, url=row.url, host=row.host, attempt=row.attempts, task=tasks[row.task_id])
+            webhook_store.Due(
+                id=row.id, url=row.url, host=row.host, attempt=row.attempts, task=tasks[row.task_id], key=keys[row.tenant]
+            )
             for row in rows
         ]
 
@@ -73,9 +87,25 @@ class PostgresWebhookStore:
         async with task_session.begin(self._engine, "recording a webhook's attempt") as connection:
             await connection.execute(_SETTLE, values)
 
+    async def key_state(self, tenant: str) -> webhook_store.KeyState:
+        async with task_session.begin(self._engine, "reading a webhook key") as connection:
+            return (await _key_states(connection, {tenant}))[tenant]
+
+    async def rotate_key(self, tenant: str) -> webhook_store.KeyState:
+        async with task_session.begin(self._engine, "rotating a webhook key") as connection:
+            await connection.execute(_ROTATE, {"tenant": tenant})
+            return (await _key_states(connection, {tenant}))[tenant]
+
     async def requeue(self, tenant: str, task_id: str) -> bool:
         async with task_session.begin(self._engine, "replaying a webhook") as connection:
             done = await connection.execute(_REQUEUE, {"tenant": tenant, "task": task_id})
             if done.rowcount:
                 await task_queue.notify(connection, task_listener.CHANNEL_WEBHOOKS, [""])
             return bool(done.rowcount)
+
+
+async def _key_states(connection: AsyncConnection, tenants: Collection[str]) -> dict[str, webhook_store.KeyState]:
+    found = {tenant: webhook_store.KeyState() for tenant in tenants}
+    for row in await connection.execute(_KEYS, {"tenants": list(tenants)}):
+        found[row.tenant] = webhook_store.KeyState(generation=row.generation, age_s=row.age)
+    return found
