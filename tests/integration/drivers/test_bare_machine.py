@@ -90,6 +90,30 @@ async def test_without_control_groups_children_die_with_their_instance(rig: supe
                 await asyncio.sleep(0.02)
 
 
+async def test_without_control_groups_the_number_of_processes_is_limited_all_the_same(rig: supervisor_rig.SupervisorRig) -> None:
+    async with a_node(rig.home) as made:
+        if made.capabilities().isolation != "box":
+            pytest.skip("this machine has no namespaces for us")
+        agent = (
+            "import os, signal\n"
+            "def run(input):\n"
+            "    children = []\n"
+            "    try:\n"
+            "        while len(children) < 3000:\n"
+            "            if (child := os.fork()) == 0: signal.pause()\n"
+            "            children.append(child)\n"
+            "    except OSError as error: return [len(children), error.errno]\n"
+            "    finally:\n"
+            "        for child in children: os.kill(child, 9)\n"
+        )
+        spec = rig.spec_of({"agent.py": agent})
+        made.start(spec)
+        await until(made, spec.id, READY)
+        count, said = await rig.run(spec.id, None)
+        assert count <= cgroups.PROCESSES
+        assert said == 11
+
+
 async def test_a_full_disk_is_a_typed_failure_and_the_node_goes_on(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(tmp_path)], capture_output=True).returncode != 0:
         pytest.skip("mounting a small disk needs root")

@@ -120,6 +120,8 @@ def _live(plan: "box_calls.Plan", link: _socket.socket) -> None:
         confine_alone(plan, link)
         return
     confine(plan)
+    if plan.get("processes"):  # counted within our user namespace from here on, so after entering it
+        resource.setrlimit(resource.RLIMIT_NPROC, (plan["processes"],) * 2)
     link = _take_descriptors(plan, link)
     way = box_relay.listen() if plan["way"] else None
     watched = set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}

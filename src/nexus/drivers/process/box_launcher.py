@@ -70,6 +70,7 @@ class BoxLauncher:
                 command=plan.command,
                 environ=plan.environ,
                 limits=self._limits(plan),
+                processes=None if self._layout.has("pids") else cgroups.PROCESSES,
             )
             running = self._enter(drawn, plan, group)
         except BaseException:

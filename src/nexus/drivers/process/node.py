@@ -192,8 +192,10 @@ class Node:
         if not self._layout.has("cpu"):
             missing.append("cpu control group: CPU limits are not enforced")
         if not self._layout.has("pids"):
-            missing.append("pids control group: the number of processes of an instance is not limited")
-        if not self._layout.v1 and self._layout.unified is None:
+            missing.append(
+                f"pids control group: {'RLIMIT_NPROC limits' if self._layers.boxed else 'nothing limits'} the processes"
+            )
+        if not self._layout.v1 and self._layout.unified is None and not self._layers.boxed:
             missing.append("no control group at all: a daemon that hides its origin may outlive its instance")
         return driver.Capabilities(
             name="process",

@@ -86,8 +86,11 @@ def plan(
     command: Sequence[str],
     environ: Mapping[str, str],
     limits: Mapping[str, tuple[int, int]],
+    processes: int | None = None,
 ) -> dict[str, Any]:
-    """The JSON that `box_entry` works from. `owner`: the host's user to become, None when we are not root ourselves."""
+    """The JSON that `box_entry` works from. `owner`: the host's user to become, None when we are not root ourselves.
+    `processes`: how many the box may have, where no control group counts them.
+    """
     temporary = _temporary_bytes(wish.memory_bytes)
     boxed = layers.boxed
     writable = [str(path) for path in wish.write]
@@ -95,6 +98,7 @@ def plan(
         "layers": sorted(layers.held),
         "restricted": wish.context == RESTRICTED,
         "limits": {name: list(pair) for name, pair in limits.items()},
+        "processes": processes or 0,
         "command": list(command),
         "environ": dict(environ),
         "folder": str(wish.folder),
