@@ -26,7 +26,7 @@ demo: setup ## from nothing to two hosted agents on a real local model
 	@$(PY) scripts/demo.py $(DEMO_ARGS)
 
 test: setup ## every test, in under five minutes
-	@$(PYTEST) -n $(WORKERS) --dist loadgroup tests
+	@$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not slow" tests
 
 test-fast: setup ## the unit tests only
 	@$(PYTEST) -n $(WORKERS) tests/unit
