@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nexus.drivers.process import box_launcher, cgroups
+
 _LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
 _LANDLOCK_VERSION = 1
 _CLONE_NEWUSER, _CLONE_NEWNS, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x00020000, 0x20000000, 0x40000000
@@ -25,7 +27,7 @@ class Fact:
 
 
 def read_facts() -> list[Fact]:
-    return [_pidfd(), _namespaces(), _landlock(), _seccomp(), _cgroups()]
+    return [_pidfd(), _namespaces(), _landlock(), _seccomp(), _cgroups(), _box()]
 
 
 def read_memory() -> tuple[int, int]:
@@ -63,6 +65,19 @@ def _namespaces() -> Fact:
         detail=f"unshare: {os.strerror(number)}",
         mend="sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu 24.04), "
         "user.max_user_namespaces > 0; in a container: its seccomp profile",
+    )
+
+
+def _box() -> Fact:
+    """What the layers come to: a box entered here and now, as the supervisor enters one at its start."""
+    layers = box_launcher.find_layers(cgroups.Layout())
+    if not layers.refused:
+        return Fact(name="box", present=True, detail="entered with every layer: agents are closed in")
+    return Fact(
+        name="box",
+        present=False,
+        detail=f"{'entered' if layers.boxed else 'cannot be entered'}; without {'; '.join(layers.missing)}",
+        mend="the lines above say which layer of the kernel is closed; Linux 5.12 or newer is needed",
     )
 
 
