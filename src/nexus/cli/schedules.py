@@ -36,7 +36,7 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Submit a task again and again, or once at a later time."""
-    value = inputs.read(given, file, data)
+    value = None if given is None and file is None and data is None else inputs.read(given, file, data)
     more = {name: entry for name, entry in (("priority", priority), ("webhook", webhook)) if entry is not None}
     with connect.open_client() as host:
         made = host.schedules.create(
