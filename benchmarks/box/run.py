@@ -56,7 +56,7 @@ class Boxes:
         self.layers = self._launcher.look()
         for name in ("stage", "work"):
             (folder / name).mkdir(exist_ok=True)
-        needed, links = sandbox.interpreter(Path(PYTHON))
+        needed, links = sandbox.interpreter(Path(PYTHON), private=folder)
         self._wish = sandbox.Wish(
             stage=folder / "stage", folder=folder / "work", home=folder / "work", output=folder / "output", read=needed,
             write=[folder / "work"], links=links,

@@ -64,10 +64,27 @@ def test_an_interpreter_is_followed_through_every_link(tmp_path: Path) -> None:
     alias.symlink_to("python3.11")
     outer.symlink_to("../../python/bin/python")
     inner.symlink_to(outer)
-    needed, links = sandbox.interpreter(inner)
+    needed, links = sandbox.interpreter(inner, private=Path("/private"))
     assert needed == [tmp_path / "python"]
-    assert sandbox.interpreter(real) == ([tmp_path / "python"], [])
+    assert sandbox.interpreter(real, private=Path("/private")) == ([tmp_path / "python"], [])
     assert links == [(str(outer), "../../python/bin/python"), (str(alias), "python3.11")]
+
+
+def test_an_interpreter_in_a_home_does_not_show_the_home(tmp_path: Path) -> None:
+    for name in ("bin/python3.11", "lib/libpython3.11.so", "lib/python3.11/os.py", ".nexus/master.key", ".ssh/id"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    needed, _ = sandbox.interpreter(tmp_path / "bin/python3.11", private=tmp_path / ".nexus/instances/ins_1")
+    assert {str(path.relative_to(tmp_path)) for path in needed} == {"bin/python3.11", "lib/python3.11", "lib/libpython3.11.so"}
+
+
+def test_a_kernel_before_scopes_is_told_and_matters_only_to_the_hosts_network() -> None:
+    assert sandbox.refused_scopes(6) == {}
+    old = sandbox.Layers(held=frozenset(sandbox.LAYERS), refused=sandbox.refused_scopes(4))
+    stranger = dataclasses.replace(WISH, untrusted=True)
+    problems.check_isolation(SPEC, dataclasses.replace(stranger, network="egress"), old, missing=old.missing)
+    with pytest.raises(errors.Unavailable, match="untrusted"):
+        problems.check_isolation(SPEC, stranger, old, missing=old.missing)
 
 
 def test_a_plan_of_a_whole_box_gives_away_only_what_is_the_instances_own() -> None:

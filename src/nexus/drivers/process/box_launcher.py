@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nexus.core import errors
-from nexus.drivers.process import box_calls, cgroups, launcher, sandbox
+from nexus.drivers.process import box_calls, box_landlock, cgroups, launcher, sandbox
 
 _LOG = logging.getLogger(__name__)
 _MAIN = Path(__file__).with_name("box_main.py")
@@ -188,6 +188,8 @@ def find_layers(layout: cgroups.Layout, *, python: str = sys.executable) -> sand
         gone = {layer, *(("user", "network") if layer == "namespaces" else ())} & held
         refused |= dict.fromkeys(gone, str(failed["text"]))
         held -= gone
+    if "landlock" in held:
+        refused |= sandbox.refused_scopes(box_landlock.version())
     return sandbox.Layers(held=frozenset(held), refused=refused)
 
 
@@ -196,7 +198,7 @@ def _try(held: frozenset[str], python: str) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory(prefix="nexus-box-") as name, _fifo(Path(name, "output")) as output:
         stage = Path(name, "stage")
         stage.mkdir()
-        needs, links = sandbox.interpreter(Path(python))
+        needs, links = sandbox.interpreter(Path(python), private=stage)
         real = Path(python).resolve()
         owner = plan_owner(name) if "namespaces" in held else None
         wish = sandbox.Wish(

@@ -177,7 +177,7 @@ def render_wish(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Pr
     """What the instance sees of this machine: its own folders, and to read its code, its environment and the doors."""
     options = spec.options
     network = str(options.get("network", "host"))
-    needed, links = sandbox.interpreter(ready.environment / "bin" / "python")
+    needed, links = sandbox.interpreter(ready.environment / "bin" / "python", private=at.root)
     door = Path(spec.door)
     return sandbox.Wish(
         stage=at.stage,

@@ -13,11 +13,14 @@ from typing import Any
 from nexus.drivers.process import box_root
 
 LAYERS = ("namespaces", "user", "network", "landlock", "seccomp")
+SCOPES = "scopes"  # a part of Landlock that came late
+_SCOPES_SINCE = 6
 COSTS: Mapping[str, str] = {
     "namespaces": "namespaces: instances run as the host's own user and see its processes; run only code you trust",
     "user": "user namespace: an agent's user is unprivileged, but only by its number on this host",
     "network": "network namespace: hosting.network: isolated and egress are refused",
     "landlock": "landlock: the file tree of a box is kept by mounts alone, and abstract sockets of the host can be reached",
+    SCOPES: "landlock scopes: with hosting.network: host an agent reaches abstract sockets of the host (X11, D-Bus)",
     "seccomp": "seccomp: every system call of the kernel can be made by an agent",
 }
 INNER_USER = 1000
@@ -74,7 +77,7 @@ class Layers:
     @property
     def missing(self) -> tuple[str, ...]:
         """One line for each absent layer: what it is, what it costs, what the machine said."""
-        return tuple(f"{COSTS[layer]} ({self.refused[layer]})" for layer in LAYERS if layer in self.refused)
+        return tuple(f"{COSTS[layer]} ({self.refused[layer]})" for layer in COSTS if layer in self.refused)
 
 
 def plan(
@@ -126,6 +129,11 @@ def plan(
     }  # fmt: skip
 
 
+def refused_scopes(version: int) -> dict[str, str]:
+    """What a kernel whose Landlock is of this version lacks of it."""
+    return {} if version >= _SCOPES_SINCE else {SCOPES: f"Landlock {version} here; {_SCOPES_SINCE} came with Linux 6.12"}
+
+
 def outermost(paths: Sequence[str]) -> list[str]:
     """Without doubles and without what lies below another one or below `/usr`, which every box has."""
     kept: list[str] = []
@@ -150,8 +158,11 @@ def plan_owner(instance_id: str, uid_map: str) -> int:
     return _SMALL_FIRST_USER + number % (min(most, 65_000) - _SMALL_FIRST_USER)
 
 
-def interpreter(python: Path) -> tuple[list[Path], list[tuple[str, str]]]:
-    """What an environment's `bin/python` needs beside it: the installation it leads to, and the links between."""
+def interpreter(python: Path, *, private: Path) -> tuple[list[Path], list[tuple[str, str]]]:
+    """What an environment's `bin/python` needs beside it: the installation it leads to, and the links between.
+
+    `private` is a folder of the host's that no agent may see.
+    """
     links: list[tuple[str, str]] = []
     environment = python.parent.parent if (python.parent.parent / "pyvenv.cfg").exists() else Path("/nowhere")
     at = python
@@ -164,7 +175,11 @@ def interpreter(python: Path) -> tuple[list[Path], list[tuple[str, str]]]:
         at = Path(os.path.normpath(at.parent / target))
     real = at.resolve()
     prefix = real.parent.parent
-    return ([] if prefix.is_relative_to(environment) else [prefix]), links
+    if prefix.is_relative_to(environment):
+        return [], links
+    if private.is_relative_to(prefix):  # such as /home/me/bin/python: then not all of its prefix, for it holds what is ours alone
+        return [real, *sorted(prefix.glob("lib*/python3*")), *sorted(prefix.glob("lib*/libpython*"))], links
+    return [prefix], links
 
 
 def _temporary_bytes(memory: int | None) -> int:
