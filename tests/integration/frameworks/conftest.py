@@ -4,6 +4,7 @@ Only the frameworks named in FRAMEWORKS (or `all`) are run; `make frameworks` se
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -88,7 +89,7 @@ async def start(copy: Path, build: Callable, llm: fake_llm.FakeLlm, request) -> 
     door.provider = llm
 
     async def launch(
-        example: str, entrypoint: str = "agent:agent", *, hosted: bool = False, files: dict[str, str] | None = None
+        example: str, entrypoint: str = "agent:agent", *, hosted: bool = False, files: dict[str, str] | None = None, **env: str
     ) -> workers.Worker:
         source = EXAMPLES / example
         place = Path(tempfile.mkdtemp(prefix="w", dir=folder))
@@ -99,10 +100,11 @@ async def start(copy: Path, build: Callable, llm: fake_llm.FakeLlm, request) -> 
             {} if hosted else {"OPENAI_BASE_URL": llm.base_url, "OPENAI_API_BASE": llm.base_url, "ANTHROPIC_BASE_URL": llm.origin}
         )
         keys = {} if hosted else {"OPENAI_API_KEY": "sk-test", "ANTHROPIC_API_KEY": "sk-test"}
-        return await starter(code, entrypoint=entrypoint, HOME=str(place), **own, **keys)
+        return await starter(code, entrypoint=entrypoint, HOME=str(place), **own, **keys, **env)
 
     launch.door = door
     async with door.serving():
         yield launch
         for starter in starters:
             await workers._end(starter)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -49,8 +49,8 @@ class StateSession:
         self._state.pop(_KEY, None)
 
     def _items(self) -> list[Any]:
-        items = self._state.setdefault(_KEY, [])
-        return items if isinstance(items, list) else self._state.__setitem__(_KEY, []) or self._state[_KEY]
+        items: list[Any] = self._state.setdefault(_KEY, [])
+        return items
 
 
 class OpenAiAgentsAdapter:
