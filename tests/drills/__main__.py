@@ -2,9 +2,23 @@
 
 import sys
 
+import pytest
+
 from tests.drills import kill_storm
 
-DRILLS = {"kill-storm": kill_storm.main}
+
+def crash_points(arguments: list[str]) -> int:
+    """A dispatcher dies before and after every durable write."""
+    return int(pytest.main(["-q", "-m", "slow", "tests/integration/tasks/test_crash_points.py", *arguments]))
+
+
+def zombie(arguments: list[str]) -> int:
+    """A dispatcher and a worker that were stopped and taken over wake up and try to write."""
+    named = ["tests/integration/tasks/test_dispatcher_death.py", "tests/integration/tasks/test_recordings.py"]
+    return int(pytest.main(["-q", "-k", "zombie or fenced", *named, *arguments]))
+
+
+DRILLS = {"kill-storm": kill_storm.main, "crash-points": crash_points, "zombie": zombie}
 
 if __name__ == "__main__":
     name = sys.argv[1] if len(sys.argv) > 1 else ""
