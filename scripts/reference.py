@@ -89,6 +89,20 @@ def render_errors(raised: list[Raised]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_states(page: str) -> str:
+    """The page with the picture of a task's states between its two marks, from the table of legal moves."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from nexus.core import phases
+
+    begin, end = "<!-- states: written by make docs from nexus.core.phases -->\n", "<!-- end of states -->"
+    lines = ["```mermaid", "stateDiagram-v2", f"  [*] --> {phases.RunPhase.PENDING}"]
+    for phase in phases.RunPhase:
+        following = [each for each in phases.RunPhase if each in phases.RUN_MOVES[phase]]
+        lines += [f"  {phase} --> {each}" for each in following] or [f"  {phase} --> [*]"]
+    head, rest = page.split(begin)
+    return "\n".join([head + begin + "\n".join(lines), "```", end + rest.split(end)[1]])
+
+
 def render_commands() -> str:
     """docs/reference/cli.md, from the command tree itself."""
     sys.path.insert(0, str(ROOT / "src"))
@@ -198,7 +212,12 @@ def _text(node: ast.expr) -> str:
 
 def pages() -> dict[Path, str]:
     """Every generated page with its text."""
-    return {REFERENCE / "errors.md": render_errors(find_codes()), REFERENCE / "cli.md": render_commands()}
+    tasks = ROOT / "docs" / "explain" / "tasks.md"
+    return {
+        REFERENCE / "errors.md": render_errors(find_codes()),
+        REFERENCE / "cli.md": render_commands(),
+        tasks: render_states(tasks.read_text("utf-8")),
+    }
 
 
 def main() -> int:
