@@ -292,7 +292,7 @@ def report(
 
 def serve_feed(node: home.Home, key: str, echo: Path) -> None:
     """A feed that gives one snapshot and acknowledges every batch."""
-    instances = [{"id": "ins_a", "address": f"unix:{echo}", "version": "1"}]
+    instances = [{"id": f"ins_{name}", "address": f"unix:{echo}", "version": "1"} for name in "abcd"]
     entries = {
         "settings": {"hosts": [], "origins": [], "default_model": None, "max_body_bytes": 1 << 20},
         f"key/{keys.hash_key(key)}": {

@@ -25,16 +25,21 @@ def decide_instance(
     usable ones; so every gateway process agrees without talking. Without a session the deployment's balancer decides.
     """
     listed = deployment.instances if version is None else deployment.versions.get(version, ())
-    threshold = deployment.options.threshold
+    threshold, limit = deployment.options.threshold, deployment.max_concurrency
+    if session_id is not None and version is None and threshold is None and not without:
+        known = deployment.homes.get(session_id)
+        if known is not None and all([instance.out_until <= now for instance in listed]):
+            return _with_room(known, limit)
     usable = [instance for instance in listed if instance.out_until <= now and instance.id not in without]
     if threshold is not None:
         usable = [instance for instance in usable if instance.circuit.may_pass(threshold, now)]
     if not usable:
         return None
-    limit = deployment.max_concurrency
     if session_id is not None:
         chosen = _home_of(session_id, deployment, usable)
-        return chosen if limit is None or chosen.active < limit else None
+        if version is None and len(usable) == len(listed):
+            _note_home(deployment, session_id, chosen)
+        return _with_room(chosen, limit)
     if limit is not None:
         usable = [instance for instance in usable if instance.active < limit]
         if not usable:
@@ -48,6 +53,16 @@ def decide_instance(
     if deployment.balancer == "health-based":
         return min(around, key=_burden)
     return min(around, key=_active)
+
+
+def _with_room(instance: routes.Instance, limit: int | None) -> routes.Instance | None:
+    return instance if limit is None or instance.active < limit else None
+
+
+def _note_home(deployment: routes.Deployment, session_id: str, instance: routes.Instance) -> None:
+    if len(deployment.homes) >= _MOST_NOTED:
+        deployment.homes.clear()
+    deployment.homes[session_id] = instance
 
 
 def decide_version(

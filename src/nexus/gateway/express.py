@@ -101,10 +101,11 @@ class Express:
             world.loop.call_soon(world.waiting.look_again, deployment.id)
         world.outbox.add(
             b'{"kind":"run","id":"%b",%b,"version":%b,"instance_id":"%b","session_id":"%b","mode":"sync","outcome":"%b",'
-            b'"status":%d,"started_at":%.6f,"duration_s":%.6f,"bytes_in":%d,"bytes_out":%d,"trace_id":"%b"}'
+            b'"status":%d,"started_at":%de-6,"duration_s":%de-6,"bytes_in":%d,"bytes_out":%d,"trace_id":"%b"}'
             % (
                 self._run_id, self._admission.record, instance.version_json, instance.id_bytes, self._session_id,
-                b"completed" if status < 400 else b"failed", status, self._started, ended - self.sent_at, len(self._body),
+                b"completed" if status < 400 else b"failed", status, self._started * 1e6, (ended - self.sent_at) * 1e6,
+                len(self._body),
                 len(body), self._trace[3:35],
             )
         )  # fmt: skip
@@ -173,7 +174,7 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
     run._instance, run._upstream, run._quota = instance, upstream, _ = reserved
     trace = fields[lines.TRACE]
     if trace is None or mint.parse_traceparent(trace) is None:
-        trace = world.minter.traceparent()[0]
+        trace = world.minter.traceparent_bytes()
     run._trace, run._started, run._given, run._streams = trace, started, session is not None, streams
     run._run_id = world.minter.run_id_bytes()
     run._session_id = world.minter.session_id(instance.tag).encode("ascii") if session is None else session

@@ -12,7 +12,8 @@ from nexus.gateway import http1
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}): ?([!-~](?:[ -~]{0,1022}[!-~])?)")
 _REQUEST_LINE = re.compile(rb"POST (/[!-\"$-~]{0,510}) HTTP/1\.1")
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5]\d\d) [ -~]{0,100}")
-_SESSION_LINE = re.compile(rb"[Nn]exus-[Ss]ession-[Ii]d: ?([A-Za-z0-9._:@-]{1,256})")
+_SESSION = re.compile(rb"[A-Za-z0-9._:@-]{1,256}")
+_SESSION_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:@-"
 _LONGEST_HEAD = 8192
 _MOST_LINES = 64
 _REMEMBERED = 8192
@@ -68,8 +69,10 @@ class Reader:
         for line in lines:
             known = known_lines.get(line)
             if known is None:
-                if (found := _SESSION_LINE.fullmatch(line)) is not None and fields[SESSION] is None:
-                    fields[SESSION] = found[1]
+                if line[:18] == b"Nexus-Session-Id: " and not line[18:].translate(None, _SESSION_BYTES) and 18 < len(line) < 275:
+                    if fields[SESSION] is not None:
+                        return None
+                    fields[SESSION] = line[18:]
                     continue
                 if (known := self._learn_request(line)) is None:
                     return None
@@ -120,13 +123,13 @@ class Reader:
         kind = _KINDS.get(name, 0)
         if name in _NOT_PLAIN and not (name == b"connection" and value.lower() == b"keep-alive"):
             return None
-        if kind == SESSION:
+        if kind == SESSION and _SESSION.fullmatch(value) is None:
             return None
         if kind == LENGTH and not (value.isdigit() and len(value) < 10):
             return None
         kept = name not in self._withheld and not name.startswith(self._withheld_prefixes) and b"_" not in name
         known = (kind, value, b"%b: %b\r\n" % (name, value) if kept else b"")
-        if kind != TRACE:
+        if kind not in (TRACE, SESSION):
             _remember(self._requests, line, known)
         return known
 

@@ -3,6 +3,7 @@
 A session id minted here ends in the tag of the instance it was given to, so that every gateway finds it again without talking.
 """
 
+import binascii
 import hashlib
 import os
 import re
@@ -41,8 +42,12 @@ class Minter:
 
     def traceparent(self) -> tuple[bytes, str]:
         """A fresh one, and its trace id."""
-        fresh = self._take(24).hex()
-        return f"00-{fresh[:32]}-{fresh[32:]}-01".encode("ascii"), fresh[:32]
+        fresh = self.traceparent_bytes()
+        return fresh, fresh[3:35].decode("ascii")
+
+    def traceparent_bytes(self) -> bytes:
+        fresh = binascii.hexlify(self._take(24))
+        return b"00-%b-%b-01" % (fresh[:32], fresh[32:])
 
     def _time(self) -> bytes:
         now = time.time_ns() // 1_000_000

@@ -67,8 +67,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """`circuit` and `cache` live as long as the revision, `turn` as long as the deployment, in every table. `pinned` holds the
-    sessions whose version this table has seen noted. `plain` deployments may take the short way (`express`)."""
+    """`circuit` and `cache` live as long as the revision, `turn` as long as the deployment, in every table.
+
+    `pinned` holds the sessions whose version this table has seen noted, `homes` where sessions live while every instance is
+    well. `plain` deployments may take the short way (`express`).
+    """
 
     id: str
     tenant: str
@@ -88,6 +91,7 @@ class Deployment:
     circuit: breaker.Circuit = field(default_factory=breaker.Circuit, repr=False)
     cache: kept.Cache = field(default_factory=kept.Cache, repr=False)
     pinned: set[str] = field(default_factory=set, repr=False)
+    homes: dict[str, Instance] = field(default_factory=dict, repr=False)
 
     @property
     def plain(self) -> bool:
