@@ -13,13 +13,13 @@ _MOST_BYTES = 256 * 1024
 _SHOWN = ("kind", "code", "detail", "phase", "cause", "next_step")
 
 
-async def fetch_end(supervisor: Path, instance_id: str) -> errors.NexusError | None:
-    """The instance's own end in the last seconds, None when it did not end or nobody can say. Takes a second at most."""
+async def fetch_end(supervisor: Path, instance_id: str, *, since: float) -> errors.NexusError | None:
+    """The instance's end after `since` (seconds since the epoch); None: it did not end, or nobody can say. Takes a second at most."""
     try:
         async with asyncio.timeout(_WAIT_S + 0.5):
             reader, writer = await asyncio.open_unix_connection(supervisor)
             try:
-                path = f"/instances/{instance_id}/end?wait_s={_WAIT_S}"
+                path = f"/instances/{instance_id}/end?since={since:.3f}&wait_s={_WAIT_S}"
                 writer.write(f"GET {path} HTTP/1.1\r\nHost: supervisor\r\nConnection: close\r\n\r\n".encode())
                 answer = http1.AnswerStream(reader)
                 await answer.head()

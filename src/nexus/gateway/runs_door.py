@@ -369,7 +369,8 @@ class RunHandler(Handler):
         return True
 
     async def _explain(self, reason: str, instance_id: str) -> None:
-        told = await ends.fetch_end(self.world.settings.home.supervisor_socket, instance_id)
+        since = self.world.clock() - (self.world.loop.time() - self._sent_at)
+        told = await ends.fetch_end(self.world.settings.home.supervisor_socket, instance_id, since=since)
         self.exchange.fail(told or self.broken(reason, lost=True))
 
     def broken(self, reason: str, *, lost: bool) -> errors.NexusError:

@@ -48,7 +48,8 @@ class App:
             self._node.stop(match[1], grace_s=_number(query, "grace_s", _DEFAULT_GRACE_S, 86_400))
             await _answer(send, 202, {})
         elif match and match[2] == "/end" and method == "GET":
-            await _answer(send, 200, {"problem": await self._node.last_end(match[1], wait_s=_number(query, "wait_s", 0.0, 5.0))})
+            since, wait_s = _number(query, "since", 0.0, 1e12), _number(query, "wait_s", 0.0, 5.0)
+            await _answer(send, 200, {"problem": await self._node.last_end(match[1], since=since, wait_s=wait_s)})
         elif match and match[2] and method == "GET":
             await _answer(send, 200, {"lines": self._node.log_tail(match[1], int(_number(query, "lines", 50, 1000)))})
         elif method == "GET" and path == "/health":

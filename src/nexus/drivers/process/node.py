@@ -33,7 +33,6 @@ from nexus.ports import driver
 _LOG = logging.getLogger(__name__)
 _MEASURE_S = 2.0
 _QUEUE = 1024
-_RECENT_END_S = 5.0
 _MOST_RECORD = 16 * 1024 * 1024
 _UNUSED_S = 30 * 86_400
 MOST_INSTANCES = 5000
@@ -160,14 +159,13 @@ class Node:
         finally:
             self._watchers.discard(queue)
 
-    async def last_end(self, instance_id: str, *, wait_s: float) -> Mapping[str, object] | None:
-        """Why this instance ended in the last seconds; waits up to `wait_s` for news of it, None when it did not end."""
+    async def last_end(self, instance_id: str, *, since: float, wait_s: float) -> Mapping[str, object] | None:
+        """Why this instance ended after `since` (seconds since the epoch); waits up to `wait_s` for it, None: it did not."""
         paths.check_instance_id(instance_id)
         deadline = time.monotonic() + wait_s
         while (known := self._instances.get(instance_id)) is not None:
-            end = known.status.last_end or (known.status.problem if known.status.phase is InstancePhase.FAILED else None)
-            at = (end or {}).get("at", 0.0)
-            if end is not None and (not isinstance(at, float) or time.time() - at < _RECENT_END_S):
+            end = known.status.last_end
+            if end is not None and isinstance(at := end.get("at"), float) and at >= since:
                 return end
             if time.monotonic() >= deadline:
                 break
