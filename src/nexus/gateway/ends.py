@@ -14,7 +14,7 @@ _SHOWN = ("kind", "code", "detail", "phase", "cause", "next_step")
 
 
 async def fetch_end(supervisor: Path, instance_id: str, *, since: float) -> errors.NexusError | None:
-    """The instance's end after `since` (seconds since the epoch); None: it did not end, or nobody can say. Takes a second at most."""
+    """The end after `since` (seconds since the epoch). None: there was none, or nobody can say. Takes a second at most."""
     try:
         async with asyncio.timeout(_WAIT_S + 0.5):
             reader, writer = await asyncio.open_unix_connection(supervisor)
