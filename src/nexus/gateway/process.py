@@ -42,7 +42,7 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
         here.swap(cached)
     taken = _take_over(config)
     sockets = (_bind_tcp(config), _bind_door(config)) if taken is None else (taken.tcp, taken.door)
-    listeners = [await _listen(here, sockets[0], inside=False), await _listen(here, sockets[1], inside=True)]
+    listeners: list[asyncio.AbstractServer] = []
 
     def give_way() -> None:
         here.replaced = True
@@ -58,6 +58,9 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
             loops.start("sweep", lambda: _sweep(here))
             if taken is not None:
                 await _routes_known(here)
+            for listening, inside in zip(sockets, (False, True), strict=True):
+                listeners.append(await _listen(here, listening, inside=inside))
+            if taken is not None:
                 taken.serving()
             offer.open()
             loops.start("handover", offer.follow)

@@ -262,10 +262,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self.flush()
         if close or self.world.draining:
-            if exchange.received and self._refusal is None:
-                self.transport.close()
-            else:
-                self._close_gently()
+            self._close_gently()
             return
         limits = self.world.settings
         self._deadline = self.world.loop.time() + (limits.header_timeout_s if self._in_head else limits.keep_alive_s)
