@@ -23,8 +23,8 @@ from typing import Any
 import load
 import psutil
 
-from nexus.kit import archive
 from nexus.kit import home as homes
+from nexus.wire import archive
 
 ECHO = "def agent(input):\n    return input\n"
 PARTS = ("start", "deploy", "memory", "recovery", "load")
