@@ -1,10 +1,12 @@
-"""Bring a database to the schema this code expects. Alembic is imported only when there is something to do.
+"""Bring a database to the schema this code expects. Alembic runs in a process of its own, and only when there is something to
+do: `python -m nexus.stores.postgres.migrate`, with the database's URL on standard input.
 
 Concurrent starts are safe: the scripts run under an advisory lock, and who waited for it finds nothing left to do.
 """
 
 import asyncio
 import re
+import sys
 from pathlib import Path
 
 import psycopg
@@ -15,6 +17,7 @@ _SCRIPTS = Path(__file__).parent / "migrations"
 _REVISION = re.compile(r'^revision(?:: str)? = "([^"]+)"', re.MULTILINE)
 _DOWN = re.compile(r'^down_revision(?:: [^=]+)? = "([^"]+)"', re.MULTILINE)
 _LOCK = 0x6E65787573  # "nexus"
+_RAN, _WAS_CURRENT = 0, 3
 
 
 def known_revisions() -> tuple[str, ...]:
@@ -49,7 +52,23 @@ async def upgrade(url: str) -> bool:
             cause=f"the newest schema known here is {known[-1]!r}",
             next_step="start the version of nexus-agent-hosting that wrote it, or a newer one",
         )
-    return await asyncio.to_thread(_run_scripts, url, known[-1])
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", __name__,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        _, told = await child.communicate(url.encode())
+    finally:
+        if child.returncode is None:
+            child.kill()
+    if child.returncode not in (_RAN, _WAS_CURRENT):
+        raise errors.Internal(
+            "the database could not be brought to the schema of this version",
+            code="database.migration_failed",
+            cause=told.decode(errors="replace").strip().rpartition("\n")[2],
+            next_step="see the log of control; nothing was changed, as all scripts are one transaction",
+        )
+    return child.returncode == _RAN
 
 
 async def _current(url: str) -> str | None:
@@ -80,3 +99,7 @@ def _run_scripts(url: str, head: str) -> bool:
         config.attributes["connection"] = connection
         command.upgrade(config, head)
     return True
+
+
+if __name__ == "__main__":
+    sys.exit(_RAN if _run_scripts(sys.stdin.read(), known_revisions()[-1]) else _WAS_CURRENT)
