@@ -288,10 +288,10 @@ def main() -> None:
                 measure_start(host, figures)
             if "deploy" in wanted:
                 measure_deploy(host, figures)
-            if "load" in wanted:
-                measure_load(host, figures, seconds=options.seconds, rounds=options.rounds, connections=options.connections)
             if "memory" in wanted:
                 measure_memory(host, figures)
+            if "load" in wanted:
+                measure_load(host, figures, seconds=options.seconds, rounds=options.rounds, connections=options.connections)
             if "recovery" in wanted:
                 measure_recovery(host, figures)
         finally:
