@@ -233,8 +233,8 @@ def _plan_replicas(wanted: Wanted, revision: int, seen: Sequence[Seen]) -> list[
     actions = _plan_count(revision, wanted.replicas, fresh, room)
     if len(ready) >= wanted.replicas:
         actions += [Retire(instance_id=one.id) for one in old]
-        if wanted.phase in (RevisionPhase.PENDING, RevisionPhase.ROLLING):
-            actions.append(Activate(revision=revision))
+        if not old and wanted.phase in (RevisionPhase.PENDING, RevisionPhase.ROLLING):
+            actions.append(Activate(revision=revision))  # said only once the old ones are out of the routes
         return actions
     ready_old = [one for one in old if one.is_ready]
     hopeless = [one for one in old if not one.is_ready and (ready or ready_old or one.revision != wanted.active)]

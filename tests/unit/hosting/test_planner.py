@@ -53,10 +53,15 @@ ROWS = {
         [see("a", 1, READY), see("b", 1, READY), see("c", 2, READY)],
         [Retire(instance_id="b")],
     ),
-    "enough new ones end the rollout": (
+    "enough new ones let the last old one go": (
         want(),
         [see("b", 1, READY), see("c", 2, READY), see("d", 2, READY)],
-        [Retire(instance_id="b"), Activate(revision=2)],
+        [Retire(instance_id="b")],
+    ),
+    "the rollout has ended once no old one is routed": (
+        want(),
+        [see("c", 2, READY), see("d", 2, READY), retired("b", 1, READY, unrouted_for_s=0.2)],
+        [Activate(revision=2)],
     ),
     "a retired one drains before it is stopped": (
         want(phase=RevisionPhase.ACTIVE, active=2),
