@@ -286,10 +286,10 @@ def main() -> None:
                 host.deploy(agent)
             if "start" in wanted:
                 measure_start(host, figures)
-            if "deploy" in wanted:
-                measure_deploy(host, figures)
             if "memory" in wanted:
                 measure_memory(host, figures)
+            if "deploy" in wanted:
+                measure_deploy(host, figures)
             if "load" in wanted:
                 measure_load(host, figures, seconds=options.seconds, rounds=options.rounds, connections=options.connections)
             if "recovery" in wanted:
