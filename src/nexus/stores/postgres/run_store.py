@@ -1,5 +1,6 @@
 """`ports.run_store.RunStore` on PostgreSQL."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,22 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from nexus.ports import run_store
 from nexus.stores.postgres import task_schema, task_session
 
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 _RUN_COLUMNS = tuple(column.name for column in task_schema.RUN_RECORDS.columns)
-_MODEL_COLUMNS = tuple(column.name for column in task_schema.MODEL_RECORDS.columns)
+
+
+def _render_insert(table: sa.Table, returning: str) -> sa.TextClause:
+    """One statement for any number of records, as one JSON text: an insert of many rows would be compiled anew each time."""
+    names = ", ".join(column.name for column in table.columns)
+    types = ", ".join(f"{column.name} {column.type.compile(dialect=_DIALECT)}" for column in table.columns)
+    return sa.text(
+        f"INSERT INTO {table.name} ({names}) SELECT {names} FROM json_to_recordset(CAST(:records AS json)) AS r ({types})"  # noqa: S608
+        f" ON CONFLICT DO NOTHING RETURNING {returning}"
+    )
+
+
+_ADD_RUNS = _render_insert(task_schema.RUN_RECORDS, "id, started_at, instance_id")
+_ADD_MODELS = _render_insert(task_schema.MODEL_RECORDS, "id")
 _WITH_TOKENS = """
     SELECT r.*, coalesce(m.input_tokens, 0) AS input_tokens, coalesce(m.output_tokens, 0) AS output_tokens
     FROM run_records r LEFT JOIN LATERAL (
@@ -42,22 +57,11 @@ class PostgresRunStore:
         fresh: set[str] = set()
         async with task_session.begin(self._engine, "storing records") as connection:
             if run_records:
-                table = task_schema.RUN_RECORDS
-                values = [{name: record.get(name) for name in _RUN_COLUMNS} for record in run_records]
-                added = await connection.execute(
-                    postgresql.insert(table)
-                    .values(values)
-                    .on_conflict_do_nothing()
-                    .returning(table.c.id, table.c.started_at, table.c.instance_id)
-                )
+                added = await connection.execute(_ADD_RUNS, {"records": json.dumps(run_records)})
                 fresh |= {f"{row.id}@{row.started_at!r}@{row.instance_id}" for row in added}
             if model_records:
-                models = task_schema.MODEL_RECORDS
-                values = [{**{name: record.get(name) for name in _MODEL_COLUMNS}, "id": key} for key, record in model_records]
-                inserted = await connection.execute(
-                    postgresql.insert(models).values(values).on_conflict_do_nothing().returning(models.c.id)
-                )
-                fresh |= set(inserted.scalars())
+                values = [{**record, "id": key} for key, record in model_records]
+                fresh |= set((await connection.execute(_ADD_MODELS, {"records": json.dumps(values)})).scalars())
         return frozenset(fresh)
 
     async def runs(self, which: run_store.RunFilter) -> Sequence[run_store.FinishedRun]:
