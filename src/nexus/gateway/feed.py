@@ -17,7 +17,7 @@ from nexus.kit import backoff
 from nexus.wire import feed as wire_feed
 
 _LOG = logging.getLogger(__name__)
-_PAUSES = backoff.Backoff(first_s=0.05, longest_s=1.0, least_s=0.02)
+_PAUSES = backoff.Backoff(first_s=0.02, longest_s=0.2, least_s=0.02)  # a local socket: looking costs nothing, waiting does
 _SILENCE_S = 6.5
 _LONGEST_LINE = 256 * 1024 * 1024
 _RECORD_PAUSE_S = 0.25
