@@ -188,20 +188,19 @@ def test_an_answer_that_is_no_json(host: Host, good: Path) -> None:
 @pytest.mark.parametrize("way", ["exit", "sys.exit"])
 def test_an_agent_that_exits_comes_back(host: Host, good: Path, way: str) -> None:
     status, problem = host.run("good", way)
-    assert status == 500
-    assert problem["code"] == ("instance.exited" if way == "exit" else "agent.failed")
+    assert (status, problem["code"]) == ((502, "instance.exited") if way == "exit" else (500, "agent.failed"))
     assert ("3" if way == "exit" else "4") in problem["cause"]
     until(lambda: host.run("good", "after")[0] == 200, what="the agent")
 
 
 def test_an_agent_that_exhausts_its_memory(host: Host, good: Path) -> None:
     status, problem = host.run("good", "memory")
-    assert status == 500
     assert "memory" in problem["next_step"]
     until(lambda: host.run("good", "after")[0] == 200, what="the agent")
     if problem["code"] == "run.memory":  # without control groups the limit is the process's own, and Python says so itself
+        assert status == 500
         return
-    assert problem["code"] == "instance.out_of_memory"
+    assert (status, problem["code"]) == (502, "instance.out_of_memory")
     assert "256Mi" in problem["cause"]
     shown = host.ok("ai", "agent", "show", "good", "--json").json["deployments"][0]["instances"][0]
     assert shown["last_end"]["code"] == "instance.out_of_memory"

@@ -8,6 +8,7 @@ from nexus.core import errors
 from nexus.core.phases import RunPhase
 from nexus.kit import sse
 from nexus.tasks import verdict
+from nexus.wire import problem
 
 FAILED = {"code": "agent.failed", "kind": "agent_failed", "detail": "no"}
 BUSY = {"code": "model.unavailable", "kind": "unavailable", "detail": "busy"}
@@ -88,3 +89,13 @@ def test_only_an_unreachable_gateway_means_that_nothing_began() -> None:
     broke = errors.Unavailable("x", code="upstream.failed")
     assert isinstance(verdict.judge_error(away), verdict.NotBegun)
     assert isinstance(verdict.judge_error(broke), verdict.Lost)
+
+
+@pytest.mark.parametrize("code", ["instance.exited", "instance.out_of_memory", "health.failing"])
+def test_an_instance_that_ended_in_the_run_has_lost_it(code: str) -> None:
+    """The gateway names the cause of the loss; it is a loss all the same, and another attempt may follow."""
+    told = errors.AgentFailed("an instance ended by itself and is started again", code=code)
+    found = verdict.judge_answer(
+        problem.status_of(told), content_type=problem.CONTENT_TYPE, body=problem.encode(told), retry_after=None
+    )
+    assert isinstance(found, verdict.Lost)
