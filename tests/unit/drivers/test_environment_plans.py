@@ -86,7 +86,7 @@ def test_a_broken_pyproject_is_the_authors_problem(tmp_path: Path) -> None:
          "build.unresolvable"),
         ("error: Request failed after 3 retries\n  cause: client error (Connect)\n  cause: Connection refused (os error 111)",
          "build.offline"),
-        ("error: Failed to fetch: `https://idx.test`\n  cause: dns error", "build.offline"),
+        ("error: Failed to fetch: `https://index.test`\n  cause: dns error", "build.offline"),
         ("error: No interpreter found for Python 3.19 in virtual environments, managed installations, or search path",
          "build.python_missing"),
         ("error: failed to write\n  cause: No space left on device (os error 28)", "disk.full"),
