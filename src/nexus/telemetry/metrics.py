@@ -4,6 +4,7 @@ Each series names its tenant; `render` gives a tenant's keys only their own. Lab
 what exceeds the bound is counted under `_other`.
 """
 
+import collections
 from collections.abc import Iterable, Mapping, Sequence
 
 import prometheus_client
@@ -19,6 +20,7 @@ MOST_LANES = 2000
 MOST_CODES = 200
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 28800.0)
 _LANE = ("tenant", "agent", "environment")
+_LATENCY, _DURATION = "agent_latency_seconds", "agent_request_duration_seconds"
 Lane = tuple[str, str, str]
 
 
@@ -33,14 +35,7 @@ class Metrics:
             "agent_requests_total", "Runs that ended, by how.", (*_LANE, "outcome", "status"), registry=self._registry
         )
         self._latency = histogram(
-            "agent_latency_seconds", "Time from a run's request to its end.", _LANE, buckets=_BUCKETS, registry=self._registry
-        )
-        self._duration = histogram(
-            "agent_request_duration_seconds",
-            "The same as agent_latency_seconds.",
-            _LANE,
-            buckets=_BUCKETS,
-            registry=self._registry,
+            _LATENCY, "Time from a run's request to its end.", _LANE, buckets=_BUCKETS, registry=self._registry
         )
         self._tokens = counter(
             "agent_tokens_total", "Tokens of model calls that passed the models door.", (*_LANE, "type"), registry=self._registry
@@ -52,14 +47,21 @@ class Metrics:
         self._codes: set[str] = set()
 
     def count_runs(self, records: Sequence[runs.RunRecord]) -> None:
+        ended: collections.Counter[tuple[str, ...]] = collections.Counter()
+        failed: collections.Counter[tuple[str, ...]] = collections.Counter()
+        latencies: dict[Lane, prometheus_client.Histogram] = {}
         for record in records:
             lane = self._lane((record["tenant"], record["agent"], record["environment"]))
-            self._requests.labels(*lane, record["outcome"], str(record["status"])).inc()
-            duration = max(0.0, record["duration_s"])
-            self._latency.labels(*lane).observe(duration)
-            self._duration.labels(*lane).observe(duration)
+            ended[(*lane, record["outcome"], str(record["status"]))] += 1
+            if (latency := latencies.get(lane)) is None:
+                latency = latencies[lane] = self._latency.labels(*lane)
+            latency.observe(max(0.0, record["duration_s"]))
             if record["outcome"] in ("failed", "refused"):
-                self._errors.labels(*lane, self._code(record.get("code") or f"status.{record['status']}")).inc()
+                failed[(*lane, self._code(record.get("code") or f"status.{record['status']}"))] += 1
+        for labels, number in ended.items():
+            self._requests.labels(*labels).inc(number)
+        for labels, number in failed.items():
+            self._errors.labels(*labels).inc(number)
 
     def count_model_calls(self, records: Sequence[runs.ModelRecord]) -> None:
         for record in records:
@@ -70,7 +72,8 @@ class Metrics:
     def render(self, caller: principals.Principal, queue: Mapping[Lane, int]) -> bytes:
         """The exposition text (0.0.4) of what the caller may see. `queue`: waiting tasks by tenant, agent and environment."""
         caller.require(principals.Action.READ)
-        view = _View(families=[*self._registry.collect(), self._queue_size(queue)], caller=caller)
+        families = list(self._registry.collect())
+        view = _View(families=[*families, *_render_durations(families), self._queue_size(queue)], caller=caller)
         return prometheus_client.generate_latest(view)
 
     def _queue_size(self, queue: Mapping[Lane, int]) -> metrics_core.Metric:
@@ -93,6 +96,15 @@ class Metrics:
             return OTHER
         self._codes.add(code)
         return code
+
+
+def _render_durations(families: Iterable[metrics_core.Metric]) -> Iterable[metrics_core.Metric]:
+    """`agent_request_duration_seconds`, which document 3's alerts use: the latency under its other name."""
+    for family in families:
+        if family.name == _LATENCY:
+            twin = metrics_core.Metric(_DURATION, f"The same as {_LATENCY}.", family.type)
+            twin.samples = [sample._replace(name=sample.name.replace(_LATENCY, _DURATION)) for sample in family.samples]
+            yield twin
 
 
 class _View(Collector):
