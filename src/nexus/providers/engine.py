@@ -91,6 +91,13 @@ class Engine:
             self._refusal = None
             return self.settings.socket
 
+    async def settle(self, *, within_s: float) -> None:
+        """Returns once the process has ended, else after `within_s`: a killed one takes connections until it is gone."""
+        if (process := self._process) is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    await process.wait()
+
     async def stop(self) -> None:
         """No process afterwards. Generations in hand are cut."""
         async with self._starting:

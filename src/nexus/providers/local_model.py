@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 _CHUNK = 65536
 _CONNECTIONS = 64
 _REQUEST_TIMEOUT_S = 3600.0
+_DYING_S = 1.0
 _KEEP_ALIVE_S = 900.0
 
 
@@ -150,6 +151,7 @@ class Activator:
                 return answer.complete and answer.keep_alive and request.begun == 1
             if request.more_than_first or attempt == 2:
                 break
+            await self._engine.settle(within_s=_DYING_S)
         raise errors.Unavailable(
             "the local model ended while it held this request",
             code="model.crashed",
