@@ -39,12 +39,19 @@ async def a_node(home: Home) -> AsyncIterator[node.Node]:
 
 
 async def until(made: node.Node, instance_id: str, *phases: InstancePhase) -> instances.InstanceStatus:
-    async with asyncio.timeout(30):
-        while True:
-            for status in made.statuses():
-                if status.id == instance_id and status.phase in phases:
-                    return status
-            await asyncio.sleep(0.02)
+    seen: instances.InstanceStatus | None = None
+    try:
+        async with asyncio.timeout(30):
+            while True:
+                for status in made.statuses():
+                    if status.id == instance_id:
+                        seen = status
+                        if status.phase in phases or status.phase is FAILED:
+                            assert status.phase in phases, status
+                            return status
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"it never came to {phases}; last seen: {seen}") from None
 
 
 @pytest.fixture
@@ -115,7 +122,7 @@ async def test_without_control_groups_the_number_of_processes_is_limited_all_the
 
 
 async def test_a_full_disk_is_a_typed_failure_and_the_node_goes_on(tmp_path: Path) -> None:
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(tmp_path)], capture_output=True).returncode != 0:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path)], capture_output=True).returncode != 0:
         pytest.skip("mounting a small disk needs root")
     try:
         rig = supervisor_rig.SupervisorRig(tmp_path)
