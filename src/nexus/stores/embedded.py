@@ -129,7 +129,7 @@ def prepare(home: Home) -> Launch:
     major = read_version(place.data)
     binaries = embedded_binaries.choose(embedded_binaries.find_all(), major=major)
     if user is not None:
-        OUTSIDE.mkdir(mode=0o755, exist_ok=True)
+        _open_outside()
         binaries = embedded_binaries.make_reachable(binaries, shelf=OUTSIDE)
     environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "TZ": "UTC"}
     _open_way(place, user)
@@ -284,7 +284,8 @@ def claim(home: Home) -> None:
     if base == home.root:
         return
     remove_abandoned()
-    base.mkdir(mode=0o711, parents=True, exist_ok=True)
+    _open_outside()
+    base.mkdir(mode=0o711, exist_ok=True)
     mark = base / "home"
     with contextlib.suppress(FileNotFoundError):
         other = Home(Path(mark.read_text()))
@@ -296,6 +297,13 @@ def claim(home: Home) -> None:
                 next_step=f"use NEXUS_HOME={other.root}, or remove {home.root}/postgres.json to begin with an empty database",
             )
     mark.write_text(str(home.root))
+
+
+def _open_outside() -> None:
+    """The folder of all such data, which the server's user has to pass through whatever this process' umask is."""
+    OUTSIDE.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not OUTSIDE.stat().st_mode & 0o001:
+        OUTSIDE.chmod(0o755)
 
 
 def find_abandoned() -> list[tuple[Path, Path]]:

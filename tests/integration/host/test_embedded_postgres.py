@@ -190,6 +190,20 @@ def test_a_copied_home_of_root_does_not_share_the_data_kept_outside(home, tmp_pa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's homes keep their data outside")
+def test_the_folder_outside_is_open_to_the_server_whatever_the_umask(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "OUTSIDE", tmp_path / "var" / "outside")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    before = os.umask(0o077)
+    try:
+        embedded.claim(Home(closed / "home"))
+    finally:
+        os.umask(before)
+    assert embedded.locate(Home(closed / "home")).data.parent.parent == embedded.OUTSIDE
+    assert embedded.OUTSIDE.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's homes keep their data outside")
 def test_data_of_a_temporary_home_go_when_the_home_is_gone_and_others_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "OUTSIDE", tmp_path / "outside")
     for name, home in (("temporary", tmp_path / "gone"), ("mounted", "/mnt/not-mounted/home"), ("alive", tmp_path / "alive")):
