@@ -22,7 +22,8 @@ class Knobs:
     """How the provider behaves from now on.
 
     `reply` None answers `word1 word2 …` (`tokens` of them). `fail` is a status (429, 500 …) for the next `fail_times` requests
-    (None: for all). `cut_after` breaks the connection after so many pieces of an answer. `key` refuses every other credential.
+    (None: for all). `cut_after` breaks the connection after so many pieces of an answer. `key` refuses every other credential,
+    `strict` every model that is not in `models`.
     """
 
     reply: str | None = None
@@ -37,6 +38,7 @@ class Knobs:
     usage: bool = True
     key: str | None = field(default=None, repr=False)
     models: tuple[str, ...] = ("fake-model",)
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +147,8 @@ class FakeLlm:
             return 405, error(405, "this takes POST"), {}
         if not isinstance(request.body, dict):
             return 400, error(400, "the body is not a JSON object"), {}
+        if knobs.strict and request.body.get("model") not in knobs.models:
+            return 404, error(404, f"there is no model {request.body.get('model')!r}"), {}
         if knobs.fail is not None and knobs.fail_times != 0:
             if knobs.fail_times is not None:
                 self.turn(fail_times=knobs.fail_times - 1)
