@@ -5,7 +5,7 @@ A provider that reports nothing is estimated, and the record says so. Pure: byte
 
 import collections
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 _LONGEST_EVENT = 4 * 1024 * 1024
@@ -14,8 +14,26 @@ _LETTERS_PER_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
+    """`cached` (read from the provider's prompt cache) and `cache_written` are parts of `input`; `reasoning` is of `output`."""
+
     input: int = 0
     output: int = 0
+    cached: int = 0
+    cache_written: int = 0
+    reasoning: int = 0
+
+    def with_output(self, output: int) -> "Tokens":
+        return replace(self, output=output)
+
+    def most(self, other: "Tokens") -> "Tokens":
+        """The larger of each: a stream tells its sums more than once, and not all of them each time."""
+        return Tokens(
+            max(self.input, other.input),
+            max(self.output, other.output),
+            max(self.cached, other.cached),
+            max(self.cache_written, other.cache_written),
+            max(self.reasoning, other.reasoning),
+        )
 
 
 def parse_usage(answer: Any) -> Tokens | None:
@@ -25,16 +43,29 @@ def parse_usage(answer: Any) -> Tokens | None:
     if not isinstance(usage, dict):
         return None
     given = _count(usage, "prompt_tokens")
+    written = cached = 0
     if given is None:
         given = _count(usage, "input_tokens")
         if given is not None:
-            given += (_count(usage, "cache_creation_input_tokens") or 0) + (_count(usage, "cache_read_input_tokens") or 0)
+            written = _count(usage, "cache_creation_input_tokens") or 0
+            cached = _count(usage, "cache_read_input_tokens") or 0
+            given += written + cached
     made = _count(usage, "completion_tokens")
     if made is None:
         made = _count(usage, "output_tokens")
     if given is None and made is None:
         return None
-    return Tokens(given or 0, made or 0)
+    cached = cached or _detail(usage, ("prompt_tokens_details", "input_tokens_details"), "cached_tokens")
+    reasoning = _detail(usage, ("completion_tokens_details", "output_tokens_details"), "reasoning_tokens")
+    return Tokens(given or 0, made or 0, min(cached, given or 0), written, min(reasoning, made or 0))
+
+
+def _detail(usage: dict[str, Any], places: tuple[str, ...], name: str) -> int:
+    for place in places:
+        details = usage.get(place)
+        if isinstance(details, dict) and (found := _count(details, name)) is not None:
+            return found
+    return 0
 
 
 def _count(usage: dict[str, Any], name: str) -> int | None:
@@ -101,8 +132,7 @@ class StreamCounter:
             found = found or parse_usage(chunk.get(inner))
         if found is None:
             return False
-        before = self.tokens or Tokens()
-        self.tokens = Tokens(max(before.input, found.input), max(before.output, found.output))
+        self.tokens = (self.tokens or Tokens()).most(found)
         return chunk.get("choices") == []
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.gateway import models_door, outbox, paths, usage
+from nexus.gateway import model_request, model_routing, outbox, paths, usage
 from nexus.gateway.call import Door
 
 
@@ -18,7 +18,12 @@ from nexus.gateway.call import Door
         ({"usage": {"input_tokens": 3, "output_tokens": 4}}, (3, 4)),
         (
             {"usage": {"input_tokens": 3, "cache_read_input_tokens": 10, "cache_creation_input_tokens": 5, "output_tokens": 4}},
-            (18, 4),
+            (18, 4, 10, 5),
+        ),
+        ({"usage": {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 8}}}, (9, 4, 8)),
+        (
+            {"usage": {"input_tokens": 9, "output_tokens": 4, "output_tokens_details": {"reasoning_tokens": 3}}},
+            (9, 4, 0, 0, 3),
         ),
     ],
 )
@@ -152,8 +157,8 @@ def test_where_paths_lead(path, inside, door):
     ],
 )
 def test_base_urls(url, parsed):
-    assert models_door.parse_base_url(url) == parsed
+    assert model_routing.parse_base_url(url) == parsed
 
 
 def test_a_body_that_is_not_an_object_says_why():
-    assert models_door.parse_body(json.dumps({"model": "m"}).encode()) == {"model": "m"}
+    assert model_request.parse_body(json.dumps({"model": "m"}).encode()) == {"model": "m"}

@@ -1,0 +1,122 @@
+"""One model call as the stages of the models door see it: who asks, what for, where it goes, what it used, how it ended.
+
+Made by `models_door` for each request, filled in by the stages (`model_stages`) in their order. Holds no credential.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from nexus.gateway import http1, routes, usage
+from nexus.gateway.call import Call
+from nexus.wire import feed as wire_feed
+
+STREAMABLE = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", b"/v1/messages"})
+COUNTING = b"/v1/messages/count_tokens"
+EMBEDDINGS = b"/v1/embeddings"
+
+
+class Ready(NamedTuple):
+    """An answer that needs no provider. `origin` says whose it is: `cache` …"""
+
+    status: int
+    headers: list[http1.Header]
+    body: bytes
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One place a call can go. `name` is the model's name here, `upstream_model` the provider's; `address` is the pool's."""
+
+    name: str
+    entry: wire_feed.ModelEntry
+    upstream_model: str
+    address: str
+    host: str
+    prefix: str
+
+    @property
+    def provider(self) -> str:
+        return self.entry["provider"]
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelCall:
+    """What is known about a call. `started_at` is in seconds since the epoch; `began`, `first_byte` and `ended` are the loop's.
+
+    `body` is the request's JSON object and may be changed by a stage before it is sent (set `changed`). `chain` holds where the
+    call may go, best first; `target` is where it is (or was last), `attempts` how many were tried. `ready` ends the way early.
+    `copy` is the answer of a call that is not streamed, up to a bound (empty when it was longer: `copied` tells how long).
+    `tokens` is the provider's word, or an estimate when `estimated`; `cost_nano` counts 10⁻⁹ US dollars (None: no price known).
+    `outcome`, `status` and `code` are those of the exchange.
+    """
+
+    id: str
+    call: Call
+    tenant: str
+    principal: str
+    agent: str = ""
+    environment: str = ""
+    version: str = ""
+    instance_id: str = ""
+    run_id: str = ""
+    session_id: str = ""
+    user_id: str = ""
+
+    path: bytes
+    dialect: str
+    body: dict[str, Any] = field(default_factory=dict, repr=False)
+    size: int = 0
+    changed: bool = False
+    streaming: bool = False
+    hide_usage: bool = False
+    requested: str = ""
+    model: str = ""
+    chain: list[Target] = field(default_factory=list, repr=False)
+    target: Target | None = None
+    attempts: int = 0
+    ready: Ready | None = None
+
+    started_at: float = 0.0
+    began: float = 0.0
+    first_byte: float | None = None
+    ended: float = 0.0
+
+    headers: list[http1.Header] = field(default_factory=list, repr=False)
+    copy: bytearray = field(default_factory=bytearray, repr=False)
+    copied: int = 0
+    tokens: usage.Tokens = field(default_factory=usage.Tokens)
+    estimated: bool = False
+    cost_nano: int | None = None
+    cached: bool = False
+    outcome: str = ""
+    status: int = 0
+    code: str = ""
+
+    @property
+    def task_id(self) -> str:
+        """The run's id when the run is a task's."""
+        return self.run_id if self.run_id.startswith("task_") else ""
+
+    @property
+    def provider(self) -> str:
+        return self.target.provider if self.target is not None else ""
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Time to the first byte of the answer's body; None when there was none."""
+        return None if self.first_byte is None else self.first_byte - self.began
+
+    @property
+    def duration_s(self) -> float:
+        return self.ended - self.began
+
+
+def version_of(table: routes.RouteTable, token: wire_feed.TokenEntry) -> str:
+    """The version that an instance runs, as far as the routes tell."""
+    deployment = table.agents.get((token["tenant"], token["agent"]), {}).get(token["environment"])
+    if deployment is not None:
+        for instance in deployment.instances:
+            if instance.id == token["instance_id"]:
+                return instance.version
+    return ""
