@@ -106,8 +106,12 @@ async def _build(
     store = hosting.PostgresHostingStore(database)
     secrets = secret_service.SecretService(store=access.PostgresSecretStore(database), ring=ring, clock=system)
     await secrets.start()
+    token_key = await secrets.platform_key("instance tokens")
     identity = identity_service.IdentityService(
-        store=access.PostgresIdentityStore(database), owner_of_token=store.owner_of_token, clock=system
+        store=access.PostgresIdentityStore(database),
+        owner_of_token=store.owner_of_token,
+        clock=system,
+        token_hash_of=lambda instance_id: keys.hash_key(tokens.instance_token(token_key, instance_id)),
     )
     await identity.start(home.admin_key)
     folder = packages.PackageFolder(home.packages, max_bytes=MAX_PACKAGE_BYTES)
@@ -115,7 +119,6 @@ async def _build(
     rooms = hosting_service.HostingService(
         store=store, folder=folder, secret_stamp=secrets.stamp, forget_secrets=secrets.forget, clock=system
     )
-    token_key = await secrets.platform_key("instance tokens")
     doing = executor.Executor(
         store=store,
         driver=driver,

@@ -137,7 +137,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceOwner:
-    """Whose instance a token belongs to."""
+    """Whose instance a token belongs to; `session_id` when it is the token of one session's worker."""
 
     instance_id: str
     tenant: str
@@ -145,3 +145,4 @@ class InstanceOwner:
     environment: str
     deployment_id: str
     version: str
+    session_id: str | None = None

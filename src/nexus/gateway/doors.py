@@ -6,7 +6,7 @@ import time
 from urllib.parse import unquote
 
 from nexus.core import errors
-from nexus.gateway import answers, http1, models_door, runs_door
+from nexus.gateway import answers, http1, models_door, runs_door, socket_door
 from nexus.gateway.call import Door
 from nexus.gateway.exchange import Exchange
 from nexus.gateway.handler import Handler, Phase
@@ -159,7 +159,7 @@ class PreflightHandler(Handler):
 
 _HANDLERS: dict[Door, type[Handler]] = {
     Door.RUN: runs_door.RunHandler,
-    Door.SOCKET: runs_door.SocketHandler,
+    Door.SOCKET: socket_door.SocketHandler,
     Door.HEALTH: HealthHandler,
     Door.MODEL: models_door.ModelHandler,
     Door.MODEL_LIST: models_door.ModelListHandler,

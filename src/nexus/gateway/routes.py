@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexus.core import principals
-from nexus.gateway import breaker, kept, mint, wishes
+from nexus.gateway import breaker, kept, mint, shapes, wishes
 from nexus.wire import feed as wire_feed
 
 SERVICE = "service"
@@ -26,7 +26,7 @@ class Instance:
     """A place that serves runs, with what this process saw of it: `active` runs, `out_until` (monotonic seconds) after
     refused connections (`refused` in a row), `failures` in a row, `latency_s` (a moving average).
 
-    `told` (lines for clients), `id_bytes` and `version_json` are ready-made.
+    `told` (lines for clients), `id_bytes`, `tag_bytes` and `version_json` are ready-made; `shape` is the last plain answer's.
     """
 
     id: str
@@ -39,8 +39,10 @@ class Instance:
     failures: int = 0
     latency_s: float = 0.0
     circuit: breaker.Circuit = field(default_factory=breaker.Circuit, repr=False)
+    shape: shapes.Shape[tuple[int, bytes]] | None = field(default=None, repr=False)
     told: bytes = field(init=False, repr=False)
     id_bytes: bytes = field(init=False, repr=False)
+    tag_bytes: bytes = field(init=False, repr=False)
     version_json: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -49,6 +51,7 @@ class Instance:
             % self.version.encode("latin-1", "replace")
         )
         self.id_bytes = self.id.encode("ascii")
+        self.tag_bytes = self.tag.encode("ascii")
         self.version_json = json.dumps(self.version).encode()
 
 
@@ -95,24 +98,27 @@ class Deployment:
 
     @property
     def plain(self) -> bool:
-        return self.options.cache is None and self.options.split is None
+        return self.options.cache is None and self.options.split is None and not self.options.isolated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who presented a credential: an API key's principal, the dispatcher (`service`), or an instance (`token`)."""
+    """Who presented a credential: an API key's principal, the dispatcher (`service`), or an instance (`token`), of which
+    it may be the worker of one session (`session_id`)."""
 
     principal: principals.Principal
     may_run: bool
     service: bool = False
     token: wire_feed.TokenEntry | None = None
+    session_id: str | None = None
     expires_at: float | None = None
     requests_per_minute: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteTable:
-    """`agents` maps (tenant, agent) to its deployments by environment; `keys` and `tokens` map SHA-256 to a caller."""
+    """`agents` maps (tenant, agent) to its deployments by environment; `keys` and `tokens` map SHA-256 to a caller,
+    `token_hashes` an instance to the SHA-256 of its token."""
 
     epoch: str = ""
     version: int = -1
@@ -120,6 +126,7 @@ class RouteTable:
     agents: Mapping[tuple[str, str], Mapping[str, Deployment]] = field(default_factory=dict)
     keys: Mapping[str, Caller] = field(default_factory=dict, repr=False)
     tokens: Mapping[str, Caller] = field(default_factory=dict, repr=False)
+    token_hashes: Mapping[str, str] = field(default_factory=dict, repr=False)
     models: Mapping[str, wire_feed.ModelEntry] = field(default_factory=dict, repr=False)
     tenant_rates: Mapping[str, int | None] = field(default_factory=dict)
     hosts: frozenset[str] = frozenset()
@@ -186,6 +193,7 @@ def _compile(
         agents=agents,
         keys=keys,
         tokens=tokens,
+        token_hashes={caller.token["instance_id"]: hashed for hashed, caller in tokens.items() if caller.token is not None},
         models=models,
         tenant_rates=tenant_rates,
         hosts=frozenset(str(name).lower() for name in settings.get("hosts", ())),

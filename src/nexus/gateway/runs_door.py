@@ -5,11 +5,10 @@ import json
 import re
 
 from nexus.core import errors
-from nexus.gateway import answers, balance, coding, ends, http1, kept, lines, routes, stages, waiting
+from nexus.gateway import answers, balance, coding, ends, http1, kept, lines, routes, sessions, stages, waiting
 from nexus.gateway.call import Call
 from nexus.gateway.exchange import Exchange
 from nexus.gateway.handler import Handler, Phase
-from nexus.gateway.upstream import BadAnswer
 from nexus.kit import guard
 from nexus.wire import runs as wire_runs
 
@@ -29,6 +28,7 @@ _CODE = re.compile(rb"[a-z0-9_.]{1,80}")
 _IDEMPOTENCY_KEY = re.compile(rb"[!-~]{1,255}")
 _NOT_TO_KEEP = re.compile(rb"no-store|no-cache|private")
 _MOST_ATTEMPTS = 2
+_MOST_ASKS = 2
 
 
 def build_reader() -> lines.Reader:
@@ -81,6 +81,8 @@ class RunHandler(Handler):
         self._code = ""
         self._latency_s = 0.0
         self._scans = False
+        self._place: sessions.Place | None = None
+        self._asks = 0
         caller = self.call.caller
         self.waits_as = self.call.tenant if caller is None or self.call.trusted else caller.principal.id
         self._key = self._idempotency_key(deployment.id)
@@ -198,7 +200,10 @@ class RunHandler(Handler):
         return True
 
     def _go(self) -> None:
-        instance, deployment = self.call.instance, self.call.deployment
+        deployment = self.call.deployment
+        if deployment is not None and deployment.options.isolated and not self._find_place(deployment):
+            return
+        instance = self.call.instance
         if instance is None or deployment is None:
             return
         instance.active += 1
@@ -214,7 +219,48 @@ class RunHandler(Handler):
             seconds = max(0.0, min(seconds, int(given) / 1000 - self.world.clock()))
         self._seconds = seconds
         self.exchange.deadline = self._sent_at + seconds + self.world.settings.deadline_grace_s
-        self.exchange.connect(instance.address)
+        self.exchange.connect(self._place.address if self._place is not None else instance.address)
+
+    def _find_place(self, deployment: routes.Deployment) -> bool:
+        """Whether it is known where this session's own worker listens; else the supervisor is asked, and `_go` called again."""
+        if self._place is None:
+            key = (deployment.id, self.call.session_id or "")
+            known = self.world.places.find(key)
+            if known is None or not self._settle(deployment, known):
+                self.world.places.forget(key)
+                self._asks += 1
+                self.exchange.phase = Phase.DIALING
+                guard.spawn(self._ask_place(deployment, key), name=f"place {self.call.run_id}", owner=self.world.tasks)
+                return False
+        return True
+
+    def _settle(self, deployment: routes.Deployment, place: sessions.Place) -> bool:
+        """The session lives there, if that instance is one of the deployment's still."""
+        home = next((each for each in deployment.instances if each.id == place.instance_id), None)
+        if home is None:
+            return False
+        self._place, self.call.instance = place, home
+        return True
+
+    async def _ask_place(self, deployment: routes.Deployment, key: sessions.Key) -> None:
+        first = self.call.instance
+        others = [each.id for each in deployment.instances if each is not first and each.id not in self.call.tried]
+        wanted = [first.id, *others] if first is not None else others
+        problem: errors.NexusError | None = None
+        try:
+            place = await self.world.places.ask(self.world.settings.home.supervisor_socket, key, wanted)
+        except errors.NexusError as error:
+            problem = error
+        if self.exchange.phase is not Phase.DIALING:
+            return  # the client left meanwhile
+        try:
+            if problem is not None:
+                raise problem
+            if not self._settle(deployment, place):
+                raise _moved(deployment)
+            self._go()
+        except errors.NexusError as error:
+            self.exchange.fail(error)
 
     def _give_back(self, *, failed: bool | None) -> None:
         """Let go of the instance. `failed` None: how the run went says nothing about the agent."""
@@ -232,8 +278,14 @@ class RunHandler(Handler):
 
     def unreachable(self, error: Exception) -> None:
         """That instance refuses connections: leave it out for a moment and take another; nothing was sent to it."""
-        call, instance = self.call, self.call.instance
+        call, instance, place = self.call, self.call.instance, self._place
         self._give_back(failed=None)
+        if place is not None:
+            self.world.places.forget((self._deployment_id, call.session_id or ""))
+            self._place = None
+        if place is not None and self._asks < _MOST_ASKS and stages.refresh_deployment(call, self.world):
+            self._go()  # its worker has ended since: the supervisor makes another one
+            return
         if instance is not None:
             balance.note_unreachable(instance, self.world.loop.time())
             call.tried.add(instance.id)
@@ -251,6 +303,7 @@ class RunHandler(Handler):
         if not self._owns_key or instance is None or int(call.attempt) >= _MOST_ATTEMPTS or self.world.draining:
             return False
         self._give_back(failed=True)
+        self._place = None
         call.tried.add(instance.id)
         call.attempt = str(int(call.attempt) + 1)
         if not stages.refresh_deployment(call, self.world):
@@ -448,37 +501,10 @@ class RunHandler(Handler):
             deployment.cache.put(self._cache_key, answer, cache)
 
 
-class SocketHandler(RunHandler):
-    """`GET /agents/{name}/ws`: a WebSocket to an instance, authenticated and counted as one streamed run while it is open."""
-
-    def _idempotency_key(self, deployment_id: str) -> None:
-        return None
-
-    def _may_cache(self) -> bool:
-        return False
-
-    def request_head(self, framing: bytes) -> bytes:
-        run = super().request_head(b"")
-        named = self.call.head.named
-        kept_lines = [
-            line
-            for line in run.split(b"\r\n")[1:-2]
-            if not line.lower().startswith((b"accept: text/event-stream", b"sec-websocket-"))
-        ]
-        asked = [
-            b"%b: %b" % (name, named[name])
-            for name in (b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-protocol")
-            if name in named
-        ]
-        upgrade = [b"Connection: Upgrade", b"Upgrade: websocket"]
-        return b"\r\n".join([b"GET /ws HTTP/1.1", *kept_lines, *asked, *upgrade, b"", b""])
-
-    def tunnel_headers(self, headers: list[http1.Header]) -> list[http1.Header]:
-        """The subprotocol that the agent chose, and what we say ourselves. Extensions were not offered, so none may be taken."""
-        if any(name == b"sec-websocket-extensions" for name, _ in headers):
-            raise BadAnswer("it took a WebSocket extension that was not offered")
-        chosen = [header for header in headers if header[0] == b"sec-websocket-protocol"]
-        offered = {name.strip() for name in self.call.head.named.get(b"sec-websocket-protocol", b"").split(b",")}
-        if len(chosen) > 1 or any(value not in offered for _, value in chosen):
-            raise BadAnswer("it took a WebSocket subprotocol that was not offered")
-        return chosen + self._ids()
+def _moved(deployment: routes.Deployment) -> errors.Unavailable:
+    return errors.Unavailable(
+        f"the session's instance of {deployment.agent} is being replaced",
+        code="agent.not_ready",
+        retry_after_s=1,
+        next_step="try again in a second",
+    )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from nexus.core import errors, names, principals
-from nexus.gateway import balance, breaker, http1, limits, mint, paths, routes
+from nexus.gateway import balance, breaker, http1, limits, mint, paths, routes, sessions
 from nexus.gateway.call import RUNS, Call, Door, Match
 from nexus.gateway.world import World
 from nexus.kit import keys
@@ -143,7 +143,7 @@ def authenticate(call: Call, world: World) -> None:
     digest = keys.hash_key(credential)
     caller = table.keys.get(digest)
     if caller is None and call.inside:
-        caller = table.tokens.get(digest)
+        caller = table.tokens.get(digest) or sessions.find_caller(credential, table, now=call.started)
     if caller is None or (caller.service and not call.inside):
         raise _unauthenticated("the credential is not known here", code="auth.unknown_key")
     if caller.expires_at is not None and caller.expires_at <= call.started:

@@ -39,13 +39,15 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`threshold`: failures in a row that open a circuit (None: no breaker)."""
+    """`threshold`: failures in a row that open a circuit (None: no breaker). `isolated`: each session has a worker of its own,
+    for which the supervisor is asked."""
 
     requests_per_minute: int | None = None
     threshold: int | None = None
     cache: Cache | None = None
     split: Split | None = None
     compression: str = "auto"
+    isolated: bool = False
 
 
 def parse_options(value: Mapping[str, Any], *, where: str) -> Options:
@@ -73,6 +75,7 @@ def parse_options(value: Mapping[str, Any], *, where: str) -> Options:
         cache=cache if read("cache_responses", _truth, False) else None,
         split=_read_split(value, read),
         compression=read("compression", _compression, "auto"),
+        isolated=value.get("isolation") == "session",
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nexus.gateway import kept, limits, mint, outbox, routes, settings, splits, upstream, usage
+from nexus.gateway import kept, limits, mint, outbox, routes, sessions, settings, splits, upstream, usage
 from nexus.gateway.call import Match
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class World:
     reader: "lines.Reader"
     pins: splits.Pins
     keys: kept.Keys = field(default_factory=kept.Keys)
+    places: sessions.Places = field(default_factory=sessions.Places)
     draw: Callable[[], float] = random.random
     minter: mint.Minter = field(default_factory=mint.Minter)
     table: routes.RouteTable = field(default_factory=routes.RouteTable)
@@ -48,6 +49,7 @@ class World:
     paths: dict[bytes, Match | None] = field(default_factory=dict)
     hosts: dict[bytes, bool] = field(default_factory=dict)
     admitted: "dict[tuple[bytes | None, ...], express.Admission]" = field(default_factory=dict, repr=False)
+    requests: "shapes.Known[express.Opening]" = field(default_factory=lambda: shapes.Known(shapes.IN_REQUESTS), repr=False)
     loaded: asyncio.Event = field(default_factory=asyncio.Event)
     connected: bool = False
     draining: bool = False
@@ -61,4 +63,5 @@ class World:
         self.loaded.set()
         self.hosts.clear()
         self.admitted.clear()
+        self.requests.clear()
         self.waiting.look_again()

@@ -47,6 +47,8 @@ def render_deployments(
             "max_queue": settings.max_queue if settings else 0,
         }
         edge = dict(settings.options.get(sizing.EDGE) or {}) if settings is not None else {}
+        if settings is not None and settings.options.get("isolation") == "session":
+            edge["isolation"] = "session"
         if options := edge | (traffic.split or {}):
             entry["options"] = options
         entries[f"deployment/{one.tenant}/{one.agent}/{one.environment}"] = entry

@@ -74,7 +74,7 @@ def plan_replicas(scaling: Scaling, environment: str, asked: int | None, current
 
 def plan_settings(version: Version, config: project.ProjectConfig, asked: Asked, *, secrets_stamp: str) -> Settings:
     hosting, options = config.hosting, _parse_options(asked.options)
-    kept: dict[str, Any] = {"session": {"persist": hosting.session.persist, "max_lifetime_s": hosting.session.max_lifetime}}
+    kept: dict[str, Any] = {"session": plan_session(hosting.session)}
     if hosting.python is not None:
         kept["python"] = hosting.python
     if hosting.concurrency is not None:
@@ -122,9 +122,24 @@ def plan_edge(hosting: project.Hosting, options: dict[str, Any]) -> dict[str, An
     return edge
 
 
+def plan_session(session: project.Session) -> dict[str, Any]:
+    """How sessions live, as a driver reads it: durations in seconds, sizes in bytes."""
+    return {
+        "persist": session.persist,
+        "max_lifetime_s": session.max_lifetime,
+        "on_message": session.on_message,
+        "freeze_after_s": session.freeze_after,
+        "stop_after_s": session.stop_after,
+        "work_bytes": session.work_size,
+        "retention_s": session.retention,
+        **({"warm": session.warm} if session.warm is not None else {}),
+        **({"most": session.most} if session.most is not None else {}),
+    }
+
+
 def plan_isolation(hosting: project.Hosting) -> dict[str, Any]:
     """What the config says of the box, where it differs from the box everybody gets."""
-    names = ("security_context", "read_only_root", "network", "egress", "untrusted")
+    names = ("isolation", "security_context", "read_only_root", "network", "egress", "untrusted")
     return {
         name: getattr(hosting, name)
         for name in names

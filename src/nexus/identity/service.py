@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nexus.core import deployments, environments, errors, ids, names
 from nexus.core.principals import Action, Principal, Role
-from nexus.kit import clock, keys, private_file
+from nexus.kit import clock, keys, private_file, session_tokens
 from nexus.ports import vault
 
 _LOG = logging.getLogger(__name__)
@@ -20,9 +20,18 @@ OwnerOfToken = Callable[[str], Awaitable[deployments.InstanceOwner | None]]
 
 
 class IdentityService:
-    def __init__(self, *, store: vault.IdentityStore, owner_of_token: OwnerOfToken, clock: clock.Clock) -> None:
+    def __init__(
+        self,
+        *,
+        store: vault.IdentityStore,
+        owner_of_token: OwnerOfToken,
+        clock: clock.Clock,
+        token_hash_of: Callable[[str], str] | None = None,
+    ) -> None:
+        """`token_hash_of` tells the stored form of an instance's token; without it no session's token is believed."""
         self._store = store
         self._owner_of_token = owner_of_token
+        self._token_hash_of = token_hash_of
         self._clock = clock
         self.service_token = keys.new_key(keys.SERVICE_TOKEN)
         self.changed: Callable[[], None] = lambda: None
@@ -66,6 +75,14 @@ class IdentityService:
         return principal_of(row)
 
     async def instance_of(self, token: str) -> deployments.InstanceOwner:
+        """Whose token it is: an instance's, or that of one session's worker. `Unauthenticated` (`auth.invalid_token`) else."""
+        claims = session_tokens.parse(token)
+        if claims is not None and self._token_hash_of is not None:
+            token_hash = self._token_hash_of(claims.instance_id)
+            if session_tokens.verify(token, token_hash, now=self._clock.time()):
+                owner = await self._owner_of_token(token_hash)
+                if owner is not None:
+                    return replace(owner, session_id=claims.session_id)
         known = token.startswith(keys.INSTANCE_TOKEN + "_") and keys.has_key_shape(token)
         owner = await self._owner_of_token(keys.hash_key(token)) if known else None
         if owner is None:

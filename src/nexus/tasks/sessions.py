@@ -47,6 +47,8 @@ def too_large() -> errors.Invalid:
 def _key(owner: deployments.InstanceOwner, session_id: str) -> session_store.SessionKey:
     if not names.is_session_id(session_id):
         raise errors.Invalid("this is not a session id", code="session.invalid_id")
+    if owner.session_id not in (None, session_id):
+        raise errors.Forbidden("a session's worker reaches its own state only", code="session.other", next_step="ask for its own")
     return session_store.SessionKey(tenant=owner.tenant, agent=owner.agent, environment=owner.environment, session_id=session_id)
 
 

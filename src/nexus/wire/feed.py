@@ -38,7 +38,7 @@ class DeploymentEntry(TypedDict):
     `options` the gateway knows (others are ignored): `requests_per_minute`; `circuit_breaker` (bool), `failure_threshold`;
     `cache_responses` (bool), `cache_ttl` (seconds or `300s`), `cache_size` (bytes or `100MB`), `cache_headers` (names that
     are part of the key); `compression` (`auto`, `gzip` or `none`); `split` (`[{"version", "weight"}]`), `split_by` (`session` or
-    `user`), `split_name`.
+    `user`), `split_name`; `isolation` (`session`: the supervisor is asked for each session's own address).
     """
 
     id: str

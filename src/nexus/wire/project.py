@@ -132,10 +132,20 @@ class Health(Section):
 
 
 class Session(Section):
-    """How sessions behave. `persist` keeps `self.state` across restarts and redeploys."""
+    """How sessions behave. `persist` keeps `self.state`, and with isolation: session the work directory, across restarts and
+    redeploys."""
 
     persist: bool = True
-    max_lifetime: Duration = Field(default=8 * 3600.0, gt=0)
+    max_lifetime: Duration = Field(default=8 * 3600.0, gt=0, le=30 * 86400, description="The longest a session's worker lives")
+    on_message: Literal["queue", "reject", "interrupt", "parallel"] = Field(
+        default="queue", description="What becomes of a message while another one of its session runs"
+    )
+    freeze_after: Duration = Field(default=10.0, gt=0, le=86400, description="Idle time after which a session uses no CPU at all")
+    stop_after: Duration = Field(default=900.0, gt=0, le=30 * 86400, description="Idle time after which its worker is stopped")
+    warm: int | None = Field(default=None, ge=0, le=1000, description="Workers kept ready for new sessions (unset: by demand)")
+    most: int | None = Field(default=None, ge=1, le=100_000, description="Sessions alive at once in one instance")
+    work_size: Memory = Field(default=256 * 1024 * 1024, le=64 * 1024**3, description="How large a kept work directory may be")
+    retention: Duration = Field(default=30 * 86400.0, gt=0, description="How long what is kept of an unused session stays")
 
 
 class TaskRetry(Section):
@@ -279,7 +289,9 @@ class Hosting(Box):
     timeout: Duration = Field(default=8 * 3600.0, gt=0, description="The longest a run may take")
     start_timeout: Duration = Field(default=60.0, gt=0, le=3600)
     concurrency: int | None = Field(default=None, ge=1, le=10_000, description="Runs at once in one instance")
-    isolation: Literal["instance"] | None = None
+    isolation: Literal["session", "instance"] = Field(
+        default="instance", description="session: a box of its own for every session; instance: one for all of an instance"
+    )
     session: Session = Field(default_factory=Session)
     load_balancer: Literal["round-robin", "least-connections", "sticky", "health-based"] = "least-connections"
     strategy: Strategy = Field(default_factory=Strategy, description="How a new version takes over")

@@ -1,0 +1,109 @@
+"""Where sessions with a worker of their own live: one look-up for a known one, one question to the supervisor for a new one."""
+
+import asyncio
+import collections
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nexus.core import errors
+from nexus.gateway import routes
+from nexus.kit import http1, session_tokens
+from nexus.wire import problem
+
+_MOST_KNOWN = 50_000
+_MOST_BYTES = 64 * 1024
+_ANSWER_S = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The instance that a session belongs to, and the address (`unix:/path`) where its own worker listens."""
+
+    instance_id: str
+    address: str
+
+
+Key = tuple[str, str]
+"""A deployment's id and a session's."""
+
+
+class Places:
+    """The sessions that this process has sent runs to lately; the longest unused are forgotten first."""
+
+    def __init__(self, *, most: int = _MOST_KNOWN) -> None:
+        self._known: collections.OrderedDict[Key, Place] = collections.OrderedDict()
+        self._asked: dict[Key, asyncio.Future[Place]] = {}
+        self._most = most
+
+    def find(self, key: Key) -> Place | None:
+        place = self._known.get(key)
+        if place is not None:
+            self._known.move_to_end(key)
+        return place
+
+    def forget(self, key: Key) -> None:
+        self._known.pop(key, None)
+
+    async def ask(self, supervisor: Path, key: Key, instances: Sequence[str]) -> Place:
+        """The session's place, made when it has none; whoever asks meanwhile for the same one waits for the same answer.
+
+        `instances`: those it may live on, best first. Raises what the supervisor answers, or `Unavailable`
+        (`session.no_supervisor`).
+        """
+        asked = self._asked.get(key)
+        if asked is None:
+            asked = self._asked[key] = asyncio.ensure_future(fetch_place(supervisor, key[1], instances))
+            asked.add_done_callback(lambda done: self._note(key, done))
+        return await asyncio.shield(asked)
+
+    def _note(self, key: Key, done: "asyncio.Future[Place]") -> None:
+        self._asked.pop(key, None)
+        if done.cancelled() or done.exception() is not None:
+            return
+        self._known[key] = done.result()
+        self._known.move_to_end(key)
+        while len(self._known) > self._most:
+            self._known.popitem(last=False)
+
+
+async def fetch_place(supervisor: Path, session_id: str, instances: Sequence[str]) -> Place:
+    """Ask the supervisor of this node (`POST /sessions`)."""
+    body = json.dumps({"instances": list(instances), "session": session_id}).encode()
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            reader, writer = await asyncio.open_unix_connection(supervisor)
+            try:
+                writer.write(http1.render_post("/sessions", {"Host": "supervisor", "Content-Type": "application/json"}, body))
+                answer = http1.AnswerStream(reader)
+                await answer.head()
+                told = json.loads(await answer.body(_MOST_BYTES))
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, http1.Broken, ValueError) as error:
+        raise errors.Unavailable(
+            "the node cannot be asked for a session's worker",
+            code="session.no_supervisor",
+            phase="route",
+            cause=str(error) or type(error).__name__,
+            retry_after_s=1,
+            next_step="try again in a second; `nexus status` shows whether the supervisor runs",
+        ) from error
+    if answer.status != 200:
+        raise problem.parse(told if isinstance(told, dict) else {})
+    try:
+        place = Place(str(told["instance"]), str(told["address"]))
+        routes.parse_address(place.address)
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.Internal("the supervisor's answer is not a place", code="session.no_supervisor") from error
+    return place
+
+
+def find_caller(credential: str, table: routes.RouteTable, *, now: float) -> routes.Caller | None:
+    """The instance whose session's worker holds this token, narrowed to the session; None when it is not such a token."""
+    claims = session_tokens.parse(credential)
+    token_hash = table.token_hashes.get(claims.instance_id) if claims is not None else None
+    if claims is None or token_hash is None or not session_tokens.verify(credential, token_hash, now=now):
+        return None
+    return replace(table.tokens[token_hash], session_id=claims.session_id)

@@ -1,0 +1,121 @@
+"""Sessions with workers of their own: who is asked for their place, how often, and what becomes of one that moved."""
+
+import json
+import time
+
+import pytest
+
+from nexus.kit import keys, session_tokens
+
+
+class Supervisor:
+    """Answers `POST /sessions` with a small worker of each session's own, started when it is asked for."""
+
+    def __init__(self, node, small):
+        self.node, self.small, self.asked, self.refusal = node, small, [], None
+        self.server = small.SmallServer(
+            address=f"unix:{node.home.supervisor_socket}", name="supervisor", does={"echo": self.answer}
+        )
+        node.stage.run(self.server.start())
+
+    async def answer(self, server, request, reader, writer):
+        wanted = json.loads(request.body)
+        self.asked.append(wanted)
+        if self.refusal is not None:
+            writer.write(self.small.plain(json.dumps(self.refusal).encode(), status="429 Too Many Requests"))
+            return False
+        path = self.node.home.run / "i" / f"{wanted['session']}-{len(self.asked)}.sock"
+        worker = self.small.SmallServer(address=f"unix:{path}", name=f"{wanted['session']}-{len(self.asked)}")
+        await worker.start()
+        self.node.workers.append(worker)
+        told = {"instance": wanted["instances"][0], "address": worker.address, "phase": "live", "how": "fork"}
+        writer.write(self.small.plain(json.dumps(told).encode()))
+        return False
+
+
+@pytest.fixture
+def isolated(bare_node, small):
+    """Agent `hello`, whose sessions have workers of their own."""
+    node = bare_node
+    supervisor = Supervisor(node, small)
+    node.workers.append(supervisor.server)
+    entry = small.deployment_entry(node.worker("a"), options={"isolation": "session"})
+    node.control.change({"deployment/acme/hello/production": entry})
+    node.start()
+    node.settled()
+    return node, supervisor
+
+
+def run(node, session, **more):
+    return node.ask("POST", "/agents/hello/run", {}, headers={"Nexus-Session-Id": session}, **more)
+
+
+def test_the_supervisor_is_asked_once_for_each_session(isolated):
+    node, supervisor = isolated
+    by = [run(node, session).json["by"] for session in ("one", "two", "one", "two", "one")]
+    assert by == ["one-1", "two-2", "one-1", "two-2", "one-1"]
+    assert supervisor.asked == [{"instances": ["ins_a"], "session": "one"}, {"instances": ["ins_a"], "session": "two"}]
+
+
+def test_runs_that_come_together_share_one_question(isolated):
+    node, supervisor = isolated
+    later = [
+        node.later("POST", "/agents/hello/run", {}, headers={"Nexus-Session-Id": "one"}) for _ in range(5)
+    ]  # fmt: skip
+    assert {one.result(15).json["by"] for one in later} == {"one-1"}
+    assert len(supervisor.asked) == 1
+
+
+def test_a_session_whose_worker_ended_gets_another(isolated):
+    node, supervisor = isolated
+    assert run(node, "one").json["by"] == "one-1"
+    node.stage.run(node.workers[-1].stop())
+    node.wait_for(lambda: run(node, "one").json.get("by") == "one-2")
+    assert len(supervisor.asked) == 2
+
+
+def test_a_run_without_a_session_gets_one_of_its_own(isolated):
+    node, supervisor = isolated
+    first, second = (node.ask("POST", "/agents/hello/run", {}) for _ in range(2))
+    assert first.header("Nexus-Session-Id") != second.header("Nexus-Session-Id")
+    assert [one["session"] for one in supervisor.asked] == [
+        first.header("Nexus-Session-Id"),
+        second.header("Nexus-Session-Id"),
+    ]
+
+
+def test_a_refusal_of_the_supervisor_reaches_the_caller(isolated):
+    node, supervisor = isolated
+    supervisor.refusal = {"kind": "exhausted", "code": "session.too_many", "detail": "no more sessions", "retry_after_s": 7}
+    answer = run(node, "one")
+    assert (answer.status, answer.json["code"], answer.header("Retry-After")) == (429, "session.too_many", "7")
+    supervisor.refusal = None
+    assert run(node, "one").status == 200
+
+
+def test_without_a_supervisor_the_caller_hears_whom_to_ask(isolated):
+    node, supervisor = isolated
+    node.stage.run(supervisor.server.stop())
+    node.home.supervisor_socket.unlink()
+    answer = run(node, "one")
+    assert (answer.status, answer.json["code"]) == (503, "session.no_supervisor")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda token: token, 200),
+        (lambda token: token[:-2] + ("AA" if token[-2:] != "AA" else "BB"), 401),
+        (lambda token: token.replace("nxe_ins_a", "nxe_ins_b"), 401),
+    ],
+)
+def test_a_door_knows_a_sessions_token(isolated, spoil, expected):
+    node, _ = isolated
+    token = session_tokens.mint(keys.hash_key(node.token), instance_id="ins_a", session_id="one", expires_at=time.time() + 60)
+    assert node.door(0, "GET", "/v1/models", key=spoil(token)).status == expected
+
+
+def test_a_door_forgets_a_sessions_token_in_time(isolated):
+    node, _ = isolated
+    token = session_tokens.mint(keys.hash_key(node.token), instance_id="ins_a", session_id="one", expires_at=time.time() - 1)
+    assert node.door(0, "GET", "/v1/models", key=token).status == 401
