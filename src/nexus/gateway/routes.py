@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexus.core import principals
-from nexus.gateway import breaker, kept, mint, shapes, wishes
+from nexus.gateway import breaker, kept, mint, wishes
 from nexus.wire import feed as wire_feed
 
 SERVICE = "service"
@@ -26,7 +26,7 @@ class Instance:
     """A place that serves runs, with what this process saw of it: `active` runs, `out_until` (monotonic seconds) after
     refused connections (`refused` in a row), `failures` in a row, `latency_s` (a moving average).
 
-    `told` (lines for clients), `id_bytes`, `tag_bytes` and `version_json` are ready-made; `shape` is the last plain answer's.
+    `told` (lines for clients), `id_bytes` and `version_json` are ready-made.
     """
 
     id: str
@@ -39,10 +39,8 @@ class Instance:
     failures: int = 0
     latency_s: float = 0.0
     circuit: breaker.Circuit = field(default_factory=breaker.Circuit, repr=False)
-    shape: shapes.Shape[tuple[int, bytes]] | None = field(default=None, repr=False)
     told: bytes = field(init=False, repr=False)
     id_bytes: bytes = field(init=False, repr=False)
-    tag_bytes: bytes = field(init=False, repr=False)
     version_json: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -51,7 +49,6 @@ class Instance:
             % self.version.encode("latin-1", "replace")
         )
         self.id_bytes = self.id.encode("ascii")
-        self.tag_bytes = self.tag.encode("ascii")
         self.version_json = json.dumps(self.version).encode()
 
 

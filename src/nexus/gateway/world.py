@@ -49,7 +49,6 @@ class World:
     paths: dict[bytes, Match | None] = field(default_factory=dict)
     hosts: dict[bytes, bool] = field(default_factory=dict)
     admitted: "dict[tuple[bytes | None, ...], express.Admission]" = field(default_factory=dict, repr=False)
-    requests: "shapes.Known[express.Opening]" = field(default_factory=lambda: shapes.Known(shapes.IN_REQUESTS), repr=False)
     loaded: asyncio.Event = field(default_factory=asyncio.Event)
     connected: bool = False
     draining: bool = False
@@ -63,5 +62,4 @@ class World:
         self.loaded.set()
         self.hosts.clear()
         self.admitted.clear()
-        self.requests.clear()
         self.waiting.look_again()
