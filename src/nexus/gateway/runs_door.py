@@ -243,9 +243,7 @@ class RunHandler(Handler):
         return True
 
     async def _ask_place(self, deployment: routes.Deployment, key: sessions.Key) -> None:
-        first = self.call.instance
-        others = [each.id for each in deployment.instances if each is not first and each.id not in self.call.tried]
-        wanted = [first.id, *others] if first is not None else others
+        wanted = sessions.plan_order(deployment, self.call.instance, self.call.tried)
         problem: errors.NexusError | None = None
         try:
             place = await self.world.places.ask(self.world.settings.home.supervisor_socket, key, wanted)
@@ -257,7 +255,7 @@ class RunHandler(Handler):
             if problem is not None:
                 raise problem
             if not self._settle(deployment, place):
-                raise _moved(deployment)
+                raise sessions.moved(deployment.agent)
             self._go()
         except errors.NexusError as error:
             self.exchange.fail(error)
@@ -499,12 +497,3 @@ class RunHandler(Handler):
         named = dict(self._headers)
         if _NOT_TO_KEEP.search(named.get(b"cache-control", b"").lower()) is None and b"vary" not in named and not self._scans:
             deployment.cache.put(self._cache_key, answer, cache)
-
-
-def _moved(deployment: routes.Deployment) -> errors.Unavailable:
-    return errors.Unavailable(
-        f"the session's instance of {deployment.agent} is being replaced",
-        code="agent.not_ready",
-        retry_after_s=1,
-        next_step="try again in a second",
-    )

@@ -3,7 +3,7 @@
 import asyncio
 import collections
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,6 +52,8 @@ class Places:
         `instances`: those it may live on, best first. Raises what the supervisor answers, or `Unavailable`
         (`session.no_supervisor`).
         """
+        if (known := self._known.get(key)) is not None:
+            return known  # another run's question was answered while this one was on its way here
         asked = self._asked.get(key)
         if asked is None:
             asked = self._asked[key] = asyncio.ensure_future(fetch_place(supervisor, key[1], instances))
@@ -98,6 +100,21 @@ async def fetch_place(supervisor: Path, session_id: str, instances: Sequence[str
     except (KeyError, TypeError, ValueError) as error:
         raise errors.Internal("the supervisor's answer is not a place", code="session.no_supervisor") from error
     return place
+
+
+def plan_order(deployment: routes.Deployment, first: routes.Instance | None, tried: Collection[str]) -> list[str]:
+    """The instances that a new session may live on: the one that was chosen, then the others that were not tried in vain."""
+    others = [each.id for each in deployment.instances if each is not first and each.id not in tried]
+    return [first.id, *others] if first is not None else others
+
+
+def moved(agent: str) -> errors.Unavailable:
+    return errors.Unavailable(
+        f"the session's instance of {agent} is being replaced",
+        code="agent.not_ready",
+        retry_after_s=1,
+        next_step="try again in a second",
+    )
 
 
 def find_caller(credential: str, table: routes.RouteTable, *, now: float) -> routes.Caller | None:
