@@ -24,7 +24,7 @@ class Lane:
 class Retry:
     """After which pauses an attempt is repeated. `kinds`: error kinds of a failed run that are worth another try; an attempt
     that was lost on the way always is. `unknown`: whether the next attempt may repeat a call whose answer nobody saw
-    (`repeat`), or has to `fail`."""
+    (`repeat`), has to `fail`, or must `ask` a person."""
 
     first_s: float = 1.0
     longest_s: float = 30.0
@@ -103,13 +103,15 @@ class Task:
     paused: bool = False
     dead: bool = False
     origin: str | None = None
+    asking: bool = False
+    replay_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """A task taken in hand. `strikes` counts attempts that were lost while running, `deferrals` those that never began.
 
-    `remaining_s` is what is left of the task's total time.
+    `remaining_s` is what is left of the task's total time. `waits` counts the attempts that ended by asking a person.
     """
 
     id: str
@@ -127,6 +129,7 @@ class Claim:
     retry: Retry | None = None
     run_timeout_s: float | None = None
     remaining_s: float | None = None
+    waits: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +182,16 @@ class Release:
     note: str | None = None
 
 
-Write = Append | Finish | Release
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Park:
+    """The run asked people and rests until one of `asks` (ids) is answered; back to the queue at once if one is already."""
+
+    task_id: str
+    fence: int
+    asks: tuple[str, ...]
+
+
+Write = Append | Finish | Release | Park
 Wish = Literal["cancel", "pause"]
 
 

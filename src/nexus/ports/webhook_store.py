@@ -1,15 +1,17 @@
-"""The seam between webhook delivery and where the outbox is kept. Rows are born with a task's terminal result."""
+"""The seam between webhook delivery and where the outbox is kept. Rows are born with a task's terminal result, or with a
+question that it asks."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from nexus.ports import task_store
+from nexus.ports import ask_store, task_store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Due:
-    """A delivery taken in hand for one attempt; `attempt` counts from 1. `task` is finished and no longer changes."""
+    """A delivery taken in hand for one attempt; `attempt` counts from 1. `task` is finished and no longer changes,
+    unless the delivery tells of `ask`."""
 
     id: str
     url: str
@@ -17,6 +19,7 @@ class Due:
     attempt: int
     task: task_store.Task
     key: "KeyState"
+    ask: ask_store.Ask | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,12 +14,12 @@ from nexus.wire import problem
 _PAUSE = sa.text(
     """
     UPDATE tasks SET paused = true, phase = CASE WHEN phase = 'pending' THEN 'waiting' ELSE phase END
-    WHERE tenant = :tenant AND id = :id AND phase IN ('pending', 'running') RETURNING phase
+    WHERE tenant = :tenant AND id = :id AND phase IN ('pending', 'running', 'waiting') RETURNING phase
     """
 )
 _RESUME = sa.text(
     """
-    UPDATE tasks SET paused = false, phase = CASE WHEN phase = 'waiting' THEN 'pending' ELSE phase END
+    UPDATE tasks SET paused = false, phase = CASE WHEN phase = 'waiting' AND NOT asking THEN 'pending' ELSE phase END
     WHERE tenant = :tenant AND id = :id AND paused AND phase IN ('waiting', 'running') RETURNING phase
     """
 )

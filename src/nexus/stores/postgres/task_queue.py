@@ -57,7 +57,7 @@ _CLAIM = sa.text(
       started_at = coalesce(started_at, CAST(:now AS float8)), message = CASE WHEN deferrals = 0 THEN message END
     FROM picked WHERE tasks.id = picked.id
     RETURNING tasks.id, tenant, agent, environment, principal, body, fence, attempt, strikes, deferrals, max_attempts,
-      last_seq, session_id, traceparent, number, retry, run_timeout_s, end_by
+      last_seq, session_id, traceparent, number, retry, run_timeout_s, end_by, waits
     """
 )
 # Holding the rows of limited lanes makes dispatchers count them one after the other; who does not get a row leaves its lane.
@@ -118,7 +118,7 @@ async def claim(
 
 _CLAIM_FIELDS = (
     "id", "principal", "body", "fence", "attempt", "strikes", "deferrals", "max_attempts", "last_seq", "session_id",
-    "traceparent", "run_timeout_s",
+    "traceparent", "run_timeout_s", "waits",
 )  # fmt: skip
 
 _APPEND = sa.text(
@@ -132,7 +132,7 @@ _APPEND = sa.text(
 _FINISH = sa.text(
     """
     UPDATE tasks t SET phase = v.phase, last_seq = v.seq, output = v.output, metadata = v.metadata, error = v.error,
-      dead = v.phase = 'failed', owner = NULL, finished_at = nexus_now(),
+      dead = v.phase = 'failed' AND t.replay_of IS NULL, owner = NULL, finished_at = nexus_now(),
       progress = CASE WHEN v.phase = 'completed' THEN 100 ELSE t.progress END
     FROM unnest(CAST(:ids AS text[]), CAST(:fences AS bigint[]), CAST(:seqs AS int[]), CAST(:phases AS text[]),
       CAST(:outputs AS text[]), CAST(:metadata AS text[]), CAST(:errors AS text[]))
@@ -151,6 +151,17 @@ _RELEASE = sa.text(
     FROM unnest(CAST(:ids AS text[]), CAST(:fences AS bigint[]), CAST(:pauses AS float8[]), CAST(:began AS bool[]),
       CAST(:strikes AS bool[]), CAST(:notes AS text[])) AS v(id, fence, pause, began, strike, note)
     WHERE t.id = v.id AND t.fence = v.fence AND t.phase = 'running' RETURNING t.id, t.fence, t.cancel_requested
+    """
+)
+_HOLD = sa.text("SELECT 1 FROM tasks WHERE id = ANY(CAST(:ids AS text[])) ORDER BY id FOR UPDATE")
+_PARK = sa.text(
+    """
+    UPDATE tasks t SET phase = CASE WHEN t.paused OR NOT v.answered THEN 'waiting' ELSE 'pending' END, asking = NOT v.answered,
+      owner = NULL, deferred_at = nexus_now(), available_at = NULL, waits = t.waits + 1, deferrals = 0
+    FROM (SELECT u.id, u.fence, EXISTS (SELECT 1 FROM task_asks a WHERE a.task_id = u.id AND a.status <> 'open'
+        AND a.id = ANY(string_to_array(u.asks, ','))) AS answered
+      FROM unnest(CAST(:ids AS text[]), CAST(:fences AS bigint[]), CAST(:asks AS text[])) AS u(id, fence, asks)) AS v
+    WHERE t.id = v.id AND t.fence = v.fence AND t.phase = 'running' RETURNING t.id, t.fence, t.phase, t.cancel_requested
     """
 )
 _EVENTS = sa.text(
@@ -183,6 +194,7 @@ async def write(connection: AsyncConnection, writes: Sequence[task_store.Write])
     appends = [entry for entry in writes if isinstance(entry, task_store.Append)]
     finishes = [entry for entry in writes if isinstance(entry, task_store.Finish)]
     releases = [entry for entry in writes if isinstance(entry, task_store.Release)]
+    parks = [entry for entry in writes if isinstance(entry, task_store.Park)]
     taken: dict[int, bool] = {}
     for wave in _waves(appends):
         _mark(taken, wave, await _append(connection, wave))
@@ -190,6 +202,8 @@ async def write(connection: AsyncConnection, writes: Sequence[task_store.Write])
         _mark(taken, finishes, await _finish(connection, finishes))
     if releases:
         _mark(taken, releases, await _release(connection, releases))
+    if parks:
+        _mark(taken, parks, await _park(connection, parks))
     return [taken[id(entry)] for entry in writes]
 
 
@@ -223,7 +237,7 @@ async def _append(connection: AsyncConnection, entries: Sequence[task_store.Appe
     )
     accepted = {(row.id, row.fence) for row in result}
     kept = [(entry.task_id, event) for entry in entries if (entry.task_id, entry.fence) in accepted for event in entry.events]
-    await _add_events(connection, kept)
+    await add_events(connection, kept)
     return accepted
 
 
@@ -241,7 +255,7 @@ async def _finish(connection: AsyncConnection, entries: Sequence[task_store.Fini
         },
     )
     accepted = {(row.id, row.fence) for row in result}
-    await _add_events(connection, [(entry.task_id, entry.event) for entry in entries if (entry.task_id, entry.fence) in accepted])
+    await add_events(connection, [(entry.task_id, entry.event) for entry in entries if (entry.task_id, entry.fence) in accepted])
     await _add_deliveries(connection, {task_id for task_id, _ in accepted})
     return accepted
 
@@ -265,6 +279,18 @@ async def _release(connection: AsyncConnection, entries: Sequence[task_store.Rel
     return {(row.id, row.fence) for row in rows}
 
 
+async def _park(connection: AsyncConnection, entries: Sequence[task_store.Park]) -> set[tuple[str, int]]:
+    """Whoever answers holds the task's row as well, so an answer is either seen here or finds the task waiting."""
+    found = {"ids": [entry.task_id for entry in entries]}
+    await connection.execute(_HOLD, found)
+    values = {"fences": [entry.fence for entry in entries], "asks": [",".join(entry.asks) for entry in entries]}
+    rows = (await connection.execute(_PARK, found | values)).all()
+    await cancel_queued(connection, [row.id for row in rows if row.cancel_requested], event_data="{}")
+    if any(row.phase == "pending" for row in rows):
+        await notify(connection, task_listener.CHANNEL_QUEUE, [""])
+    return {(row.id, row.fence) for row in rows}
+
+
 async def cancel_queued(connection: AsyncConnection, task_ids: Collection[str], *, event_data: str) -> set[str]:
     """Make queued tasks cancelled, with their terminal event and webhook. The ids that were queued."""
     if not task_ids:
@@ -277,7 +303,7 @@ async def cancel_queued(connection: AsyncConnection, task_ids: Collection[str], 
 
 async def add_endings(connection: AsyncConnection, entries: Sequence[tuple[str, task_store.TaskEvent]]) -> None:
     """The terminal events of tasks that were ended in the queue, and their webhooks."""
-    await _add_events(connection, entries)
+    await add_events(connection, entries)
     await _add_deliveries(connection, {task_id for task_id, _ in entries})
 
 
@@ -302,7 +328,7 @@ async def bury(connection: AsyncConnection, owner: str, beats: int) -> int:
     return len(rows)
 
 
-async def _add_events(connection: AsyncConnection, entries: Sequence[tuple[str, task_store.TaskEvent]]) -> None:
+async def add_events(connection: AsyncConnection, entries: Sequence[tuple[str, task_store.TaskEvent]]) -> None:
     if not entries:
         return
     await connection.execute(

@@ -14,16 +14,16 @@ from nexus.ports import task_store
 COLUMNS = """
     t.id, t.number, t.tenant, t.agent, t.environment, t.principal, t.phase, t.attempt, t.last_seq, t.progress, t.message,
     t.session_id, t.output, t.metadata, t.error, t.cancel_requested, t.created_at, t.started_at, t.finished_at,
-    t.webhook_url, t.idempotency_key, t.digest, t.priority, t.end_by, t.paused, t.dead, t.origin,
+    t.webhook_url, t.idempotency_key, t.digest, t.priority, t.end_by, t.paused, t.dead, t.origin, t.asking, t.replay_of,
     CASE WHEN t.parked THEN t.available_at END AS run_at,
     d.status AS delivery_status, d.attempts AS delivery_attempts, d.last_error, d.last_status
 """
-SELECT = f"SELECT {COLUMNS} FROM tasks t LEFT JOIN webhook_deliveries d ON d.task_id = t.id"  # noqa: S608 - constants
+SELECT = f"SELECT {COLUMNS} FROM tasks t LEFT JOIN webhook_deliveries d ON d.task_id = t.id AND d.ask_id IS NULL"  # noqa: S608 - constants
 _FETCH = sa.text(f"{SELECT} WHERE t.tenant = :tenant AND t.id = :id")
 _SAME = (
     "id", "number", "principal", "attempt", "last_seq", "progress", "message", "session_id", "output", "metadata", "error",
     "cancel_requested", "created_at", "started_at", "finished_at", "webhook_url", "idempotency_key", "digest", "priority",
-    "end_by", "paused", "dead", "origin", "run_at",
+    "end_by", "paused", "dead", "origin", "asking", "replay_of", "run_at",
 )  # fmt: skip
 
 

@@ -56,6 +56,9 @@ TASKS = sa.Table(
     _flag("parked"),
     _flag("paused"),
     _flag("dead"),
+    _flag("asking"),
+    _count("waits"),
+    _text("replay_of", nullable=True),
     sa.Column("expires_at", _TIME),
     sa.Column("end_by", _TIME),
     sa.Column("run_timeout_s", sa.Double),
@@ -101,7 +104,7 @@ WEBHOOK_DELIVERIES = sa.Table(
     "webhook_deliveries",
     METADATA,
     sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("task_id", sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False, unique=True),
+    sa.Column("task_id", sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
     _text("tenant"),
     _text("url"),
     _text("host"),
@@ -113,6 +116,9 @@ WEBHOOK_DELIVERIES = sa.Table(
     sa.Column("set_at", _TIME, nullable=False),
     sa.Column("created_at", _TIME, nullable=False),
     sa.Column("ended_at", _TIME),
+    _text("ask_id", nullable=True),
+    sa.Index("ix_webhook_deliveries_end", "task_id", unique=True, postgresql_where=sa.text("ask_id IS NULL")),
+    sa.Index("ix_webhook_deliveries_ask", "task_id", "ask_id", unique=True, postgresql_where=sa.text("ask_id IS NOT NULL")),
     sa.Index("ix_webhook_deliveries_due", "next_at", postgresql_where=sa.text("status = 'pending'")),
 )
 
@@ -168,8 +174,31 @@ RUN_STEPS = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     _text("head", nullable=True),
     sa.Column("body", sa.LargeBinary),
+    sa.Column("request", sa.LargeBinary),
     sa.Column("sent_at", _TIME, nullable=False),
     sa.Column("done_at", _TIME),
+)
+
+TASK_ASKS = sa.Table(
+    "task_asks",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("task_id", sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
+    _text("tenant"),
+    _text("key"),
+    _text("question"),
+    _text("shape"),
+    _text("status"),
+    _text("answer", nullable=True),
+    _text("answered_by", nullable=True),
+    sa.Column("opened_at", _TIME, nullable=False),
+    sa.Column("expires_at", _TIME),
+    sa.Column("answered_at", _TIME),
+    _flag("told"),
+    _flag("used"),
+    sa.UniqueConstraint("task_id", "key"),
+    sa.Index("ix_task_asks_open", "tenant", "opened_at", postgresql_where=sa.text("status = 'open'")),
+    sa.Index("ix_task_asks_expiring", "expires_at", postgresql_where=sa.text("status = 'open' AND expires_at IS NOT NULL")),
 )
 
 RUN_RECORDS = sa.Table(

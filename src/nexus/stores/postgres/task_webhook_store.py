@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from nexus.ports import webhook_store
-from nexus.stores.postgres import task_listener, task_queue, task_rows, task_session
+from nexus.stores.postgres import task_ask_store, task_listener, task_queue, task_rows, task_session
 
 # Due: its time has come, or the clock was set back behind the moment that time was set.
 _DUE = sa.text(
@@ -21,12 +21,10 @@ _DUE = sa.text(
       ORDER BY d.next_at LIMIT :limit FOR UPDATE OF d SKIP LOCKED
     )
     UPDATE webhook_deliveries d SET attempts = attempts + 1, next_at = now + :hold, set_at = now
-    FROM picked WHERE d.id = picked.id RETURNING d.id, d.url, d.host, d.attempts, d.tenant, d.task_id
+    FROM picked WHERE d.id = picked.id RETURNING d.id, d.url, d.host, d.attempts, d.tenant, d.task_id, d.ask_id
     """
 )
-_TASKS = sa.text(
-    f"SELECT {task_rows.COLUMNS} FROM tasks t LEFT JOIN webhook_deliveries d ON d.task_id = t.id WHERE t.id = ANY(:ids)"  # noqa: S608
-)
+_TASKS = sa.text(f"{task_rows.SELECT} WHERE t.id = ANY(:ids)")
 _SETTLE = sa.text(
     """
     UPDATE webhook_deliveries SET
@@ -68,10 +66,17 @@ class PostgresWebhookStore:
                 return []
             found = await connection.execute(_TASKS, {"ids": [row.task_id for row in rows]})
             tasks = {task.id: task for task in map(task_rows.read, found.mappings())}
+            asked = await task_ask_store.fetch_all(connection, [row.ask_id for row in rows if row.ask_id is not None])
             keys = await _key_states(connection, {row.tenant for row in rows})
         return [
             webhook_store.Due(
-                id=row.id, url=row.url, host=row.host, attempt=row.attempts, task=tasks[row.task_id], key=keys[row.tenant]
+                id=row.id,
+                url=row.url,
+                host=row.host,
+                attempt=row.attempts,
+                task=tasks[row.task_id],
+                key=keys[row.tenant],
+                ask=asked.get(row.ask_id),
             )
             for row in rows
         ]
