@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from nexus.core import errors
 from nexus.kit import guard
 from nexus.ports import run as ports
-from nexus.worker import adapters, bodies, faults, logs, outputs, sessions, settings, steps
+from nexus.worker import adapters, bodies, faults, logs, outputs, sessions, settings, steps, turns
 from nexus.worker import door as doors
 from nexus.worker import runs as one_run
 
@@ -67,7 +67,8 @@ class Executor:
         traceparent: str,
         attempt: int = 1,
     ) -> one_run.Run:
-        """Start a run; `run.done` tells how it ended. Raises `Exhausted` when too many are waiting already."""
+        """Start a run; `run.done` tells how it ended. Raises `Exhausted` when too many are waiting already, `Conflict` when its
+        session is busy and wants no other."""
         if len(self._tasks) >= _MOST_WAITING:
             raise errors.Exhausted(
                 f"{len(self._tasks)} runs are waiting in this instance",
@@ -75,6 +76,7 @@ class Executor:
                 next_step="try again later, or scale the agent out",
                 retry_after_s=1.0,
             )
+        turns.admit(self._config.on_message, session_id, self.active.values())
         run = one_run.Run(
             run_id=run_id,
             session_id=session_id,
@@ -107,8 +109,9 @@ class Executor:
         session = run.session = self._sessions.enter(run.session_id)
         held: list[Callable[[], object]] = [lambda: self._sessions.leave(session)]
         try:
-            await session.turn.acquire()
-            held.append(session.turn.release)
+            if self._config.on_message != "parallel":
+                await session.turn.acquire()
+                held.append(session.turn.release)
             if self._slots is not None:
                 await self._slots.acquire()
                 held.append(self._slots.release)
@@ -118,7 +121,7 @@ class Executor:
             outcome = run.stopped_outcome() if run.stop_reason else self._failed(run, error)
         except BaseException as error:  # noqa: BLE001 - SystemExit of an author must not end the worker
             outcome = run.stopped_outcome() if run.stop_reason else self._failed(run, error)
-        if len(held) > 1:
+        if session.users == 1 or (len(held) > 1 and self._config.on_message != "parallel"):
             session.forget()
         if self._capture is not None:
             self._capture.flush_open()

@@ -15,7 +15,7 @@ from nexus.core import errors
 from nexus.wire import runs as wire
 from nexus.worker import bodies, outputs, sessions, steps
 
-Stop = Literal["client", "timeout", "shutdown"]
+Stop = Literal["client", "timeout", "shutdown", "interrupted"]
 _MOST_PENDING = 10_000
 _MOST_PENDING_BYTES = 64 * 1024 * 1024
 _EASY_PENDING = 128
@@ -146,6 +146,11 @@ class Run:
                 "the instance stopped before the run was done", code="instance.stopping", phase="run", next_step="run it again"
             )
             return Outcome(error=error)
+        if self.stop_reason == "interrupted":
+            error = errors.Conflict(
+                "the run was interrupted", code="run.interrupted", phase="run", cause="another message of its session came"
+            )
+            return Outcome(error=error, cancelled=True)
         error = errors.Conflict("the run was cancelled", code="run.cancelled", phase="run", cause="its client left")
         return Outcome(error=error, cancelled=True)
 

@@ -34,7 +34,9 @@ class Session:
         self._door = door
 
     async def load(self) -> None:
-        """Read the state for the run that begins now."""
+        """Read the state for the run that begins now; runs side by side share what the first of them read."""
+        if self.live is not None and self.users > 1:
+            return
         if self._door is not None and not self.unsaved:
             try:
                 self._take(await self._door.load_state(self.id))
@@ -55,9 +57,11 @@ class Session:
 
     async def keep(self) -> None:
         """Write what a completed run changed. Raises `AgentFailed` (not JSON) or the door's refusal (too large)."""
-        live, self.live = self.live, None
+        live = self.live
         if live is None:
             return
+        if self.users == 1 or self.turn.locked():
+            self.live = None
         changed = outputs.encode(live)
         if changed == self.saved and not self.unsaved:
             return

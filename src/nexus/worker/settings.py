@@ -26,6 +26,7 @@ class Settings:
     status_file: Path | None = None
     run_timeout_s: float = 8 * 3600.0
     concurrency: int | None = None
+    on_message: str = "queue"
     grace_s: float = 10.0
     max_body: int = 64 * 1024 * 1024
     health_path: str = "/health"
@@ -52,6 +53,7 @@ def parse_settings(env: Mapping[str, str]) -> Settings:
         status_file=Path(env["NEXUS_STATUS_FILE"]) if env.get("NEXUS_STATUS_FILE") else None,
         run_timeout_s=_number(env, "NEXUS_RUN_TIMEOUT_S", 8 * 3600.0, float),
         concurrency=_number(env, "NEXUS_CONCURRENCY", 0, int) or None,
+        on_message=env.get("NEXUS_ON_MESSAGE") or "queue",
         grace_s=_number(env, "NEXUS_GRACE_S", 10.0, float),
         max_body=_number(env, "NEXUS_MAX_BODY", 64 * 1024 * 1024, int),
         health_path=env.get("NEXUS_HEALTH_PATH") or "/health",

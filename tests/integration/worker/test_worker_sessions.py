@@ -139,3 +139,63 @@ async def test_a_run_whose_client_leaves_while_it_waits_never_begins(start: Any)
         (start.source / "go").touch()
     assert first.result().output["order"] == ["0"]
     assert (await worker.run("2", session="s")).output["order"] == ["0", "2"]
+
+
+async def test_a_second_message_is_rejected_where_that_is_the_rule(start: Any) -> None:
+    worker = await start(GATED, NEXUS_ON_MESSAGE="reject")
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(worker.run("0", session="s"))
+        await worker.until((start.source / "began-0").exists)
+        refused = await worker.run("1", session="s")
+        assert (refused.status, refused.json["code"]) == (409, "session.busy")
+        other = group.create_task(worker.run("2", session="other"))
+        await worker.until((start.source / "began-2").exists)
+        (start.source / "go").touch()
+    assert (first.result().status, other.result().status) == (200, 200)
+    assert (await worker.run("3", session="s")).status == 200
+
+
+async def test_a_second_message_interrupts_where_that_is_the_rule(start: Any) -> None:
+    worker = await start(GATED, NEXUS_ON_MESSAGE="interrupt")
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(worker.run("0", session="s"))
+        await worker.until((start.source / "began-0").exists)
+        second = group.create_task(worker.run("1", session="s"))
+        await worker.until((start.source / "began-1").exists)
+        (start.source / "go").touch()
+    assert (first.result().status, first.result().json["code"]) == (409, "run.interrupted")
+    assert second.result().output["order"] == ["0", "1"]
+
+
+async def test_messages_run_side_by_side_where_that_is_the_rule(start: Any) -> None:
+    worker = await start(GATED, NEXUS_ON_MESSAGE="parallel")
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(worker.run(str(n), session="s")) for n in range(3)]
+        await worker.until(lambda: len(list(start.source.glob("began-*"))) == 3)
+        (start.source / "go").touch()
+    assert max(task.result().output["most"] for task in tasks) == 3
+
+
+async def test_runs_side_by_side_share_the_state(hosted: Any, door: Any) -> None:
+    code = """
+import asyncio, os
+from nexus.ai.agents import Agent
+class A(Agent):
+    async def process(self, input):
+        self.state[input] = True
+        open("began-" + input, "w").close()
+        while not os.path.exists("go-" + input):
+            await asyncio.sleep(0.005)
+        return sorted(self.state)
+"""
+    worker = await hosted(code, NEXUS_ON_MESSAGE="parallel")
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(worker.run("a", session="s"))
+        await worker.until((hosted.source / "began-a").exists)
+        second = group.create_task(worker.run("b", session="s"))
+        await worker.until((hosted.source / "began-b").exists)
+        (hosted.source / "go-a").touch()
+        assert (await first).output == ["a", "b"]
+        (hosted.source / "go-b").touch()
+    assert second.result().output == ["a", "b"]
+    assert door.states["s"] == {"a": True, "b": True}
