@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,6 +168,9 @@ def render_environ(spec: instances.InstanceSpec, at: paths.InstancePaths, ready:
     }
     if concurrency := spec.options.get("concurrency"):
         environ["NEXUS_CONCURRENCY"] = str(concurrency)
+    session = spec.options.get("session")
+    if isinstance(session, Mapping) and session.get("on_message", "queue") != "queue":
+        environ["NEXUS_ON_MESSAGE"] = str(session["on_message"])
     if spec.options.get("traces"):
         environ["NEXUS_TRACES"] = "1"
     return environ
