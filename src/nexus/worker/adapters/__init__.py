@@ -10,6 +10,7 @@ from nexus.core import errors
 from nexus.worker.adapters import (
     agent,
     agent_framework,
+    agent_framework_workflow,
     agno,
     asgi,
     claude_agent,
@@ -20,6 +21,7 @@ from nexus.worker.adapters import (
     llama_workflows,
     openai_agents,
     pydantic_ai,
+    smolagents,
     strands,
 )
 from nexus.worker.adapters.contract import Adapter, type_names
@@ -34,7 +36,9 @@ _TABLE: tuple[ModuleType, ...] = (
     strands,
     agno,
     agent_framework,
+    agent_framework_workflow,
     llama_workflows,
+    smolagents,
     asgi,
     agent,
     functions,
@@ -42,8 +46,8 @@ _TABLE: tuple[ModuleType, ...] = (
 ACCEPTED = (
     "an Agent subclass or object, a function or generator (sync or async), or an object of LangGraph (a compiled graph), "
     "the OpenAI Agents SDK (Agent), Google ADK (an agent or App), CrewAI (Crew or Flow), "
-    "the Claude Agent SDK (ClaudeAgentOptions), Pydantic AI, Strands, Agno or Agent Framework (Agent), "
-    "LlamaIndex (a workflow), or any ASGI app"
+    "the Claude Agent SDK (ClaudeAgentOptions), Pydantic AI, Strands, smolagents (an agent), Agno (Agent or Team), "
+    "Agent Framework (Agent or Workflow), LlamaIndex (a workflow), or any ASGI app"
 )
 
 __all__ = ["ACCEPTED", "Adapter", "choose"]

@@ -38,7 +38,7 @@ class AgentFrameworkAdapter:
         else:
             session = self._agent.create_session(session_id=run.session_id)
         if run.streaming:
-            told = _Teller(run)
+            told = Teller(run)
             stream = self._agent.run(prompt, session=session, stream=True)
             async for update in stream:
                 told.take(update)
@@ -52,7 +52,7 @@ class AgentFrameworkAdapter:
         return response.text if response.value is None else response.value
 
 
-class _Teller:
+class Teller:
     """A call's arguments come in pieces under one id; it is told when its result, or other content, follows."""
 
     def __init__(self, run: runs.Run) -> None:
@@ -61,7 +61,8 @@ class _Teller:
         self._names: dict[str, str] = {}
         self._last = ""
 
-    def take(self, update: Any) -> None:
+    def take(self, update: Any, *, answers: bool = True) -> None:
+        """`answers` False: the text is not the answer's, and only tools are told."""
         for content in update.contents:
             if content.type == "function_call":
                 self._last = content.call_id or self._last
@@ -70,7 +71,7 @@ class _Teller:
                 pieces[1] = pieces[1] + content.arguments if isinstance(content.arguments, str) else content.arguments
                 continue
             self._flush()
-            if content.type == "text":
+            if content.type == "text" and answers:
                 tell.delta(self._run, content.text)
             elif content.type == "function_result":
                 name = self._names.get(content.call_id)

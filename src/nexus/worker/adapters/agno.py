@@ -1,20 +1,21 @@
-"""`agno.agent.Agent`: one `arun` for each run. An agent without a database of its own gets the session's turns as messages.
+"""Agno's `Agent` and `Team`: one `arun` for each run. One without a database of its own gets the session's turns as messages.
 
-Source: https://docs.agno.com/agents/running-agents.
+Source: https://docs.agno.com/agents/running-agents and /teams/running-teams.
 """
 
 from typing import Any
 
+from nexus.core import errors
 from nexus.worker import runs
 from nexus.worker.adapters import prompts, tell, versions
 
-_AGENT = "agno.agent.agent.Agent"
+_ENTRIES = ("agno.agent.agent.Agent", "agno.team.team.Team")
 _KEY = "agno"
 _MOST = 200
 
 
 def matches(target: object, names: tuple[str, ...]) -> bool:
-    return not isinstance(target, type) and _AGENT in names
+    return not isinstance(target, type) and any(name in _ENTRIES for name in names)
 
 
 def adapt(target: Any) -> "AgnoAdapter":
@@ -38,17 +39,27 @@ class AgnoAdapter:
         last: Any = None
         try:
             async for event in events:
-                kind = getattr(event, "event", "")
-                if kind in ("RunCompleted", "RunError"):
+                kind = getattr(event, "event", "").removeprefix("Team")
+                if getattr(event, "parent_run_id", None):
+                    _member(run, kind, event)
+                elif kind in ("RunCompleted", "RunError", "RunCancelled"):
                     last = event
-                _event(run, kind, event)
+                else:
+                    _event(run, kind, event)
                 await run.room()
         finally:
             await events.aclose()
-        if last is None or last.event == "RunError":
-            raise RuntimeError(str(getattr(last, "content", None) or "the agent ended without a result"))
-        if (metrics := getattr(last, "metrics", None)) is not None:
-            tell.used(run, metrics.input_tokens, metrics.output_tokens)
+        if last is None or not last.event.endswith("RunCompleted"):
+            raise errors.AgentFailed(
+                "the agent failed",
+                code="agent.failed",
+                phase="run",
+                cause=str(getattr(last, "content", None) or "it ended without a result"),
+                next_step="look at the agent's log",
+            )
+        for metrics in (getattr(entry, "metrics", None) for entry in (last, *(getattr(last, "member_responses", None) or ()))):
+            if metrics is not None:
+                tell.used(run, metrics.input_tokens, metrics.output_tokens)
         text = last.content if isinstance(last.content, str) else str(tell.shown(last.content))
         turns.extend((said, {"role": "assistant", "content": text}))
         del turns[:-_MOST]
@@ -62,3 +73,14 @@ def _event(run: runs.Run, kind: str, event: Any) -> None:
         tell.tool_call(run, id=event.tool.tool_call_id, name=event.tool.tool_name, arguments=event.tool.tool_args)
     elif kind in ("ToolCallCompleted", "ToolCallError"):
         tell.tool_result(run, id=event.tool.tool_call_id, name=event.tool.tool_name, output=event.tool.result)
+
+
+def _member(run: runs.Run, kind: str, event: Any) -> None:
+    """A member of a team: its tools are told, its words are not the team's answer."""
+    name = getattr(event, "agent_name", None) or getattr(event, "team_name", None) or "member"
+    if kind == "RunStarted":
+        tell.step(run, name, {"state": "started"})
+    elif kind == "RunCompleted":
+        tell.step(run, name, {"state": "finished", "output": tell.shown(event.content)})
+    elif kind != "RunContent":
+        _event(run, kind, event)

@@ -1,7 +1,8 @@
-"""Compiled LangGraph graphs (`langgraph.pregel.Pregel`), seen by type name.
+"""Compiled LangGraph graphs (`langgraph.pregel.Pregel`) and functions made with its `@entrypoint`, seen by type name.
 
-Text becomes the first user message of graphs with a `messages` state; a dict is the graph's input as it is. The output is
-the last message's text, or the final state. Message chunks stream as `message.delta`, node updates as `step`.
+Text becomes the first user message of graphs with a `messages` state; a dict is the graph's input as it is, and a function
+gets whatever came. The output is the last message's text, or the final state. Message chunks stream as `message.delta`, node
+updates as `step`.
 Source: https://docs.langchain.com/oss/python/langgraph/streaming (stream modes "messages", "updates", "values").
 """
 
@@ -39,6 +40,7 @@ class GraphAdapter:
         self._remembers = getattr(graph, "checkpointer", None) is not False
         self._options = {"durability": "exit"} if self.uses_state and _takes(graph.astream, "durability") else {}
         self._channels = _channels(graph)
+        self._is_function = getattr(graph, "input_channels", None) == "__start__" and getattr(graph, "builder", None) is None
 
     async def run(self, run: runs.Run) -> Any:
         given = self._input(run.call.input)
@@ -64,7 +66,7 @@ class GraphAdapter:
         return _output(state)
 
     def _input(self, value: Any) -> Any:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or self._is_function:
             return value
         if "messages" in self._channels or not self._channels:
             return {"messages": [("user", value)]}
@@ -151,8 +153,8 @@ def _count(run: runs.Run, message: Any) -> None:
 
 
 def _messages(change: Any) -> Iterator[Any]:
-    """Messages anywhere in the first level of a node's update."""
-    values = change.values() if isinstance(change, Mapping) else ()
+    """Messages anywhere in the first level of a node's update, or of what a task returned."""
+    values = change.values() if isinstance(change, Mapping) else (change,)
     for value in values:
         for entry in value if isinstance(value, list | tuple) else (value,):
             if hasattr(entry, "type") and hasattr(entry, "content"):
