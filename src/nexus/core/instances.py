@@ -47,9 +47,15 @@ class InstanceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
+    """`network_*` count what went through the broker of `network: egress`; zero for other networks."""
+
     cpu_s: float = 0.0
     memory_bytes: int = 0
     active_runs: int = 0
+    network_sent: int = 0
+    network_received: int = 0
+    network_connections: int = 0
+    network_refused: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pydantic
+
 from nexus.core import environments, errors
 from nexus.core.deployments import Scaling, Settings, Version
 from nexus.core.instances import HealthCheck
 from nexus.hosting import autoscale
 from nexus.kit import quantity
-from nexus.wire import project
+from nexus.wire import project, project_box
 
 MOST_REPLICAS = 100
 LEAST_MEMORY = 16 * 1024**2
@@ -79,7 +81,7 @@ def plan_settings(version: Version, config: project.ProjectConfig, asked: Asked,
         kept["python"] = hosting.python
     if hosting.concurrency is not None:
         kept["concurrency"] = hosting.concurrency
-    kept |= plan_isolation(hosting)
+    kept |= plan_isolation(hosting, options)
     if edge := plan_edge(hosting, options):
         kept[EDGE] = edge
     return Settings(
@@ -137,14 +139,26 @@ def plan_session(session: project.Session) -> dict[str, Any]:
     }
 
 
-def plan_isolation(hosting: project.Hosting) -> dict[str, Any]:
-    """What the config says of the box, where it differs from the box everybody gets."""
-    names = ("isolation", "security_context", "read_only_root", "network", "egress", "untrusted")
-    return {
-        name: getattr(hosting, name)
-        for name in names
-        if getattr(hosting, name) != type(hosting).model_fields[name].get_default(call_default_factory=True)
-    }
+def plan_isolation(hosting: project.Hosting, options: dict[str, Any]) -> dict[str, Any]:
+    """What config and caller say of the box, where it differs from the box everybody gets; its part of `options` is taken out."""
+    fields = project_box.Box.model_fields
+    given = {name: getattr(hosting, name) for name in fields if name in hosting.model_fields_set}
+    asked = {name: options.pop(name) for name in fields if name in options}
+    if asked.get("network", project_box.WAY_OUT) != project_box.WAY_OUT:  # what belongs to a way out goes with it
+        given = {name: value for name, value in given.items() if name not in ("egress", "network_limit")}
+    elif "network_limit" in asked and given.get("network", "host") == "host":
+        given.pop("network", None)
+    try:
+        box = project_box.Box.model_validate(given | asked)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise errors.Invalid(
+            f"{'.'.join(map(str, first['loc'])) or 'the isolation'} cannot be so: {first['msg']}",
+            code="options.invalid",
+            next_step="see the settings under hosting in the documentation of config.yaml",
+        ) from None
+    shown = box.model_dump()
+    return {name: shown[name] for name, field in fields.items() if shown[name] != field.get_default(call_default_factory=True)}
 
 
 def parse_cpu(value: str) -> int:
@@ -180,6 +194,7 @@ def _parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
         "wait_s": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 600,
     }
     valid |= _EDGE_OPTIONS
+    valid |= dict.fromkeys(project_box.Box.model_fields, _is_anything)  # judged together, by `plan_isolation`
     for name, value in options.items():
         if name not in valid:
             raise errors.Invalid(
@@ -195,6 +210,10 @@ def _parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
                 next_step=f"one of {', '.join(BALANCERS)}" if name == "load_balancer" else "give a number within reason",
             )
     return dict(options)
+
+
+def _is_anything(value: object) -> bool:
+    return True
 
 
 def _is_text_of(value: object, parse: Callable[[Any], float], most: float) -> bool:

@@ -1,13 +1,16 @@
 """The settings of `hosting` that say how closed an agent's box is. What they mean stands in `docs/explain/isolation.md`."""
 
 import re
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from nexus.wire.project_quantity import Rate, Size
 from nexus.wire.project_section import Section, conflict
 
-_EGRESS = re.compile(r"(\*\.)?([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?")
+_EGRESS = re.compile(r"(\*|(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?")
+EVERYWHERE = "*"
+WAY_OUT = "egress"
 
 
 class Box(Section):
@@ -21,9 +24,17 @@ class Box(Section):
         default="host", description="isolated: nothing but the platform's doors; egress: these and what hosting.egress names"
     )
     egress: list[str] = Field(
-        default_factory=list, max_length=256, description="Hosts for network: egress: api.example.com, *.example.com, host:port"
+        default_factory=list,
+        max_length=256,
+        description="Hosts for network: egress: api.example.com, *.example.com, host:port, or * for every public host",
     )
-    network_limit: Any = Field(default=None, description="Not supported by this host")
+    network_limit: Rate | None = Field(
+        default=None, description="Rate of the way out, each way: 100Mbps, 2MB/s; with no network named, network is egress to *"
+    )
+    disk: Size | None = Field(
+        default=None, description="How much the work directory may hold: 2Gi unless set; a file for each 16 KiB"
+    )
+    processes: int | None = Field(default=None, ge=16, le=100_000, description="Processes and threads at once: 1024 unless set")
     untrusted: bool = Field(default=False, description="Refuse machines where a layer of isolation is missing")
 
     @model_validator(mode="after")
@@ -36,11 +47,10 @@ class Box(Section):
                 )
         if self.egress and self.network != "egress":
             raise conflict(f"hosts are listed, but network is {self.network}; write network: egress", "egress")
+        if self.network_limit is not None and self.network != "egress":
+            if "network" in self.model_fields_set:
+                raise conflict(
+                    f"a rate is kept on the way out, but network is {self.network}; write network: egress", "network_limit"
+                )
+            self.network, self.egress = "egress", [EVERYWHERE]
         return self
-
-    @field_validator("network_limit")
-    @classmethod
-    def _unlimited(cls, value: Any) -> Any:
-        if value is not None:
-            raise ValueError("this host does not limit bandwidth yet; leave it out")
-        return value

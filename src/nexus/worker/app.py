@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import itertools
 import json
 import logging
 import time
@@ -25,6 +26,7 @@ _JSON = [(b"content-type", b"application/json")]
 _STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 _WATCH_AFTER_S = 0.02
 _HEARTBEAT_S = 15.0
+_MOST_SHOWN = 16
 
 
 class ClientGone(Exception):
@@ -74,6 +76,10 @@ class App:
             "agent": self._config.agent,
             "version": self._config.version,
             "active_runs": len(self._executor.active),
+            "runs": [
+                {"run_id": run.run_id, "session_id": run.session_id}
+                for run in itertools.islice(self._executor.active.values(), _MOST_SHOWN)
+            ],
             "last_activity": self._executor.last_activity,
             "adapter": self._executor.adapter.name,
         }
@@ -144,6 +150,8 @@ class App:
 
     async def _answer(self, run: one_run.Run, send: Send) -> None:
         outcome = await run.done
+        if outcome.asks:
+            raise errors.Conflict("the run waits for a person", code="ask.waiting", next_step="follow the task's events")
         if outcome.error is not None:
             await _send_problem(send, outcome.error, run_id=run.run_id)
             return
@@ -197,6 +205,8 @@ def _event(number: int, name: str, data: str) -> str:
 
 def _last(run: one_run.Run, outcome: one_run.Outcome) -> list[tuple[str, str]]:
     """The closing events: usage where there is any, then exactly one terminal event."""
+    if outcome.asks:
+        return [(wire.RUN_WAITING, json.dumps({"asks": [dict(ask) for ask in outcome.asks]}))]
     if outcome.error is not None:
         name = wire.RUN_CANCELLED if outcome.cancelled else wire.RUN_FAILED
         return [(name, json.dumps(problem.render(outcome.error, run_id=run.run_id)))]

@@ -2,7 +2,12 @@
 
 import asyncio
 import contextlib
+import json
+import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +15,7 @@ import supervisor_rig
 
 from nexus.core import instances
 from nexus.core.phases import InstancePhase
+from nexus.drivers.process import probe
 from nexus.ports import logs
 from nexus.testing.driver_contract import is_in, until
 
@@ -36,6 +42,37 @@ def tunnel(authority, said):
             link.sendall(said.encode())
             answer += link.makefile("rb").read().decode()
         return answer
+
+def socks(host, port, said):
+    proxy = os.environ["SOCKS_PROXY"].removeprefix("socks5h://").split(":")
+    with socket.create_connection((proxy[0], int(proxy[1])), timeout=10) as link:
+        link.sendall(b"\\x05\\x01\\x00")
+        if link.recv(2) != b"\\x05\\x00":
+            return "no method"
+        name = host.encode()
+        link.sendall(b"\\x05\\x01\\x00\\x03" + bytes([len(name)]) + name + port.to_bytes(2, "big"))
+        code = link.recv(10)[1]
+        if code:
+            return code
+        link.sendall(said.encode())
+        return link.makefile("rb").read().decode()
+
+def greet(said):
+    proxy = os.environ["SOCKS_PROXY"].removeprefix("socks5h://").split(":")
+    with socket.create_connection((proxy[0], int(proxy[1])), timeout=10) as link:
+        link.sendall(bytes.fromhex(said))
+        link.shutdown(socket.SHUT_WR)
+        return link.makefile("rb").read().hex()
+
+def fetch_directly(url):
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as answer:
+        return answer.read().decode()
+
+def tunnel_pour(authority, count):
+    import time
+    began = time.monotonic()
+    assert "got" in tunnel(authority, f"POST / HTTP/1.1\\r\\ncontent-length: {count}\\r\\n\\r\\n" + "x" * count)
+    return time.monotonic() - began
 
 def direct(host, port):
     try:
@@ -69,12 +106,35 @@ async def a_server() -> AsyncIterator[tuple[int, list[str]]]:
         yield server.sockets[0].getsockname()[1], heads
 
 
+class NamesRig(supervisor_rig.SupervisorRig):
+    """A supervisor whose machine knows names of its own: `api.test` and `db.test` are the loopback."""
+
+    def command(self) -> list[str]:
+        hosts = self.home.root / "hosts"
+        hosts.write_text("127.0.0.1 localhost api.test db.test\n")
+        script = 'mount --bind "$0" /etc/hosts && exec "$@"'
+        return ["unshare", "--mount", "sh", "-c", script, str(hosts), *super().command()]
+
+
+@contextlib.asynccontextmanager
+async def knowing_names(*, plain: bool = True) -> AsyncIterator[supervisor_rig.SupervisorRig]:
+    root = Path(tempfile.mkdtemp(prefix="nexus-names-"))
+    rig = NamesRig(root, plain=plain)
+    rig.environ = {"NEXUS_EGRESS_ALLOW": "127.0.0.1/32"}
+    try:
+        await rig.up()
+        yield rig
+    finally:
+        await rig.close()
+        shutil.rmtree(root, ignore_errors=True)
+
+
 def allowing_loopback() -> contextlib.AbstractAsyncContextManager[supervisor_rig.SupervisorRig]:
     return supervisor_rig.started(NEXUS_EGRESS_ALLOW="127.0.0.1/32")
 
 
-async def start(rig: supervisor_rig.SupervisorRig, hosts: list[str]) -> instances.InstanceStatus:
-    spec = rig.spec_of({"agent.py": AGENT}, options={"network": "egress", "egress": hosts})
+async def start(rig: supervisor_rig.SupervisorRig, hosts: list[str], **options: object) -> instances.InstanceStatus:
+    spec = rig.spec_of({"agent.py": AGENT}, options={"network": "egress", "egress": hosts, **options})
     await rig.driver.start(spec)
     status = await until(rig, spec.id, is_in(READY, FAILED))
     assert status.phase is READY, status.problem
@@ -145,3 +205,69 @@ async def test_the_way_out_outlives_the_supervisor_and_no_broker_harms_the_agent
         async with asyncio.timeout(10):
             while any(status.id in path.name for path in (rig.home.run / "i").iterdir()):
                 await asyncio.sleep(0.02)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="names of its own for a supervisor need root")
+async def test_a_library_that_knows_no_proxy_reaches_named_hosts_by_their_names_and_socks_does_too() -> None:
+    async with a_server() as (port, heads), a_server() as (other, never), knowing_names() as rig:
+        status = await start(rig, [f"api.test:{port}", "db.test"])
+        assert await rig.run(status.id, ["fetch_directly", f"http://api.test:{port}/plain"]) == "got 0"
+        assert heads[-1].startswith("GET /plain HTTP/1.1\r\n")
+        assert f"host: api.test:{port}" in heads[-1].lower()
+        said = "GET / HTTP/1.1\r\nhost: inner\r\n\r\n"
+        assert (await rig.run(status.id, ["socks", "api.test", port, said])).endswith("got 0")
+        assert await rig.run(status.id, ["socks", "api.test", other, said]) == 2
+        assert await rig.run(status.id, ["socks", "localhost", port, said]) == 2
+        assert await rig.run(status.id, ["socks", "db.test", 80, said]) == 4  # named, and nobody listens there
+        assert await rig.run(status.id, ["direct", "db.test", 443]) == "connected"  # to the relay, which then says no
+        assert await rig.run(status.id, ["direct", "api.test", other]) != "connected"
+        assert never == []
+        found = json.loads((await probe.get(rig.home.supervisor_socket, f"/instances/{status.id}/network", timeout_s=5))[1])
+        assert found["total"]["connections"] == 2
+        assert found["total"]["refused"] == 2
+        assert found["total"]["sent"] > len(said)
+
+
+HELLOS = [
+    ("050102", "05ff"),  # only with a password
+    ("0501000502000100000000ffff", "050005070001000000000000"),  # bind
+    ("0501000503000100000000ffff", "050005070001000000000000"),  # UDP
+    ("050100050100017f0000010050", "050005020001000000000000"),  # 127.0.0.1 by number
+    ("05010005010004" + "00" * 10 + "ffff7f0000010050", "050005020001000000000000"),  # ::ffff:127.0.0.1
+    ("050100050100030961006576696c2e6f720050", "050005020001000000000000"),  # a NUL in the name
+    ("0501000501000700", "050005080001000000000000"),  # no such kind of address
+    ("0500", "05ff"),
+    ("04", ""),
+    ("05", ""),
+]
+
+
+async def test_socks_says_no_in_its_own_words() -> None:
+    async with allowing_loopback() as rig:
+        status = await start(rig, ["api.example.com"])
+        for said, answered in HELLOS:
+            assert (await rig.run(status.id, ["greet", said])).startswith(answered), said
+        assert (await rig.status(status.id)).restarts == 0
+
+
+async def test_a_connection_is_told_with_its_run_and_counted_for_it() -> None:
+    async with a_server() as (port, _), supervisor_rig.started(plain=False, NEXUS_EGRESS_ALLOW="127.0.0.1/32") as rig:
+        status = await start(rig, [f"127.0.0.1:{port}"])
+        said = "POST / HTTP/1.1\r\ncontent-length: 5000\r\n\r\n" + "x" * 5000
+        assert (await rig.run(status.id, ["tunnel", f"127.0.0.1:{port}", said])).endswith("got 5000")
+        query = logs.LogQuery(tenant="acme", agent=status.agent)
+        line = next(line for line in [line async for line in rig.driver.logs(query)] if "egress CONNECT" in line["message"])
+        assert line["run_id"]
+        assert line["session_id"]
+        found = json.loads((await probe.get(rig.home.supervisor_socket, f"/instances/{status.id}/network", timeout_s=5))[1])
+        assert found["runs"][line["run_id"]]["sent"] == len(said)
+        assert found["runs"][line["run_id"]]["received"] > 0
+        usage = (await until(rig, status.id, lambda status: status.usage.network_sent > 0)).usage
+        assert usage.network_sent == len(said)
+
+
+async def test_a_rate_is_kept_each_way() -> None:
+    async with a_server() as (port, _), allowing_loopback() as rig:
+        status = await start(rig, [f"127.0.0.1:{port}"], network_limit=1_000_000)
+        spent = await rig.run(status.id, ["tunnel_pour", f"127.0.0.1:{port}", 1_500_000])
+        assert spent >= 1.0  # a quarter of a second's worth goes at once

@@ -136,7 +136,7 @@ def test_what_a_machine_lacks_is_told_with_its_cost_and_refused_to_strangers() -
 
 def test_the_config_says_only_what_differs_from_everybodys_box() -> None:
     def isolation(text: str) -> dict[str, object]:
-        return sizing.plan_isolation(project_file.parse_project(f"name: a\nhosting:\n{text}").hosting)
+        return sizing.plan_isolation(project_file.parse_project(f"name: a\nhosting:\n{text}").hosting, {})
 
     assert isolation("  cpu: 1") == {}
     assert isolation("  network: isolated\n  read_only_root: false\n  untrusted: true\n  security_context: baseline") == {
@@ -147,13 +147,40 @@ def test_the_config_says_only_what_differs_from_everybodys_box() -> None:
     }
 
 
+def test_what_a_caller_asks_for_stands_above_the_config_and_is_judged_with_it() -> None:
+    def isolation(text: str, **asked: object) -> dict[str, object]:
+        config = project_file.parse_project("name: a\nhosting:\n  " + text).hosting
+        return sizing.plan_isolation(config, asked)
+
+    way = "network: egress\n  egress: [a.example]\n  network_limit: 8Mbps"
+    assert isolation(way) == {"network": "egress", "egress": ["a.example"], "network_limit": 1_000_000}
+    assert isolation(way, network_limit="80Mbps")["network_limit"] == 10_000_000
+    assert isolation(way, network="isolated") == {"network": "isolated"}
+    assert isolation(way, network="host") == {}
+    limited = {"network": "egress", "egress": ["*"], "network_limit": 12_500_000}
+    assert isolation("network_limit: 100Mbps") == limited
+    assert isolation("cpu: 1", network_limit="100Mbps") == limited
+    assert isolation("disk: 1Gi", processes=64, read_only_root=False) == {
+        "disk": 1 << 30,
+        "processes": 64,
+        "read_only_root": False,
+    }
+    for asked in ({"network": "bridge"}, {"network": "isolated", "network_limit": "1Mbps"}, {"processes": "many"}):
+        with pytest.raises(errors.Invalid) as caught:
+            isolation("cpu: 1", **asked)
+        assert caught.value.code == "options.invalid"
+
+
 @pytest.mark.parametrize(
     "line",
     [
         "egress: [a.example]",
         "network: egress\n  egress: ['a:70000']",
         "network: egress\n  egress: ['a b']",
-        "network_limit: 10Mbps",
+        "network: isolated\n  network_limit: 10Mbps",
+        "network_limit: fast",
+        "disk: 1",
+        "processes: 1",
         "security_context: none",
         "network: bridge",
         "untrusted: maybe",

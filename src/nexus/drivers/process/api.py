@@ -18,7 +18,7 @@ from nexus.wire import problem
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_INSTANCE = re.compile(r"/instances/([^/]{1,100})(/log|/end)?")
+_INSTANCE = re.compile(r"/instances/([^/]{1,100})(/log|/end|/network)?")
 _MOST_BODY = 8 * 1024 * 1024
 _HEARTBEAT_S = 2.0
 _DEFAULT_GRACE_S = 10.0
@@ -50,6 +50,8 @@ class App:
         elif match and match[2] == "/end" and method == "GET":
             since, wait_s = _number(query, "since", 0.0, 1e12), _number(query, "wait_s", 0.0, 5.0)
             await _answer(send, 200, {"problem": await self._node.last_end(match[1], since=since, wait_s=wait_s)})
+        elif match and match[2] == "/network" and method == "GET":
+            await _answer(send, 200, self._node.network(match[1]))
         elif match and match[2] and method == "GET":
             await _answer(send, 200, {"lines": self._node.log_tail(match[1], int(_number(query, "lines", 50, 1000)))})
         elif method == "GET" and path == "/health":

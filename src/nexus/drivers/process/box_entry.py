@@ -44,16 +44,20 @@ def main(control: int) -> None:
         _fail(link, "namespaces", f"{error.filename or 'set-up'}: {error.strerror}", error.errno or 0)
 
 
-def confine(plan: "box_calls.Plan") -> None:
+def confine(plan: "box_calls.Plan") -> "list[box_relay.Listener]":
     """From inside fresh namespaces to an unprivileged process in its own root. Raises `Denied`.
 
-    Called with all privileges the caller has; afterwards there are none, for this process and whatever it starts.
+    Called with all privileges the caller has; afterwards there are none, for this process and whatever it starts. What it gives
+    back are the ports of the way out, for `box_relay.serve` in a process of its own; none where the plan has no `way`.
     """
     layers = plan["layers"]
+    ways: list[box_relay.Listener] = []
     os.umask(0o022)
     if "namespaces" in layers:
         if plan["isolated"]:
             box_calls.raise_loopback()
+        if plan["way"]:
+            ways = box_relay.listen(plan["pins"])
         _socket.sethostname(plan["host"])
         box_root.build(plan)
     _renounce(plan)
@@ -64,6 +68,7 @@ def confine(plan: "box_calls.Plan") -> None:
         box_landlock.restrict(plan["landlock_read"], plan["landlock_write"], files=plan["landlock_files"])
     if "seccomp" in layers:
         box_calls.set_filter(box_filter.build(box_calls.machine, restricted=plan["restricted"]))
+    return ways
 
 
 def _into_namespaces(plan: "box_calls.Plan") -> None:
@@ -119,20 +124,19 @@ def _live(plan: "box_calls.Plan", link: _socket.socket) -> None:
     if "namespaces" not in plan["layers"]:
         confine_alone(plan, link)
         return
-    confine(plan)
+    ways = confine(plan)
     if plan.get("processes"):  # counted within our user namespace from here on, so after entering it
         resource.setrlimit(resource.RLIMIT_NPROC, (plan["processes"],) * 2)
-    link = _take_descriptors(plan, link)
-    way = box_relay.listen() if plan["way"] else None
+    link, ways = _take_descriptors(plan, link, ways)
     watched = set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     worker = os.fork()
     if worker == 0:
         os.setsid()
         _start(plan, link)
-    if way is not None and os.fork() == 0:
+    if ways and os.fork() == 0:
         link.close()
-        box_relay.serve(way, plan["way"])
+        box_relay.serve(ways, plan["way"])
     link.close()
     _keep(worker, watched)
 
@@ -179,8 +183,10 @@ def _keep(worker: int, watched: "set[int]") -> None:
                 os._exit(code if code >= 0 else 128 - code)
 
 
-def _take_descriptors(plan: "box_calls.Plan", link: _socket.socket) -> _socket.socket:
-    """Input from the box's own `/dev/null`, output to the FIFO by its name in the box; nothing else but the link stays open."""
+def _take_descriptors(
+    plan: "box_calls.Plan", link: _socket.socket, ways: "list[box_relay.Listener]"
+) -> "tuple[_socket.socket, list[box_relay.Listener]]":
+    """Input from the box's own `/dev/null`, output to the FIFO by its name in the box; only the link and the ways stay open."""
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     out = os.open(plan["output"], os.O_RDWR)
     os.dup2(out, 1)
@@ -188,8 +194,9 @@ def _take_descriptors(plan: "box_calls.Plan", link: _socket.socket) -> _socket.s
     ours = link.detach()
     if ours != _LINK:
         os.dup2(ours, _LINK, inheritable=False)
-    box_calls.close_from(_LINK + 1)
-    return _socket.socket(fileno=_LINK)
+    ways = box_relay.settle(ways, _LINK + 1)
+    box_calls.close_from(_LINK + 1 + len(ways))
+    return _socket.socket(fileno=_LINK), ways
 
 
 def _limit(limits: "dict[str, list[int]]") -> None:

@@ -100,7 +100,9 @@ def _etc(root: str, plan: "box_calls.Plan") -> None:
     for path in ETC_FILES if plan["isolated"] else ETC_FILES + _NET_FILES:
         _copy(path, root + path)
     if plan["isolated"]:
-        _write(root + "/etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n")
+        pinned = sorted({(str(address), str(host)) for host, address, _ in plan["pins"]})
+        named = "".join(f"{address} {host}\n" for address, host in pinned)
+        _write(root + "/etc/hosts", f"127.0.0.1 localhost\n::1 localhost\n{named}".encode())
     user, group, home = plan["inner"], plan["inner"], plan["home"]
     _write(
         root + "/etc/passwd",

@@ -1,17 +1,19 @@
-"""The way out of a box that has no network: an HTTP proxy (CONNECT and plain) on a unix socket, one for each instance.
+"""The way out of a box that has no network: a proxy (HTTP, CONNECT, SOCKS5) on a unix socket, one for each instance.
 
-The box sees a loopback port that leads here (`box_relay`). Names are resolved here, once, and the address that was judged is the
-one that is connected to; every connection is written into the instance's log. Made and closed by `instance`.
+The box sees loopback ports that lead here (`box_relay`). Names are resolved here, once, and the address that was judged is the
+one that is connected to. Every connection is counted, kept to the agent's rate and written into its log with its run.
+Made and closed by `instance`.
 """
 
 import asyncio
 import contextlib
 import ipaddress
-import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from nexus.drivers.process import egress_rules
+from nexus.drivers.process import egress_meter, egress_protocol, egress_rules
 from nexus.kit import egress, http_client
 
 SOCKET = "proxy"
@@ -19,24 +21,40 @@ _MOST = 200
 _HEAD_S = 30.0
 _CONNECT_S = 10.0
 _IDLE_S = 3600.0
+_PINNED_S = 60.0
+_PINS = 256
 _CHUNK = 64 * 1024
-_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_DROPPED = frozenset(
-    {"connection", "keep-alive", "proxy-connection", "proxy-authorization", "proxy-authenticate", "host", "upgrade"}
-)
 
-Note = Callable[[str, str], None]
+Note = Callable[[str, str, egress_meter.Caller], None]
+Whose = Callable[[], Awaitable[egress_meter.Caller]]
+Addresses = Sequence[ipaddress.IPv4Address | ipaddress.IPv6Address]
+
+
+async def nobody() -> egress_meter.Caller:
+    """Whose a connection is when nobody can say."""
+    return egress_meter.Caller()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What one instance may do: `rules` name hosts, `allowance` opens private addresses, `limit` is bytes a second each way."""
+
+    rules: Sequence[egress_rules.Rule] = ()
+    allowance: egress.Allowance = field(default_factory=egress.Allowance)
+    limit: float | None = None
 
 
 class Way:
-    """One instance's proxy. `note(message, level)` hears each connection and each refusal."""
+    """One instance's proxy. `note(message, level, caller)` hears each connection and each refusal; `whose` tells the caller."""
 
-    def __init__(self, folder: Path, rules: Sequence[egress_rules.Rule], *, allowance: egress.Allowance, note: Note) -> None:
+    def __init__(self, folder: Path, policy: Policy, *, note: Note, whose: Whose = nobody) -> None:
+        self.meter = egress_meter.Meter()
         self._folder = folder
-        self._rules = rules
-        self._allowance = allowance
+        self._policy = policy
         self._note = note
-        self._open = 0
+        self._whose = whose
+        self._buckets = (egress_meter.Bucket(policy.limit), egress_meter.Bucket(policy.limit))
+        self._pins: dict[str, tuple[float, Addresses]] = {}
         self._server: asyncio.Server | None = None
         self._links: set[asyncio.StreamWriter] = set()
 
@@ -61,117 +79,122 @@ class Way:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._links.add(writer)
         try:
-            if len(self._links) > _MOST:
-                await _refuse(writer, 503, f"an instance has at most {_MOST} connections")
+            async with asyncio.timeout(_HEAD_S):
+                call = await egress_protocol.read_call(reader, writer)
+            if call is None:
                 return
-            await self._call(reader, writer)
-        except (OSError, http_client.ProtocolError, TimeoutError):
+            if len(self._links) > _MOST:
+                writer.write(call.refuse("busy", f"an instance has at most {_MOST} connections"))
+                return
+            await self._answer(call, reader, writer)
+        except (OSError, EOFError, http_client.ProtocolError, TimeoutError):
             pass  # whoever left, left
         finally:
             self._links.discard(writer)
             writer.close()
 
-    async def _call(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async with asyncio.timeout(_HEAD_S):
-            head = await http_client.read_head(reader)
-        if head is None:
-            return
-        method, wanted, _ = head.line
+    async def _answer(self, call: egress_protocol.Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        caller = await self._whose()
+        tallies = self.meter.of(caller)
         try:
-            target, tunnel = egress_rules.parse_call(method, wanted)
-            egress_rules.check(target, self._rules)
-            addresses = await egress.resolve(target, self._allowance)
+            target = call.parse()
+            egress_rules.check(target, self._policy.rules)
+            link = await self._connect(target)
         except egress.Refused as error:
-            self._note(f"egress refused: {method} {_shown(wanted)}: {error}", "warning")
-            await _refuse(writer, 403, str(error))
+            for tally in tallies:
+                tally.refused += 1
+            self._note(f"egress refused: {call.how} {_shown(call.wanted)}: {error}", "warning", caller)
+            writer.write(call.refuse("rules", str(error)))
             return
         except (OSError, TimeoutError) as error:
-            await _refuse(writer, 502, f"{target.host} cannot be resolved: {error}")
-            return
-        link = await _connect(addresses, target.port)
-        if link is None:
-            await _refuse(writer, 502, f"{target.authority} cannot be connected to")
+            reason = str(error) or type(error).__name__
+            self._note(f"egress failed: {call.how} {_shown(call.wanted)}: {reason}", "warning", caller)
+            writer.write(call.refuse("unreachable", f"{_shown(call.wanted)} cannot be reached: {reason}"))
             return
         upstream, outward = link
         self._links.add(outward)
+        for tally in tallies:
+            tally.connections += 1
+        counts = [0, 0]
         try:
-            if tunnel:
-                writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            else:
-                outward.write(_render(method, target, head))
-            sent, received = await _both(reader, outward, upstream, writer)
-            self._note(f"egress {method} {target.host}:{target.port}: {sent} bytes out, {received} in", "info")
+            writer.write(call.accept())
+            if call.head is not None:
+                outward.write(egress_protocol.render(call, target))
+            await self._both(tallies, counts, (reader, outward), (upstream, writer))
         finally:
+            where = f"{target.host}:{target.port}"
+            self._note(f"egress {call.how} {where}: {counts[0]} bytes out, {counts[1]} in", "info", caller)
             self._links.discard(outward)
             outward.close()
 
+    async def _connect(self, target: egress.Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """To the first address that answers: never to the name, which may mean another one by now."""
+        failure: Exception = OSError("no address")
+        for address in (await self._resolve(target))[:4]:
+            try:
+                async with asyncio.timeout(_CONNECT_S):
+                    return await asyncio.open_connection(str(address), target.port, limit=_CHUNK)
+            except (OSError, TimeoutError) as error:
+                failure = error
+        raise failure
 
-async def _connect(
-    addresses: Sequence[ipaddress.IPv4Address | ipaddress.IPv6Address], port: int
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-    """To the first of these addresses that answers: never to the name, which may mean another one by now."""
-    for address in addresses[:4]:
-        with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(_CONNECT_S):
-                return await asyncio.open_connection(str(address), port, limit=_CHUNK)
-    return None
+    async def _resolve(self, target: egress.Target) -> Addresses:
+        """Judged addresses, kept for a minute: a name cannot change its meaning between two looks."""
+        now = time.monotonic()
+        until, addresses = self._pins.get(target.host, (0.0, ()))
+        if until > now:
+            return addresses
+        addresses = await egress.resolve(target, self._policy.allowance)
+        if len(self._pins) >= _PINS:
+            self._pins.clear()
+        self._pins[target.host] = (now + _PINNED_S, addresses)
+        return addresses
 
+    async def _both(
+        self,
+        tallies: Sequence[egress_meter.Tally],
+        counts: list[int],
+        *pairs: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> None:
+        """Bytes both ways (first out of the box, then into it) until both ends are done or one breaks."""
 
-async def _both(
-    reader: asyncio.StreamReader, outward: asyncio.StreamWriter, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> tuple[int, int]:
-    """Bytes both ways until both ends are done or one breaks: how many went out and came in."""
-    counts = [0, 0]
+        async def pump(way: int) -> None:
+            source, sink = pairs[way]
+            bucket = self._buckets[way]
+            while True:
+                async with asyncio.timeout(_IDLE_S):
+                    piece = await source.read(bucket.piece)
+                    if not piece:
+                        break
+                    counts[way] += len(piece)
+                    for tally in tallies:
+                        tally.sent += len(piece) if way == 0 else 0
+                        tally.received += len(piece) if way == 1 else 0
+                    sink.write(piece)
+                    await sink.drain()
+                    if pause := bucket.pause(len(piece), time.monotonic()):
+                        await asyncio.sleep(pause)
+            with contextlib.suppress(OSError, RuntimeError):
+                sink.write_eof()
 
-    async def pump(place: int, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        while True:
-            async with asyncio.timeout(_IDLE_S):
-                piece = await source.read(_CHUNK)
-                if not piece:
-                    break
-                counts[place] += len(piece)
-                sink.write(piece)
-                await sink.drain()
-        with contextlib.suppress(OSError, RuntimeError):
-            sink.write_eof()
-
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(pump(0, reader, outward))
-            tasks.create_task(pump(1, upstream, writer))
-    except* (OSError, TimeoutError):
-        pass
-    return counts[0], counts[1]
-
-
-def _render(method: str, target: egress.Target, head: http_client.Head) -> bytes:
-    """The request as its server wants it: one for each connection, without what was meant for a proxy."""
-    if not _HEADER.fullmatch(method):
-        raise http_client.ProtocolError("not a method")
-    lines = [f"{method} {target.path} HTTP/1.1", f"host: {target.authority}", "connection: close"]
-    for name, value in head.headers:
-        if name not in _DROPPED:
-            if not _HEADER.fullmatch(name) or any(character in value for character in "\r\n\0"):
-                raise http_client.ProtocolError("not a header")
-            lines.append(f"{name}: {value}")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-
-
-async def _refuse(writer: asyncio.StreamWriter, status: int, reason: str) -> None:
-    body = f"{reason}\n".encode("utf-8", "replace")
-    head = f"HTTP/1.1 {status} Refused\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {len(body)}\r\n"
-    with contextlib.suppress(OSError):
-        writer.write(f"{head}connection: close\r\n\r\n".encode() + body)
-        await writer.drain()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(pump(0))
+                tasks.create_task(pump(1))
+        except* (OSError, TimeoutError):
+            pass
 
 
 def _shown(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text[:200])
 
 
-def environment(port: int) -> dict[str, str]:
-    """Variables that ordinary libraries and programs find a proxy by."""
+def environment(port: int) -> Mapping[str, str]:
+    """Variables that ordinary libraries and programs find a proxy by.
+
+    `ALL_PROXY` is the HTTP proxy too: named as SOCKS it would make httpx and requests fail where their SOCKS extras are absent.
+    """
     url = f"http://127.0.0.1:{port}"
-    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-    found = {name: url for upper in names for name in (upper, upper.lower())}
-    return {**found, "NO_PROXY": "127.0.0.1,localhost,::1", "no_proxy": "127.0.0.1,localhost,::1"}
+    values = {"HTTP_PROXY": url, "HTTPS_PROXY": url, "ALL_PROXY": url, "SOCKS_PROXY": f"socks5h://127.0.0.1:{port}"}
+    values["NO_PROXY"] = "127.0.0.1,localhost,::1"
+    return {**values, **{name.lower(): value for name, value in values.items()}, "NODE_USE_ENV_PROXY": "1"}

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 from nexus.core import errors, instances
 from nexus.core.phases import InstancePhase
 from nexus.drivers.process import (
-    egress_broker,
-    egress_rules,
+    egress_meter,
+    egress_way,
     launcher,
     log_lines,
     log_writer,
@@ -82,7 +82,7 @@ class Instance:
         self._stop_by: float | None = None
         self._hurried = asyncio.Event()
         self._asked = found is not None and found.status.phase is InstancePhase.STOPPING
-        self._way: egress_broker.Way | None = None
+        self._way = egress_way.WayOut(self._paths, tools.allowance, note=self._note)
         self._life: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.status = (
@@ -142,7 +142,7 @@ class Instance:
                     async with asyncio.timeout(_CANCEL_S):
                         await running.wait()
             await self._clear(running)
-        await self._close_way()
+        await self._way.close()
         self._close_log()
         await asyncio.to_thread(preparation.forget, self._paths)
         self.status = dataclasses.replace(self.status, phase=InstancePhase.STOPPED, address=None, pid=None, step="", detail="")
@@ -167,7 +167,7 @@ class Instance:
     async def detach(self) -> None:
         """End the watching, not the process: another supervisor will adopt it."""
         await self._end_life()
-        await self._close_way()
+        await self._way.close()
         self._close_log()
 
     def log_tail(self, lines: int) -> list[str]:
@@ -190,8 +190,13 @@ class Instance:
                 cpu_s=round(cpu, 3),
                 memory_bytes=memory,
                 active_runs=self.status.usage.active_runs if runs is None else runs,
+                **self._way.counts(),
             )
             self.status = dataclasses.replace(self.status, usage=usage)
+
+    def network(self) -> Mapping[str, object]:
+        """What went through its way out, in all and for each run; empty when it has none."""
+        return self._way.to_json()
 
     # the life
 
@@ -208,7 +213,7 @@ class Instance:
     async def _live(self, running: launcher.Running | None) -> None:
         if running is not None:
             self._open_log()
-            await self._open_way()
+            await self._way.open(self._spec.options)
         while True:
             if running is None:
                 if not self._complete:
@@ -237,7 +242,7 @@ class Instance:
         layers = await asyncio.to_thread(self._tools.launcher.look)
         wish = preparation.render_wish(spec, self._paths, prepared, doors=self._tools.doors)
         problems.check_isolation(spec, wish, layers, missing=self._tools.missing())
-        await self._open_way()
+        await self._way.open(self._spec.options)
         output = log.open_for_child()
         try:
             plan = launcher.Plan(
@@ -258,23 +263,9 @@ class Instance:
         self._set(InstancePhase.STARTING, pid=self._running.handle.shown, started_at=self._tools.clock())
         return self._running
 
-    async def _open_way(self) -> None:
-        """The instance's way out, when it has one: as long as the instance, across its restarts."""
-        if self._way is None and self._spec.options.get("network") == "egress":
-            entries = self._spec.options.get("egress")
-            rules = egress_rules.parse_rules([str(entry) for entry in entries] if isinstance(entries, list | tuple) else [])
-            way = egress_broker.Way(self._paths.way, rules, allowance=self._tools.allowance, note=self._note)
-            await way.open()
-            self._way = way
-
-    async def _close_way(self) -> None:
-        way, self._way = self._way, None
-        if way is not None:
-            await way.close()
-
-    def _note(self, message: str, level: str) -> None:
+    def _note(self, message: str, level: str, caller: egress_meter.Caller) -> None:
         if self._log is not None:
-            self._log.note(message, level=level)
+            self._log.note(message, level=level, run_id=caller.run_id, session_id=caller.session_id)
 
     async def _launch(self, plan: launcher.Plan) -> launcher.Running:
         """In a thread. Whoever cancels us still finds the process, and can end it."""
@@ -406,7 +397,7 @@ class Instance:
             await self._clear(self._running)
         if self._log is not None and self._was_started():
             self._log.note(f"the instance failed: {problem.get('cause') or problem.get('detail')}", level="error")
-        await self._close_way()
+        await self._way.close()
         self._close_log()
         self._set(InstancePhase.FAILED, step="", problem=problem, address=None, pid=None, usage=instances.Usage())
 

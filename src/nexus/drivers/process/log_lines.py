@@ -81,9 +81,11 @@ def parse_line(raw: bytes, origin: Origin, *, now: float) -> node.LogLine:
     return line
 
 
-def notice(message: str, origin: Origin, *, now: float, level: str = "warning") -> node.LogLine:
-    """A line of the host's own about this instance."""
-    return node.LogLine(
+def notice(
+    message: str, origin: Origin, *, now: float, level: str = "warning", run_id: str = "", session_id: str = ""
+) -> node.LogLine:
+    """A line of the host's own about this instance, and about a run of it where one is named."""
+    line = node.LogLine(
         at=now,
         level=level,
         message=clean(message),
@@ -92,6 +94,11 @@ def notice(message: str, origin: Origin, *, now: float, level: str = "warning") 
         version=origin.version,
         logger="nexus",
     )
+    if run_id:
+        line["run_id"] = run_id
+    if session_id:
+        line["session_id"] = session_id
+    return line
 
 
 def level_of(value: object) -> str:

@@ -83,9 +83,10 @@ class LogWriter:
         self._take(self._splitter.drain())
         self._report_dropped()
 
-    def note(self, message: str, *, level: str = "warning") -> None:
+    def note(self, message: str, *, level: str = "warning", run_id: str = "", session_id: str = "") -> None:
         """A line of the host's own."""
-        self._emit([log_lines.notice(message, self._origin, now=self._now(), level=level)])
+        line = log_lines.notice(message, self._origin, now=self._now(), level=level, run_id=run_id, session_id=session_id)
+        self._emit([line])
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -177,6 +177,12 @@ class Node:
         known = self._instances.get(instance_id)
         return known.log_tail(lines) if known else []
 
+    def network(self, instance_id: str) -> Mapping[str, object]:
+        """What went through the instance's way out: `total`, and `runs` by their id; empty when it has none."""
+        paths.check_instance_id(instance_id)
+        known = self._instances.get(instance_id)
+        return known.network() if known else {}
+
     def logs(
         self, *, tenant: str, agent: str, wanted: log_lines.Filter, limit: int, follow: bool
     ) -> AsyncGenerator[dict[str, object], None]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nexus.core import errors, instances
-from nexus.drivers.process import box_relay, egress_broker, environment_plans, environments, paths, sandbox
+from nexus.drivers.process import box_relay, egress_broker, egress_rules, environment_plans, environments, paths, sandbox
 from nexus.kit.home import Home
 from nexus.wire import archive
 
@@ -197,6 +197,7 @@ def render_wish(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Pr
         context=str(options.get("security_context", sandbox.RESTRICTED)),
         network=network,
         way=at.way / egress_broker.SOCKET if network == "egress" else None,
+        pins=egress_rules.plan_pins(egress_rules.read_rules(options)) if network == "egress" else (),
         read_only_root=options.get("read_only_root") is not False,
         untrusted=options.get("untrusted") is True,
         memory_bytes=spec.memory_bytes,

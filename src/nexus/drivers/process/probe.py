@@ -9,6 +9,8 @@ from pathlib import Path
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*\r\n", re.IGNORECASE)
 _MOST = 256 * 1024
+_MOST_RUNS = 4
+_ID = re.compile(r"[A-Za-z0-9._:@-]{1,256}")
 
 
 async def get(socket: Path, path: str, *, timeout_s: float) -> tuple[int, bytes]:
@@ -46,10 +48,25 @@ async def is_healthy(socket: Path, path: str, *, timeout_s: float) -> str | None
 
 async def active_runs(socket: Path, *, timeout_s: float) -> int | None:
     """How many runs the worker says it has in hand; None when it cannot be asked."""
+    count = (await _status(socket, timeout_s=timeout_s)).get("active_runs")
+    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
+
+
+async def runs_in_hand(socket: Path, *, timeout_s: float) -> list[tuple[str, str]]:
+    """`(run, session)` of each run the worker says it has in hand, the first few; none when it cannot be asked."""
+    runs = (await _status(socket, timeout_s=timeout_s)).get("runs")
+    found = []
+    for run in runs[:_MOST_RUNS] if isinstance(runs, list) else ():
+        pair = (run.get("run_id"), run.get("session_id")) if isinstance(run, Mapping) else (None, None)
+        if all(isinstance(part, str) and _ID.fullmatch(part) for part in pair):
+            found.append((str(pair[0]), str(pair[1])))
+    return found
+
+
+async def _status(socket: Path, *, timeout_s: float) -> Mapping[str, object]:
     try:
         status, body = await get(socket, "/status", timeout_s=timeout_s)
         value = json.loads(body) if status == 200 else None
-    except (OSError, ValueError):
-        return None
-    count = value.get("active_runs") if isinstance(value, Mapping) else None
-    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, Mapping) else {}

@@ -46,7 +46,7 @@ _SYSTEM = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """Paths are the same inside and outside. `write` are the instance's own; `links` are symbolic links to make; `way` is the
-    socket of the egress broker."""
+    socket of the egress broker, `pins` the hosts behind loopback ports of their own (`egress_rules.plan_pins`)."""
 
     stage: Path
     folder: Path
@@ -60,6 +60,7 @@ class Wish:
     read_only_root: bool = True
     untrusted: bool = False
     way: Path | None = None
+    pins: Sequence[tuple[str, str, int]] = ()
     memory_bytes: int | None = None
 
 
@@ -113,6 +114,7 @@ def plan(
         "inner": INNER_USER if owner is None or "user" in layers.held else owner,
         "isolated": wish.network != "host",
         "way": str(wish.way) if wish.way is not None and boxed else "",
+        "pins": [list(pin) for pin in wish.pins] if wish.way is not None and boxed else [],
         "read_only_root": wish.read_only_root,
         "root_bytes": (1 if wish.read_only_root else 64) * _MIB + 8 * _MIB,
         "tmp_bytes": temporary,
