@@ -22,8 +22,8 @@ def deploy(
     agent: Annotated[str | None, typer.Argument(help="Name of the agent, or path of its folder; default: this folder.")] = None,
     environment: Annotated[str, typer.Option("--env", "-e", help="development, staging or production.")] = "development",
     replicas: Annotated[int | None, typer.Option("--replicas", min=0, help="How many instances.")] = None,
-    cpu: Annotated[str | None, typer.Option("--cpu", help="CPU per instance: 500m, 2.")] = None,
-    memory: Annotated[str | None, typer.Option("--memory", help="Memory per instance: 512Mi, 2GB.")] = None,
+    cpu: Annotated[str | None, typer.Option("--cpu", "--cpu-limit", help="CPU per instance: 500m, 2.")] = None,
+    memory: Annotated[str | None, typer.Option("--memory", "--memory-limit", help="Memory per instance: 512Mi, 2GB.")] = None,
     version: Annotated[
         str | None, typer.Option("--version", help="Deploy under (or, without a folder, again) this version.")
     ] = None,
@@ -64,6 +64,16 @@ def deploy(
     load_balancer: Annotated[
         str | None, typer.Option("--load-balancer", help="round-robin, least-connections, sticky or health-based.")
     ] = None,
+    network: Annotated[str | None, typer.Option("--network", help="host, isolated or egress.")] = None,
+    network_limit: Annotated[
+        str | None, typer.Option("--network-limit", help="Rate of the way out, each way: 100Mbps, 2MB/s.")
+    ] = None,
+    security_context: Annotated[str | None, typer.Option("--security-context", help="restricted or baseline.")] = None,
+    read_only_root: Annotated[
+        bool | None, typer.Option("--read-only-root/--writable-root", help="Whether / of its box takes new files.")
+    ] = None,
+    disk: Annotated[str | None, typer.Option("--disk-limit", help="What its work directory may hold: 2Gi.")] = None,
+    processes: Annotated[int | None, typer.Option("--process-limit", min=16, help="Processes and threads at once: 1024.")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch until it serves.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -90,6 +100,12 @@ def deploy(
         "circuit_breaker": True if circuit_breaker is None and failure_threshold else circuit_breaker,
         "failure_threshold": failure_threshold,
         "load_balancer": load_balancer,
+        "network": network,
+        "network_limit": network_limit,
+        "security_context": security_context,
+        "read_only_root": read_only_root,
+        "disk": disk,
+        "processes": processes,
     }
     options = {name: value for name, value in options.items() if value is not None}
     found = project.find(agent, path, Path.cwd())
