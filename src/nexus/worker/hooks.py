@@ -5,19 +5,13 @@ addresses are left untouched.
 """
 
 import functools
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import logging
-import sys
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 from nexus.ports import run as ports
-
-_LOG = logging.getLogger("nexus.worker")
+from nexus.worker import patches
 
 
 def headers_for(url: str) -> Mapping[str, str]:
@@ -93,47 +87,12 @@ _PATCHES: Mapping[str, Callable[[ModuleType], None]] = {
 
 def install() -> None:
     """Patch what is imported already, and the rest as it comes. Calling it twice changes nothing."""
-    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    global _installed
+    if _installed:
         return
-    for name in _PATCHES:
-        if (module := sys.modules.get(name)) is not None:
-            _apply(name, module)
-    sys.meta_path.insert(0, _Finder())
+    _installed = True
+    for name, patch in _PATCHES.items():
+        patches.when_imported(name, patch, otherwise=f"model calls made with {name} may not be tied to their run")
 
 
-def _apply(name: str, module: ModuleType) -> None:
-    try:
-        _PATCHES[name](module)
-    except Exception as error:  # noqa: BLE001 - another version of the library must not break the agent
-        _LOG.warning("model calls made with %s may not be tied to their run: %s", name, error)
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Lets the other finders find, and patches the module once it has been executed."""
-
-    def __init__(self) -> None:
-        self._busy: set[str] = set()
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in _PATCHES or fullname in self._busy:
-            return None
-        self._busy.add(fullname)
-        try:
-            spec = importlib.util.find_spec(fullname)
-        finally:
-            self._busy.discard(fullname)
-        if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
-            _execute_then_patch(spec.loader, fullname)
-        return spec
-
-
-def _execute_then_patch(loader: Any, name: str) -> None:
-    original = loader.exec_module
-
-    def exec_module(module: ModuleType) -> None:
-        original(module)
-        _apply(name, module)
-
-    loader.exec_module = exec_module
+_installed = False
