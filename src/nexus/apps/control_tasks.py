@@ -20,13 +20,14 @@ from nexus.ports import task_store as ports
 from nexus.stores.postgres import (
     run_store,
     session_store,
+    task_ask_store,
     task_listener,
     task_schedule_store,
     task_step_store,
     task_store,
     task_webhook_store,
 )
-from nexus.tasks import dispatcher, door, recordings, schedules, service, sessions, tail, webhooks
+from nexus.tasks import asks, dispatcher, door, recordings, schedules, service, sessions, tail, webhooks
 from nexus.tasks.settings import TaskPolicy, TaskSettings, WebhookSettings
 from nexus.telemetry import metrics, records, traces
 from nexus.telemetry.traces import TraceSettings
@@ -44,6 +45,7 @@ class TaskParts:
     webhooks: webhooks.WebhookSender
     schedules: schedules.Schedules
     recordings: recordings.Recordings
+    asks: asks.Asks
     telemetry: records.RecordSink
     runs: records.RunHistory
     metrics: metrics.Metrics
@@ -59,19 +61,25 @@ class TaskEnvironment:
     database_url: str
     service_token: str
     webhook_key: bytes
+    link_key: bytes
+    origin: str
     egress_allow: egress.Allowance
     traces: TraceSettings = TraceSettings()  # noqa: RUF009 - frozen
     tasks: TaskSettings = TaskSettings()  # noqa: RUF009 - frozen
     webhooks: WebhookSettings = WebhookSettings()  # noqa: RUF009 - frozen
 
 
-def read_environment(environ: Mapping[str, str], *, database_url: str, service_token: str, webhook_key: bytes) -> TaskEnvironment:
+def read_environment(
+    environ: Mapping[str, str], *, database_url: str, service_token: str, webhook_key: bytes, link_key: bytes, origin: str
+) -> TaskEnvironment:
     """Raises `Invalid` (code `setting.invalid`) naming the variable that cannot be used."""
     try:
         return TaskEnvironment(
             database_url=database_url,
             service_token=service_token,
             webhook_key=webhook_key,
+            link_key=link_key,
+            origin=origin,
             egress_allow=egress.parse_allowance(environ.get("NEXUS_EGRESS_ALLOW")),
             traces=traces.parse_settings(
                 endpoint=environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
@@ -101,12 +109,21 @@ async def run_tasks(
     store, wakeups = task_store.PostgresTaskStore(engine), tail.Wakeups()
     gateway = door.GatewayDoor(sockets=door_sockets, token=environment.service_token)
     runner = dispatcher.Dispatcher(store=store, door=gateway, owner=owner, clock=clock, settings=environment.tasks)
+    questions = asks.Asks(
+        store=task_ask_store.PostgresAskStore(engine),
+        key=environment.link_key,
+        origin=environment.origin,
+        clock=clock,
+        resumed=runner.wake,
+        poll_s=environment.tasks.poll_s,
+    )
     sender = webhooks.WebhookSender(
         store=task_webhook_store.PostgresWebhookStore(engine),
         key=environment.webhook_key,
         allowance=environment.egress_allow,
         clock=clock,
         settings=environment.webhooks,
+        ask_url=questions.url_of,
     )
     rooms = service.TaskService(
         store=store,
@@ -131,12 +148,13 @@ async def run_tasks(
     history, counted = run_store.PostgresRunStore(engine), metrics.Metrics()
     async with guard.Loops() as loops, rooms, traces.TraceForwarder(settings=environment.traces) as forwarder:
         loops.start("task-listener", ears.run)
-        async with sender, runner, timed:
+        async with sender, runner, timed, questions:
             yield TaskParts(
                 tasks=rooms,
                 webhooks=sender,
                 schedules=timed,
                 recordings=recordings.Recordings(store=task_step_store.PostgresStepStore(engine)),
+                asks=questions,
                 telemetry=records.RecordSink(store=history, metrics=counted),
                 runs=records.RunHistory(store=history),
                 metrics=counted,
@@ -162,7 +180,8 @@ def _hear(runner: dispatcher.Dispatcher, sender: webhooks.WebhookSender, wakeups
         if channel in ("", task_listener.CHANNEL_QUEUE):
             runner.wake()
         if channel in ("", task_listener.CHANNEL_EVENTS):
-            wakeups.wake(payload)
+            for task_id in payload.split(","):
+                wakeups.wake(task_id)
         if channel in ("", task_listener.CHANNEL_WEBHOOKS):
             sender.wake()
         if channel == task_listener.CHANNEL_CANCEL:

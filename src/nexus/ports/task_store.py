@@ -154,7 +154,8 @@ class Append:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finish:
-    """The one terminal result. `event` is the terminal event; a pending webhook delivery is written with it."""
+    """The one terminal result. `event` is the terminal event, which follows those of `before`; a pending webhook delivery is
+    written with it. `progress` and `message` are what `before` said last."""
 
     task_id: str
     fence: int
@@ -163,6 +164,9 @@ class Finish:
     output: str | None = None
     metadata: str | None = None
     error: str | None = None
+    before: tuple[TaskEvent, ...] = ()
+    progress: float | None = None
+    message: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,8 +221,14 @@ class TaskStore(Protocol):
     A verb that returns has committed. When it raised, it may or may not have: callers repeat or re-read.
     """
 
-    async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Task, bool]]:
-        """Store them all in one commit. Per submission: the task and True, or the one its idempotency key made and False."""
+    async def submit(
+        self, submissions: Sequence[Submission], *, owner: str | None = None, start: Collection[str] = ()
+    ) -> Sequence[tuple[Task, bool]]:
+        """Store them all in one commit. Per submission: the task and True, or the one its idempotency key made and False.
+
+        Those whose ids are in `start` are claimed for `owner` as they are stored, and come back running, with fence and attempt
+        1; but not where the owner is buried, the lane is limited, or a task of the lane waits already.
+        """
         ...
 
     async def fetch(self, tenant: str, task_id: str) -> Task | None: ...

@@ -157,7 +157,8 @@ class Rig:
             if channel == task_listener.CHANNEL_PAUSE:
                 runner.pause(payload)
             if channel in ("", task_listener.CHANNEL_EVENTS):
-                self.wakeups.wake(payload)
+                for task_id in payload.split(","):
+                    self.wakeups.wake(task_id)
 
         channels = [task_listener.CHANNEL_QUEUE, task_listener.CHANNEL_EVENTS, task_listener.CHANNEL_CANCEL]
         channels.append(task_listener.CHANNEL_PAUSE)

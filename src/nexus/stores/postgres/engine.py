@@ -36,6 +36,7 @@ def create_engine(url: str, *, pool_size: int = 10, max_overflow: int = 10) -> A
         pool_pre_ping=True,
         pool_recycle=1800,
         hide_parameters=True,  # they hold hashes and sealed values, and errors are logged
+        execution_options={"nexus_connect": connect},  # for `task_link`, which does without SQLAlchemy
     )
     sa.event.listen(engine.sync_engine, "handle_error", _translate, retval=True)
     return engine

@@ -34,7 +34,7 @@ _REVIVE = sa.text(
       'requeue ' || t.id, t.traceparent, t.priority, t.max_attempts, t.run_timeout_s, t.retry, t.id, 'pending', nexus_now()
     FROM unnest(CAST(:ids AS text[]), CAST(:fresh AS text[])) AS v(id, fresh) JOIN tasks t ON t.id = v.id
     WHERE t.tenant = :tenant AND t.phase IN ('completed', 'failed', 'cancelled')
-    ON CONFLICT (tenant, idempotency_key) DO NOTHING RETURNING id
+    ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING RETURNING id
     """
 )
 _REVIVED = sa.text(
@@ -42,9 +42,11 @@ _REVIVED = sa.text(
 )
 _PURGE = sa.text(
     """
-    DELETE FROM tasks t WHERE t.tenant = :tenant AND t.id = ANY(CAST(:ids AS text[]))
+    WITH gone AS (DELETE FROM tasks t WHERE t.tenant = :tenant AND t.id = ANY(CAST(:ids AS text[]))
       AND t.phase IN ('completed', 'failed', 'cancelled')
-      AND NOT EXISTS (SELECT 1 FROM webhook_deliveries d WHERE d.task_id = t.id AND d.status = 'pending')
+      AND NOT EXISTS (SELECT 1 FROM webhook_deliveries d WHERE d.task_id = t.id AND d.status = 'pending') RETURNING t.id),
+    told AS (DELETE FROM task_events e USING gone WHERE e.task_id = gone.id)
+    SELECT count(*) FROM gone
     """
 )
 _DUE = sa.text(
@@ -66,13 +68,15 @@ _EXPIRE = sa.text(
 )
 _SWEEP = sa.text(
     """
-    DELETE FROM tasks WHERE id IN (
+    WITH gone AS (DELETE FROM tasks WHERE id IN (
       SELECT t.id FROM tasks t WHERE t.finished_at IS NOT NULL
         AND t.finished_at < nexus_now() - CASE WHEN t.phase = 'failed' THEN CAST(:failed AS float8)
           ELSE CAST(:completed AS float8) END
         AND t.finished_at < nexus_now() - least(CAST(:failed AS float8), CAST(:completed AS float8))
         AND NOT EXISTS (SELECT 1 FROM webhook_deliveries d WHERE d.task_id = t.id AND d.status = 'pending')
-      ORDER BY t.finished_at LIMIT :limit FOR UPDATE SKIP LOCKED)
+      ORDER BY t.finished_at LIMIT :limit FOR UPDATE SKIP LOCKED) RETURNING id),
+    told AS (DELETE FROM task_events e USING gone WHERE e.task_id = gone.id)
+    SELECT count(*) FROM gone
     """
 )
 _LIMIT = sa.text(
@@ -123,7 +127,7 @@ class TaskCare:
 
     async def purge(self, tenant: str, task_ids: Sequence[str]) -> int:
         async with task_session.begin(self._engine, "deleting tasks") as connection:
-            return (await connection.execute(_PURGE, {"tenant": tenant, "ids": list(task_ids)})).rowcount
+            return int((await connection.execute(_PURGE, {"tenant": tenant, "ids": list(task_ids)})).scalar_one())
 
     async def limit_lane(self, lane: task_store.Lane, concurrency: int | None) -> None:
         values = {"tenant": lane.tenant, "agent": lane.agent, "environment": lane.environment}
@@ -148,7 +152,7 @@ class TaskCare:
     async def sweep(self, *, keep_completed_s: float, keep_failed_s: float, limit: int) -> int:
         async with task_session.begin(self._engine, "deleting old tasks") as connection:
             values = {"completed": keep_completed_s, "failed": keep_failed_s, "limit": limit}
-            return (await connection.execute(_SWEEP, values)).rowcount
+            return int((await connection.execute(_SWEEP, values)).scalar_one())
 
     async def finished_within(self, tenant: str, seconds: float) -> int:
         async with task_session.begin(self._engine, "measuring the queue") as connection:

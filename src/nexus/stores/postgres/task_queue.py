@@ -1,145 +1,18 @@
-"""What dispatchers do to the queue: claim with SKIP LOCKED, write under a fence, bury owners that died.
+"""What dispatchers do to the queue beside claiming: write under a fence, put back, cancel, bury owners that died.
 
-Every function runs inside the caller's transaction. `:paused` holds lanes as `tenant/agent/environment`.
+`write` is a transaction of its own; every other function runs inside the caller's.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from nexus.core import ids
 from nexus.ports import task_store
-from nexus.stores.postgres import task_listener, task_rows
+from nexus.stores.postgres import task_link, task_listener, task_session, task_write
 
-# Walks the queue's index from lane to lane (a "loose index scan"), so its cost grows with the lanes, not with the tasks.
-# A task that was put off is due when its time has come, or when the clock was set back behind the moment it was put off.
-_CLAIM = sa.text(
-    """
-    WITH RECURSIVE lanes AS (
-      (SELECT tenant, agent, environment FROM tasks WHERE phase = 'pending' AND NOT parked
-        ORDER BY tenant, agent, environment LIMIT 1)
-      UNION ALL
-      SELECT following.* FROM lanes, LATERAL (
-        SELECT t.tenant, t.agent, t.environment FROM tasks t
-        WHERE t.phase = 'pending' AND NOT t.parked
-          AND (t.tenant, t.agent, t.environment) > (lanes.tenant, lanes.agent, lanes.environment)
-        ORDER BY t.tenant, t.agent, t.environment LIMIT 1) following
-    ), limits AS (
-      SELECT name, most FROM unnest(CAST(:limited AS text[]), CAST(:most AS int[])) AS v(name, most)
-    ), open AS (
-      SELECT lanes.*, limits.most, count(*) OVER (PARTITION BY tenant) AS siblings,
-        row_number() OVER (PARTITION BY tenant ORDER BY random()) AS turn
-      FROM lanes LEFT JOIN limits ON limits.name = tenant || '/' || agent || '/' || environment
-      WHERE tenant || '/' || agent || '/' || environment <> ALL(CAST(:paused AS text[]))
-    ), busy AS (
-      SELECT tenant, agent, environment, count(*) AS running FROM tasks WHERE phase = 'running' GROUP BY 1, 2, 3
-    ), hosts AS (
-      SELECT tenant, sum(running) AS running FROM busy GROUP BY 1
-    ), room AS (
-      SELECT open.*, greatest(0, least(
-        coalesce(open.most, CAST(:per_lane AS bigint)) - coalesce(busy.running, 0),
-        CAST(:per_tenant AS bigint) - coalesce(hosts.running, 0),
-        greatest(1, CAST(:limit AS bigint) / (SELECT count(DISTINCT tenant) FROM open) / open.siblings))) AS free
-      FROM open LEFT JOIN busy USING (tenant, agent, environment) LEFT JOIN hosts USING (tenant)
-      ORDER BY open.turn, random()
-    ), picked AS (
-      SELECT t.id FROM room CROSS JOIN LATERAL (
-        SELECT q.id FROM tasks q
-        WHERE q.phase = 'pending' AND NOT q.parked
-          AND q.tenant = room.tenant AND q.agent = room.agent AND q.environment = room.environment
-          AND (q.available_at IS NULL OR q.available_at <= CAST(:now AS float8) OR q.deferred_at > CAST(:now AS float8))
-          AND (q.expires_at IS NULL OR q.expires_at > CAST(:now AS float8))
-        ORDER BY q.priority DESC, q.number LIMIT room.free FOR UPDATE SKIP LOCKED) t
-      LIMIT :limit
-    )
-    UPDATE tasks SET phase = 'running', owner = :owner, fence = fence + 1, attempt = attempt + 1, expires_at = end_by,
-      started_at = coalesce(started_at, CAST(:now AS float8)), message = CASE WHEN deferrals = 0 THEN message END
-    FROM picked WHERE tasks.id = picked.id
-    RETURNING tasks.id, tenant, agent, environment, principal, body, fence, attempt, strikes, deferrals, max_attempts,
-      last_seq, session_id, traceparent, number, retry, run_timeout_s, end_by, waits
-    """
-)
-# Holding the rows of limited lanes makes dispatchers count them one after the other; who does not get a row leaves its lane.
-_LANES = sa.text(
-    """
-    SELECT l.tenant || '/' || l.agent || '/' || l.environment AS name, l.concurrency, held.tenant IS NOT NULL AS held
-    FROM task_lanes l LEFT JOIN (SELECT tenant, agent, environment FROM task_lanes FOR UPDATE SKIP LOCKED) held
-      USING (tenant, agent, environment)
-    """
-)
-
-
-async def claim(
-    connection: AsyncConnection,
-    owner: str,
-    *,
-    limit: int,
-    per_lane: int,
-    per_tenant: int,
-    paused: Collection[task_store.Lane],
-) -> list[task_store.Claim]:
-    """Nothing when the owner has been buried: its row is held against deletion while claiming."""
-    held = await connection.execute(
-        sa.text(
-            "SELECT nexus_now() AS now, EXISTS (SELECT 1 FROM task_lanes) AS limited FROM task_owners"
-            " WHERE owner = :owner FOR KEY SHARE"
-        ),
-        {"owner": owner},
-    )
-    found = held.first()
-    if found is None:
-        return []
-    lanes = (await connection.execute(_LANES)).all() if found.limited else []
-    values = {
-        "owner": owner,
-        "limit": limit,
-        "per_lane": per_lane,
-        "per_tenant": per_tenant,
-        "paused": [
-            *(f"{lane.tenant}/{lane.agent}/{lane.environment}" for lane in paused),
-            *(lane.name for lane in lanes if not lane.held),
-        ],
-        "limited": [lane.name for lane in lanes],
-        "most": [lane.concurrency for lane in lanes],
-        "now": found.now,
-    }
-    rows = sorted((await connection.execute(_CLAIM, values)).mappings(), key=lambda row: row["number"])
-    return [
-        task_store.Claim(
-            lane=task_store.Lane(tenant=row["tenant"], agent=row["agent"], environment=row["environment"]),
-            retry=task_rows.read_retry(row["retry"]),
-            remaining_s=None if row["end_by"] is None else max(0.0, row["end_by"] - found.now),
-            **{name: row[name] for name in _CLAIM_FIELDS},
-        )
-        for row in rows
-    ]
-
-
-_CLAIM_FIELDS = (
-    "id", "principal", "body", "fence", "attempt", "strikes", "deferrals", "max_attempts", "last_seq", "session_id",
-    "traceparent", "run_timeout_s", "waits",
-)  # fmt: skip
-
-_APPEND = sa.text(
-    """
-    UPDATE tasks t SET last_seq = v.seq, progress = coalesce(v.progress, t.progress), message = coalesce(v.message, t.message)
-    FROM unnest(CAST(:ids AS text[]), CAST(:fences AS bigint[]), CAST(:seqs AS int[]), CAST(:progress AS float8[]),
-      CAST(:messages AS text[])) AS v(id, fence, seq, progress, message)
-    WHERE t.id = v.id AND t.fence = v.fence AND t.phase = 'running' AND t.last_seq < v.seq RETURNING t.id, t.fence
-    """
-)
-_FINISH = sa.text(
-    """
-    UPDATE tasks t SET phase = v.phase, last_seq = v.seq, output = v.output, metadata = v.metadata, error = v.error,
-      dead = v.phase = 'failed' AND t.replay_of IS NULL, owner = NULL, finished_at = nexus_now(),
-      progress = CASE WHEN v.phase = 'completed' THEN 100 ELSE t.progress END
-    FROM unnest(CAST(:ids AS text[]), CAST(:fences AS bigint[]), CAST(:seqs AS int[]), CAST(:phases AS text[]),
-      CAST(:outputs AS text[]), CAST(:metadata AS text[]), CAST(:errors AS text[]))
-      AS v(id, fence, seq, phase, output, metadata, error)
-    WHERE t.id = v.id AND t.fence = v.fence AND t.phase = 'running' RETURNING t.id, t.fence
-    """
-)
+_DOING = "recording progress of tasks"
 _RELEASE = sa.text(
     """
     UPDATE tasks t SET phase = CASE WHEN t.paused THEN 'waiting' ELSE 'pending' END, owner = NULL, deferred_at = nexus_now(),
@@ -189,75 +62,43 @@ _CANCEL = sa.text(
 )
 
 
-async def write(connection: AsyncConnection, writes: Sequence[task_store.Write]) -> list[bool]:
-    """Appends first, then finishes and releases: a task may append and finish in one group."""
+async def write(link: task_link.Link, engine: AsyncEngine, writes: Sequence[task_store.Write]) -> list[bool]:
+    """All in one commit: appends first, then finishes, releases and parks, so a task may append and finish in one group."""
     appends = [entry for entry in writes if isinstance(entry, task_store.Append)]
     finishes = [entry for entry in writes if isinstance(entry, task_store.Finish)]
+    planned = task_write.plan(appends, finishes)
+    taken: dict[int, bool] = {}
+    if len(planned) == 1 and len(appends) + len(finishes) == len(writes):
+        ((entries, (statement, values)),) = planned
+        _mark(taken, entries, _held(await link.rows(_DOING, statement, values)))
+    elif len(appends) + len(finishes) == len(writes):
+        async with link.begin(_DOING) as raw:
+            for entries, (statement, values) in planned:
+                _mark(taken, entries, _held(await task_link.rows(raw, statement, values)))
+    else:
+        async with task_session.begin(engine, _DOING) as connection:
+            raw = await task_link.inside(connection)
+            for entries, (statement, values) in planned:
+                _mark(taken, entries, _held(await task_link.rows(raw, statement, values)))
+            await _write_rests(connection, writes, taken)
+    return [taken[id(entry)] for entry in writes]
+
+
+async def _write_rests(connection: AsyncConnection, writes: Sequence[task_store.Write], taken: dict[int, bool]) -> None:
     releases = [entry for entry in writes if isinstance(entry, task_store.Release)]
     parks = [entry for entry in writes if isinstance(entry, task_store.Park)]
-    taken: dict[int, bool] = {}
-    for wave in _waves(appends):
-        _mark(taken, wave, await _append(connection, wave))
-    if finishes:
-        _mark(taken, finishes, await _finish(connection, finishes))
     if releases:
         _mark(taken, releases, await _release(connection, releases))
     if parks:
         _mark(taken, parks, await _park(connection, parks))
-    return [taken[id(entry)] for entry in writes]
+
+
+def _held(rows: Sequence[task_link.Row]) -> set[tuple[str, int]]:
+    return {(row["id"], row["fence"]) for row in rows}
 
 
 def _mark(taken: dict[int, bool], entries: Sequence[task_store.Write], accepted: Collection[tuple[str, int]]) -> None:
     taken.update((id(entry), (entry.task_id, entry.fence) in accepted) for entry in entries)
-
-
-def _waves(appends: Sequence[task_store.Append]) -> list[list[task_store.Append]]:
-    """Groups in which each task stands once, in order: one UPDATE may change a row only once."""
-    waves: list[list[task_store.Append]] = []
-    turn: dict[str, int] = {}
-    for entry in appends:
-        number = turn.get(entry.task_id, 0)
-        turn[entry.task_id] = number + 1
-        if number == len(waves):
-            waves.append([])
-        waves[number].append(entry)
-    return waves
-
-
-async def _append(connection: AsyncConnection, entries: Sequence[task_store.Append]) -> set[tuple[str, int]]:
-    result = await connection.execute(
-        _APPEND,
-        {
-            "ids": [entry.task_id for entry in entries],
-            "fences": [entry.fence for entry in entries],
-            "seqs": [entry.events[-1].seq for entry in entries],
-            "progress": [entry.progress for entry in entries],
-            "messages": [entry.message for entry in entries],
-        },
-    )
-    accepted = {(row.id, row.fence) for row in result}
-    kept = [(entry.task_id, event) for entry in entries if (entry.task_id, entry.fence) in accepted for event in entry.events]
-    await add_events(connection, kept)
-    return accepted
-
-
-async def _finish(connection: AsyncConnection, entries: Sequence[task_store.Finish]) -> set[tuple[str, int]]:
-    result = await connection.execute(
-        _FINISH,
-        {
-            "ids": [entry.task_id for entry in entries],
-            "fences": [entry.fence for entry in entries],
-            "seqs": [entry.event.seq for entry in entries],
-            "phases": [str(entry.phase) for entry in entries],
-            "outputs": [entry.output for entry in entries],
-            "metadata": [entry.metadata for entry in entries],
-            "errors": [entry.error for entry in entries],
-        },
-    )
-    accepted = {(row.id, row.fence) for row in result}
-    await add_events(connection, [(entry.task_id, entry.event) for entry in entries if (entry.task_id, entry.fence) in accepted])
-    await _add_deliveries(connection, {task_id for task_id, _ in accepted})
-    return accepted
 
 
 async def _release(connection: AsyncConnection, entries: Sequence[task_store.Release]) -> set[tuple[str, int]]:
@@ -340,7 +181,7 @@ async def add_events(connection: AsyncConnection, entries: Sequence[tuple[str, t
             "data": [event.data for _, event in entries],
         },
     )
-    await notify(connection, task_listener.CHANNEL_EVENTS, {task_id for task_id, _ in entries})
+    await notify(connection, task_listener.CHANNEL_EVENTS, task_link.packed([task_id for task_id, _ in entries]))
 
 
 async def _add_deliveries(connection: AsyncConnection, task_ids: Collection[str]) -> None:

@@ -50,15 +50,15 @@ def read(row: Mapping[Any, Any]) -> task_store.Task:
     )
 
 
-def made(entry: task_store.Submission, row: Mapping[Any, Any]) -> task_store.Task:
+def made(entry: task_store.Submission, row: Mapping[Any, Any], *, phase: RunPhase) -> task_store.Task:
     """A submission that was just stored. `row` holds what the database chose."""
     return task_store.Task(
         id=entry.id,
         number=row["number"],
         lane=entry.lane,
         principal=entry.principal,
-        phase=RunPhase.PENDING,
-        attempt=0,
+        phase=phase,
+        attempt=int(phase is RunPhase.RUNNING),
         last_seq=0,
         progress=None,
         message=None,

@@ -1,19 +1,26 @@
-"""`ports.task_store.TaskStore` on PostgreSQL: submissions, reads, cancellation, owners. The queue is in `task_queue`."""
+"""`ports.task_store.TaskStore` on PostgreSQL: submissions, reads, cancellation, owners.
+
+What stands on a task's way goes by `task_link`: `task_submit`, `task_claim`, `task_write`.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from nexus.core.phases import RunPhase
 from nexus.ports import task_store
-from nexus.stores.postgres import task_care, task_listener, task_queue, task_rows, task_session
-
-_BY_KEY = sa.text(
-    f"{task_rows.SELECT} JOIN unnest(CAST(:tenants AS text[]), CAST(:keys AS text[])) AS v(tenant, key)"
-    " ON t.tenant = v.tenant AND t.idempotency_key = v.key"
+from nexus.stores.postgres import (
+    task_care,
+    task_claim,
+    task_link,
+    task_listener,
+    task_queue,
+    task_rows,
+    task_session,
+    task_submit,
 )
+
 _PAGE = sa.text(
     f"""{task_rows.SELECT} WHERE t.tenant = :tenant
     AND (CAST(:agents AS text[]) IS NULL OR t.agent = ANY(CAST(:agents AS text[])))
@@ -23,34 +30,9 @@ _PAGE = sa.text(
     AND (CAST(:before AS bigint) IS NULL OR t.number < :before)
     ORDER BY t.number DESC LIMIT :limit"""
 )
-_INSERT = sa.text(
-    """
-    INSERT INTO tasks (id, tenant, agent, environment, principal, body, digest, session_id, webhook_url, idempotency_key,
-      traceparent, priority, max_attempts, retry, origin, run_timeout_s, phase, created_at, parked, available_at, end_by,
-      expires_at)
-    SELECT id, tenant, agent, environment, principal, body, digest, session_id, webhook_url, idempotency_key,
-      traceparent, priority, max_attempts, retry, origin, run_timeout, 'pending', now, coalesce(begin > now, false),
-      CASE WHEN begin > now THEN begin END, now + total_timeout,
-      least(greatest(begin, now) + queue_timeout, now + total_timeout)
-    FROM (SELECT *, coalesce(run_at, now + delay) AS begin FROM (SELECT nexus_now() AS now) AS moment,
-      unnest(CAST(:id AS text[]), CAST(:tenant AS text[]), CAST(:agent AS text[]), CAST(:environment AS text[]),
-      CAST(:principal AS text[]), CAST(:body AS bytea[]), CAST(:digest AS text[]), CAST(:session_id AS text[]),
-      CAST(:webhook_url AS text[]), CAST(:idempotency_key AS text[]), CAST(:traceparent AS text[]), CAST(:priority AS int[]),
-      CAST(:max_attempts AS int[]), CAST(:retry AS text[]), CAST(:origin AS text[]), CAST(:run_timeout_s AS float8[]),
-      CAST(:queue_timeout_s AS float8[]), CAST(:total_timeout_s AS float8[]), CAST(:run_at AS float8[]),
-      CAST(:delay_s AS float8[])) WITH ORDINALITY
-      AS v(id, tenant, agent, environment, principal, body, digest, session_id, webhook_url, idempotency_key, traceparent,
-        priority, max_attempts, retry, origin, run_timeout, queue_timeout, total_timeout, run_at, delay, place)) AS entries
-    ORDER BY place
-    ON CONFLICT (tenant, idempotency_key) DO NOTHING RETURNING id, number, created_at, available_at, end_by
-    """
-)
-_FROM_SUBMISSION = (
-    "id", "principal", "body", "digest", "session_id", "webhook_url", "idempotency_key", "traceparent", "priority",
-    "max_attempts", "origin", "run_timeout_s", "queue_timeout_s", "total_timeout_s", "run_at", "delay_s",
-)  # fmt: skip
+_FETCH = f"{task_rows.SELECT} WHERE t.tenant = %(tenant)s AND t.id = %(id)s"
+_EVENTS = "SELECT seq, name, data FROM task_events WHERE task_id = %(id)s AND seq > %(seq)s ORDER BY seq LIMIT %(limit)s"
 _UNLIMITED = 1_000_000_000
-_FROM_LANE = ("tenant", "agent", "environment")
 
 
 class PostgresTaskStore(task_care.TaskCare):
@@ -58,14 +40,17 @@ class PostgresTaskStore(task_care.TaskCare):
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._link = task_link.of(engine)
+        self._claims = task_claim.Claims(self._link)
 
-    async def submit(self, submissions: Sequence[task_store.Submission]) -> Sequence[tuple[task_store.Task, bool]]:
-        async with task_session.begin(self._engine, "submitting tasks") as connection:
-            return await insert(connection, submissions)
+    async def submit(
+        self, submissions: Sequence[task_store.Submission], *, owner: str | None = None, start: Collection[str] = ()
+    ) -> Sequence[tuple[task_store.Task, bool]]:
+        return await task_submit.store(self._link, submissions, owner=owner, start=start)
 
     async def fetch(self, tenant: str, task_id: str) -> task_store.Task | None:
-        async with task_session.begin(self._engine, "reading a task") as connection:
-            return await task_rows.fetch(connection, tenant, task_id)
+        found = await self._link.rows("reading a task", _FETCH, {"tenant": tenant, "id": task_id})
+        return task_rows.read(found[0]) if found else None
 
     async def page(
         self,
@@ -123,12 +108,8 @@ class PostgresTaskStore(task_care.TaskCare):
             }
 
     async def events_after(self, task_id: str, seq: int, *, limit: int) -> Sequence[task_store.TaskEvent]:
-        async with task_session.begin(self._engine, "reading events") as connection:
-            rows = await connection.execute(
-                sa.text("SELECT seq, name, data FROM task_events WHERE task_id = :id AND seq > :seq ORDER BY seq LIMIT :limit"),
-                {"id": task_id, "seq": seq, "limit": limit},
-            )
-            return [task_store.TaskEvent(seq=row.seq, name=row.name, data=row.data) for row in rows]
+        rows = await self._link.rows("reading events", _EVENTS, {"id": task_id, "seq": seq, "limit": limit})
+        return [task_store.TaskEvent(seq=row["seq"], name=row["name"], data=row["data"]) for row in rows]
 
     async def enlist(self, owner: str) -> None:
         async with task_session.begin(self._engine, "enlisting a dispatcher") as connection:
@@ -178,39 +159,12 @@ class PostgresTaskStore(task_care.TaskCare):
         per_tenant: int | None = None,
     ) -> Sequence[task_store.Claim]:
         most = _UNLIMITED if per_tenant is None else per_tenant
-        async with task_session.begin(self._engine, "claiming tasks") as connection:
-            return await task_queue.claim(connection, owner, limit=limit, per_lane=per_lane, per_tenant=most, paused=paused)
+        return await self._claims.take(owner, limit=limit, per_lane=per_lane, per_tenant=most, paused=paused)
 
     async def write(self, writes: Sequence[task_store.Write]) -> Sequence[bool]:
-        async with task_session.begin(self._engine, "recording progress of tasks") as connection:
-            return await task_queue.write(connection, writes)
+        return await task_queue.write(self._link, self._engine, writes)
 
 
 async def insert(connection: AsyncConnection, submissions: Sequence[task_store.Submission]) -> list[tuple[task_store.Task, bool]]:
     """See `TaskStore.submit`; inside the caller's transaction."""
-    values: dict[str, Any] = {name: [getattr(entry, name) for entry in submissions] for name in _FROM_SUBMISSION}
-    values["retry"] = [task_rows.write_retry(entry.retry) for entry in submissions]
-    values |= {name: [getattr(entry.lane, name) for entry in submissions] for name in _FROM_LANE}
-    fresh = {row["id"]: row for row in (await connection.execute(_INSERT, values)).mappings()}
-    if fresh:
-        await task_queue.notify(connection, task_listener.CHANNEL_QUEUE, [""])
-    known = await _by_key(connection, [entry for entry in submissions if entry.id not in fresh])
-    return [
-        (task_rows.made(entry, fresh[entry.id]), True)
-        if entry.id in fresh
-        else (known[entry.lane.tenant, entry.idempotency_key or ""], False)
-        for entry in submissions
-    ]
-
-
-async def _by_key(
-    connection: AsyncConnection, repeated: Sequence[task_store.Submission]
-) -> dict[tuple[str, str], task_store.Task]:
-    if not repeated:
-        return {}
-    rows = await connection.execute(
-        _BY_KEY,
-        {"tenants": [entry.lane.tenant for entry in repeated], "keys": [entry.idempotency_key for entry in repeated]},
-    )
-    tasks = [task_rows.read(row) for row in rows.mappings()]
-    return {(task.lane.tenant, task.idempotency_key or ""): task for task in tasks}
+    return await task_submit.insert(await task_link.inside(connection), submissions)
