@@ -16,6 +16,7 @@ _FURTHER = (
     "nexus.api.schedules",
     "nexus.api.recordings",
     "nexus.api.runs",
+    "nexus.api.audit",
     "nexus.api.metrics",
     "nexus.api.door",
 )

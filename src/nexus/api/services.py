@@ -43,4 +43,5 @@ class Services:
     runs: Any = None
     sessions: Any = None
     models: Any = None
+    audit: Any = None
     status: Callable[[principals.Principal], Awaitable[dict[str, Any]]] | None = None

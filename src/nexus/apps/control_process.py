@@ -28,7 +28,7 @@ import nexus
 from nexus.api import app as api_app
 from nexus.api import feed as api_feed
 from nexus.api import services as api_services
-from nexus.apps import control_tasks, keeper_guard, settings
+from nexus.apps import control_audit, control_tasks, keeper_guard, settings
 from nexus.core import errors
 from nexus.core.deployments import Target
 from nexus.core.principals import Action, Principal
@@ -157,7 +157,12 @@ async def _run(
         )
     )
     parts.reconciler.queue_depth = work.tasks.queue_depth
-    server = api_feed.FeedServer(sink=work.telemetry.store)
+    trail = await stack.enter_async_context(
+        await control_audit.make_trail(
+            database, environ=environ, home=host.home, secrets=parts.secrets, clock=clock.SystemClock()
+        )
+    )
+    server = api_feed.FeedServer(sink=control_audit.store_and_audit(work.telemetry.store, trail))
     models = catalog.load_entries(environ, host.home)
     server.publish("models", {f"model/{name}": entry for name, entry in models.entries.items()})
     server.publish("settings", {"settings": _settings_entry(environ, models.default_model)})
@@ -182,6 +187,7 @@ async def _run(
         origin=host.origin,
         driver=parts.driver,
         models=models,
+        audit=trail,
         status=_status_of(host, database, parts, server, models),
         tasks=work.tasks,
         webhooks=work.webhooks,

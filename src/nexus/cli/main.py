@@ -27,6 +27,7 @@ class Root(LazyGroup):
         "whoami": Entry("nexus.cli.login", "Show which host and key the other commands use.", "Access"),
         "keys": Entry("nexus.cli.access", "Create, list and revoke API keys.", "Access"),
         "tenants": Entry("nexus.cli.access", "Create and list tenants.", "Access"),
+        "audit": Entry("nexus.cli.audit", "Export and verify the trail of model calls.", "Access"),
         "edge": Entry("nexus.cli.edge", "Run behind nginx, Envoy or HAProxy.", "Host"),
         "dev": Entry("nexus.cli.dev_tools", "Tools for developing Nexus itself.", "More"),
         "version": Entry("nexus.cli.version", "Print the version of Nexus.", "More"),

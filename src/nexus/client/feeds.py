@@ -142,6 +142,25 @@ class LineFeed:
         return None
 
 
+class ByteFeed:
+    """A body as it comes, for files. Ends with its connection."""
+
+    def __init__(self, call: calls.Call) -> None:
+        self._call = replace(call, patient=True)
+        self.finished = False
+
+    def call(self) -> calls.Call:
+        return self._call
+
+    def take(self, data: bytes) -> Iterator[bytes]:
+        yield data
+
+    def lost(self, error: errors.NexusError | None) -> float | None:
+        if error is not None:
+            raise error
+        return None
+
+
 def _text(name: str, data: Mapping[str, Any]) -> str:
     text = data.get("text") if name == runs.MESSAGE_DELTA else None
     return text if isinstance(text, str) else ""

@@ -19,6 +19,7 @@ class Action(StrEnum):
     RUN = "run"
     READ = "read"
     DEPLOY = "deploy"
+    READ_AUDIT = "read_audit"
     MANAGE_KEYS = "manage_keys"
     MANAGE_HOST = "manage_host"
 
