@@ -17,6 +17,7 @@ _FURTHER = (
     "nexus.api.recordings",
     "nexus.api.runs",
     "nexus.api.audit",
+    "nexus.api.sessions",
     "nexus.api.metrics",
     "nexus.api.door",
 )

@@ -43,5 +43,6 @@ class Services:
     runs: Any = None
     sessions: Any = None
     models: Any = None
+    live_sessions: Any = None
     audit: Any = None
     status: Callable[[principals.Principal], Awaitable[dict[str, Any]]] | None = None

@@ -28,7 +28,7 @@ import nexus
 from nexus.api import app as api_app
 from nexus.api import feed as api_feed
 from nexus.api import services as api_services
-from nexus.apps import control_audit, control_tasks, keeper_guard, settings
+from nexus.apps import control_audit, control_sessions, control_tasks, keeper_guard, settings
 from nexus.core import errors
 from nexus.core.deployments import Target
 from nexus.core.principals import Action, Principal
@@ -199,6 +199,7 @@ async def _run(
         runs=work.runs,
         sessions=work.sessions,
     )
+        live_sessions=control_sessions.build_sessions(database, parts.hosting, parts.driver),
     key_changes = _KeyChanges(parts.identity, server)
     await key_changes.publish()
     loops = await stack.enter_async_context(guard.Loops())

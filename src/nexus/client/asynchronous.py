@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx2
 
-from nexus.client import audit_operations, calls, connection, feeds, operations, task_operations, transport
+from nexus.client import audit_operations, calls, connection, feeds, operations, session_operations, task_operations, transport
 from nexus.core import errors
 
 P = ParamSpec("P")
@@ -32,6 +32,7 @@ class AsyncClient:
         self.agents = AsyncAgents(self)
         self.audit = AsyncAudit(self)
         self.schedules = AsyncSchedules(self)
+        self.sessions = AsyncSessions(self)
         self.secrets = AsyncSecrets(self)
         self.keys = AsyncKeys(self)
         self.tenants = AsyncTenants(self)
@@ -200,6 +201,18 @@ class AsyncAudit(_Room):
     list = _verb(audit_operations.list_audit)
     export = _stream(audit_operations.export_audit)
     verify = _verb(audit_operations.verify_audit)
+
+
+class AsyncSessions(_Room):
+    """Sessions of agents, and the workers that some have of their own."""
+
+    list = _verb(session_operations.list_sessions)
+    show = _verb(session_operations.show_session)
+    open = _verb(session_operations.open_session)
+    stop = _verb(session_operations.stop_session)
+    kill = _verb(session_operations.kill_session)
+    kill_all = _verb(session_operations.kill_sessions)
+    exec = _stream(session_operations.exec_in_session)
 
 
 class AsyncSchedules(_Room):

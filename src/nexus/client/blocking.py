@@ -10,7 +10,7 @@ from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx2
 
-from nexus.client import audit_operations, calls, connection, feeds, operations, task_operations, transport
+from nexus.client import audit_operations, calls, connection, feeds, operations, session_operations, task_operations, transport
 from nexus.core import errors
 
 P = ParamSpec("P")
@@ -33,6 +33,7 @@ class Client:
         self.agents = Agents(self)
         self.audit = Audit(self)
         self.schedules = Schedules(self)
+        self.sessions = Sessions(self)
         self.secrets = Secrets(self)
         self.keys = Keys(self)
         self.tenants = Tenants(self)
@@ -199,6 +200,18 @@ class Audit(_Room):
     list = _verb(audit_operations.list_audit)
     export = _stream(audit_operations.export_audit)
     verify = _verb(audit_operations.verify_audit)
+
+
+class Sessions(_Room):
+    """Sessions of agents, and the workers that some have of their own."""
+
+    list = _verb(session_operations.list_sessions)
+    show = _verb(session_operations.show_session)
+    open = _verb(session_operations.open_session)
+    stop = _verb(session_operations.stop_session)
+    kill = _verb(session_operations.kill_session)
+    kill_all = _verb(session_operations.kill_sessions)
+    exec = _stream(session_operations.exec_in_session)
 
 
 class Schedules(_Room):

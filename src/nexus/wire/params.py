@@ -143,6 +143,21 @@ class DeadLettersParams(Params):
     agent: str | None = None
     environment: str | None = None
     limit: int = Field(default=1000, ge=1, le=1000)
+class SessionParams(Params):
+    """Body of `POST /v1/agents/{name}/sessions`."""
+
+    session_id: str | None = Field(default=None, max_length=256)
+    environment: str | None = None
+
+
+class ExecParams(Params):
+    """Body of `POST /v1/agents/{name}/sessions/{id}/exec`: a command as its words (no shell reads it), and its input."""
+
+    command: list[str] = Field(min_length=1, max_length=256)
+    stdin: str | None = Field(default=None, max_length=1_000_000)
+    timeout_s: float = Field(default=60.0, gt=0, le=3600)
+
+
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:

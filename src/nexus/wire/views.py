@@ -299,6 +299,33 @@ class RunView(View):
 
 class Page(View):
     """A list answer: `items`, and `next` to pass as `cursor` for more."""
+class SessionView(View):
+    """A session. `phase` is that of its worker (`starting`, `live`, `frozen`, `saved`, `ended`), or `past` for one that is known
+    by its finished runs alone. `busy_s` sums up its runs, `cpu_s` and `memory_byte_seconds` what its workers used."""
+
+    session_id: str
+    agent: str
+    environment: str
+    version: str
+    isolation: str | None = None
+    phase: str
+    how: str | None = None
+    instance_id: str | None = None
+    pid: int | None = None
+    created_at: float
+    last_active_at: float
+    expires_at: float | None = None
+    runs: int = 0
+    failed: int = 0
+    busy_s: float = 0.0
+    cpu_s: float | None = None
+    memory_bytes: int | None = None
+    memory_byte_seconds: float | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    problem: dict[str, Any] | None = None
+
+
 
     items: list[Any]
     next: str | None = None

@@ -30,6 +30,7 @@ class AgentGroup(LazyGroup):
         "chat": Entry("nexus.cli.agent.chat", "Talk with an agent in one session.", "Run"),
         "submit": Entry("nexus.cli.agent.task", "Hand over a task and return at once.", "Run"),
         "task": Entry("nexus.cli.agent.task", "Look after tasks: status, result, cancel, pause, requeue …", "Run"),
+        "sessions": Entry("nexus.cli.agent.sessions", "Look after sessions: list, show, stop, kill, logs, exec.", "Run"),
         "logs": Entry("nexus.cli.agent.logs", "Show what an agent wrote.", "See"),
         "metrics": Entry("nexus.cli.agent.metrics", "Show an agent's metrics.", "See"),
         "runs": Entry("nexus.cli.agent.seeing", "List finished runs.", "See"),

@@ -38,26 +38,26 @@ class ProcessDriver:
         await self._client.aclose()
 
     async def capabilities(self) -> driver.Capabilities:
-        found = await self._ask("GET", "/capabilities")
+        found = await self.ask("GET", "/capabilities")
         return driver.Capabilities(**{**found, "missing": tuple(found.get("missing", ()))})
 
     async def start(self, spec: instances.InstanceSpec) -> None:
-        await self._ask("PUT", f"/instances/{spec.id}", content=json.dumps(node.spec_to_json(spec)).encode())
+        await self.ask("PUT", f"/instances/{spec.id}", content=json.dumps(node.spec_to_json(spec)).encode())
 
     async def stop(self, instance_id: str, *, grace_s: float) -> None:
-        await self._ask("DELETE", f"/instances/{instance_id}", params={"grace_s": f"{grace_s:g}"})
+        await self.ask("DELETE", f"/instances/{instance_id}", params={"grace_s": f"{grace_s:g}"})
 
     async def statuses(self) -> Sequence[instances.InstanceStatus]:
-        found = await self._ask("GET", "/instances")
+        found = await self.ask("GET", "/instances")
         return [node.status_from_json(status) for status in found["instances"]]
 
     async def watch(self) -> AsyncIterator[instances.InstanceStatus]:
-        async with contextlib.aclosing(self._lines("/events", {}, read_timeout_s=_HEARTBEAT_MISSED_S)) as lines:
+        async with contextlib.aclosing(self.lines("/events", {}, read_timeout_s=_HEARTBEAT_MISSED_S)) as lines:
             async for line in lines:
                 yield node.status_from_json(line)
 
     async def log_tail(self, instance_id: str, *, lines: int) -> Sequence[str]:
-        found = await self._ask("GET", f"/instances/{instance_id}/log", params={"lines": str(lines)})
+        found = await self.ask("GET", f"/instances/{instance_id}/log", params={"lines": str(lines)})
         return [str(line) for line in found["lines"]]
 
     async def logs(self, query: logs.LogQuery) -> AsyncIterator[node.LogLine]:
@@ -74,15 +74,23 @@ class ProcessDriver:
             "follow": "1" if query.follow else None,
         }
         params = {name: value for name, value in asked.items() if value is not None}
-        async with contextlib.aclosing(self._lines("/logs", params, read_timeout_s=None)) as lines:
+        async with contextlib.aclosing(self.lines("/logs", params, read_timeout_s=None)) as lines:
             async for line in lines:
                 yield line  # type: ignore[misc]
 
-    async def _ask(
-        self, method: str, path: str, *, content: bytes | None = None, params: Mapping[str, str] | None = None
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: bytes | None = None,
+        params: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> dict[str, Any]:
+        """One question and its answer, or the problem it names. `timeout_s` where it may take longer than others."""
+        timeout = httpx2.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s
         try:
-            response = await self._client.request(method, path, content=content, params=dict(params or {}))
+            response = await self._client.request(method, path, content=content, params=dict(params or {}), timeout=timeout)
             value = response.json()
         except (httpx2.HTTPError, ValueError) as error:
             raise self._unreachable(error) from error
@@ -90,12 +98,13 @@ class ProcessDriver:
             raise problem.parse(value)
         return dict(value)
 
-    async def _lines(
-        self, path: str, params: Mapping[str, str], *, read_timeout_s: float | None
+    async def lines(
+        self, path: str, params: Mapping[str, str], *, read_timeout_s: float | None, content: bytes | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
-        timeout = httpx2.Timeout(10.0, read=read_timeout_s)
+        """An answer of JSON lines as they come; with `content` it is posted."""
+        timeout, method = httpx2.Timeout(10.0, read=read_timeout_s), "GET" if content is None else "POST"
         try:
-            async with self._client.stream("GET", path, params=dict(params), timeout=timeout) as response:
+            async with self._client.stream(method, path, params=dict(params), timeout=timeout, content=content) as response:
                 if response.status_code >= 400:
                     raise problem.parse(json.loads(await response.aread()))
                 async for line in response.aiter_lines():
