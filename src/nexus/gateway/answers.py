@@ -5,8 +5,8 @@ import time
 from collections.abc import Mapping
 
 from nexus.core import errors
-from nexus.gateway import http1, limits
-from nexus.gateway.call import Call
+from nexus.gateway import http1, limits, model_errors
+from nexus.gateway.call import Call, Door
 from nexus.wire import problem
 
 _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
@@ -45,6 +45,8 @@ def render_problem(error: errors.NexusError, call: Call | None) -> tuple[int, li
         headers.append((b"WWW-Authenticate", b'Bearer realm="nexus"'))
     if error.retry_after_s is not None:
         headers.append((b"Retry-After", str(max(1, round(error.retry_after_s))).encode()))
+    if error.retry_after_s is None and problem.status_of(error) == 402:
+        headers.append((b"x-should-retry", b"false"))  # what OpenAI's and Anthropic's SDKs go by
     if "allow" in error.extra:
         headers.append((b"Allow", str(error.extra["allow"]).encode()))
     if "accept_encoding" in error.extra:
@@ -56,7 +58,11 @@ def render_problem(error: errors.NexusError, call: Call | None) -> tuple[int, li
             headers.append((b"Nexus-Session-Id", call.session_id.encode("latin-1")))
         headers.extend(quota_headers(call))
         headers.extend(cors(call))
-    body = problem.encode(error, run_id=call.run_id if call is not None else None)
+    run_id = call.run_id if call is not None else None
+    if call is not None and call.match is not None and call.match.door is Door.MODEL:
+        body = model_errors.render(error, anthropic=call.head.path.startswith(b"/v1/messages"), run_id=run_id)
+    else:
+        body = problem.encode(error, run_id=run_id)
     return problem.status_of(error), headers, body + b"\n"
 
 

@@ -244,6 +244,14 @@ class Exchange:
         """Only with a handler that collects: what is sent upstream in place of the client's body."""
         self.parts = [body]
 
+    def send_elsewhere(self, address: str, body: bytes) -> None:
+        """Only with a handler that collects, and before any answer has begun: leave this upstream and ask another."""
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.close()
+        self.parts = [body]
+        self.connect(address)
+
     def pause_body(self) -> None:
         self.client.hold_reading()
 
@@ -352,6 +360,13 @@ class Exchange:
 
     def on_bad_answer(self, reason: str) -> None:
         self.world.counts.bad_upstream += 1
+        if self.handler is not None and not self.answered:
+            try:
+                if self.handler.another_try():
+                    return
+            except errors.NexusError as problem:
+                self.fail(problem)
+                return
         if self.handler is not None:
             self.fail(self.handler.broken(reason, lost=False))
 
@@ -410,6 +425,14 @@ class Exchange:
         self.client.drop_held()
         self.client.hold(answers.render(status, headers, body, close=self._closing, headless=headless))
         self._end(outcome="refused" if refused else "failed", status=status, code=error.code, reusable=False)
+
+    def fail_stream(self, error: errors.NexusError, last_words: bytes) -> None:
+        """End an answer that has begun so that its reader knows: a last event says why, and the body stays unfinished."""
+        if self.phase is Phase.DONE:
+            return
+        self._pass_on([last_words])
+        self._closing = True
+        self._end(outcome="failed", status=self.status, code=error.code, reusable=False)
 
     def _end(self, *, outcome: str, status: int, code: str, reusable: bool, cut: bool = False) -> None:
         if self.phase is Phase.DONE:

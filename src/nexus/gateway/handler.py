@@ -77,6 +77,10 @@ class Handler:
         """The connection broke before any answer, and the request is at hand. True when it is being sent elsewhere."""
         return False
 
+    def another_try(self) -> bool:
+        """What was answered cannot be passed on, and nothing of it was. True when the request is being sent again."""
+        return False
+
     def expired(self) -> None:
         """The exchange's deadline has passed."""
         self.exchange.fail(errors.Exhausted("no answer came in time", code="run.timeout"))

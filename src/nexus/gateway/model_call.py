@@ -4,11 +4,14 @@ Made by `models_door` for each request, filled in by the stages (`model_stages`)
 """
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nexus.gateway import http1, routes, usage
+from nexus.gateway import http1, model_prices, routes, usage
 from nexus.gateway.call import Call
 from nexus.wire import feed as wire_feed
+
+if TYPE_CHECKING:
+    from nexus.gateway.model_reserve import Hold
 
 STREAMABLE = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", b"/v1/messages"})
 COUNTING = b"/v1/messages/count_tokens"
@@ -26,7 +29,9 @@ class Ready(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One place a call can go. `name` is the model's name here, `upstream_model` the provider's; `address` is the pool's."""
+    """One place a call can go. `name` is the model's name here, `upstream_model` the provider's; `address` is the pool's.
+
+    `rate` None: its price is not known; `context`: the most input tokens, None when not known. Times are seconds."""
 
     name: str
     entry: wire_feed.ModelEntry
@@ -34,6 +39,12 @@ class Target:
     address: str
     host: str
     prefix: str
+    rate: model_prices.Rate | None = None
+    context: int | None = None
+    timeout_s: float = 600.0
+    first_byte_s: float = 600.0
+    retries: int = 0
+    tags: frozenset[str] = frozenset()
 
     @property
     def provider(self) -> str:
@@ -44,9 +55,12 @@ class Target:
 class ModelCall:
     """What is known about a call. `started_at` is in seconds since the epoch; `began`, `first_byte` and `ended` are the loop's.
 
-    `body` is the request's JSON object and may be changed by a stage before it is sent (set `changed`). `chain` holds where the
-    call may go, best first; `target` is where it is (or was last), `attempts` how many were tried. `ready` ends the way early.
-    `copy` is the answer of a call that is not streamed, up to a bound (empty when it was longer: `copied` tells how long).
+    `body` is the request's JSON object and may be changed by a stage before it is sent (set `changed`). `input_estimate` is of
+    its prompt. `chain` holds where the call may go, best first; `target` is where it is (or was last), `attempts` how many were
+    tried, `attempted` whether it was sent at all, `on` what lets it go to the next. `ready` ends the way early.
+    `output_reserved` is what it may give before more is reserved (`holds`: in which budgets); `capped` the limit put on its
+    output, `trimmed` how many messages were left out. `provider_status` is of the provider's answer (0: none came); `copy` that
+    answer when it is not streamed, up to a bound (empty when it was longer: `copied` tells how long).
     `tokens` is the provider's word, or an estimate when `estimated`; `cost_nano` counts 10⁻⁹ US dollars (None: no price known).
     `outcome`, `status` and `code` are those of the exchange.
     """
@@ -75,6 +89,14 @@ class ModelCall:
     chain: list[Target] = field(default_factory=list, repr=False)
     target: Target | None = None
     attempts: int = 0
+    attempted: bool = False
+    on: frozenset[str] = frozenset()
+    input_estimate: int = 0
+    holds: "list[Hold]" = field(default_factory=list, repr=False)
+    output_reserved: int = 0
+    provider_status: int = 0
+    capped: int = 0
+    trimmed: int = 0
     ready: Ready | None = None
 
     started_at: float = 0.0

@@ -27,20 +27,22 @@ class Counter:
         else:
             call.copy.clear()
 
-    def finish(self, status: int) -> None:
+    def finish(self) -> None:
         """Set the call's tokens: a provider's own word first."""
         call = self._call
-        call.tokens, call.estimated = self._count(status)
+        call.tokens, call.estimated = self._count()
 
-    def _count(self, status: int) -> tuple[usage.Tokens, bool]:
+    def _count(self) -> tuple[usage.Tokens, bool]:
         call, stream = self._call, self.stream
         if stream is not None:
-            if stream.tokens is not None and stream.tokens.output:
+            if stream.tokens is not None and stream.final:
                 return stream.tokens, False
-            given = stream.tokens or usage.Tokens(input=usage.estimate(call.size))
-            return given.with_output(stream.pieces), True
-        if call.ready is not None or not 200 <= status < 300 or call.path == COUNTING:
+            given = stream.tokens or usage.Tokens(input=call.input_estimate)
+            return given.with_output(max(given.output, stream.pieces)), True
+        if not call.attempted or call.path == COUNTING or call.provider_status >= 300:
             return usage.Tokens(), False
+        if not call.provider_status:  # it was sent, and nobody waited for the answer: the prompt at least has been read
+            return usage.Tokens(input=call.input_estimate), True
         try:
             found = usage.parse_usage(json.loads(call.copy)) if call.copy else None
         except (ValueError, RecursionError):
@@ -48,4 +50,4 @@ class Counter:
         if found is not None:
             return found, False
         made = 0 if call.path == EMBEDDINGS else usage.estimate(call.copied)
-        return usage.Tokens(usage.estimate(call.size), made), True
+        return usage.Tokens(call.input_estimate, made), True

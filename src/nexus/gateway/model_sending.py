@@ -43,3 +43,14 @@ def render_head(call: ModelCall, framing: bytes) -> bytes:
 def clean_answer(headers: list[http1.Header]) -> list[http1.Header]:
     """The provider's headers that concern the client."""
     return [header for header in headers if header[0] not in _PROVIDERS_OWN]
+
+
+def told(call: ModelCall) -> list[http1.Header]:
+    """What the client is told about its call: which model answered, and what was changed on the way."""
+    target = call.target
+    found = [] if target is None else [(b"Nexus-Model", target.name.encode("latin-1", "replace"))]
+    if call.capped:
+        found.append((b"Nexus-Max-Tokens", b"%d" % call.capped))
+    if call.trimmed:
+        found.append((b"Nexus-Trimmed-Messages", b"%d" % call.trimmed))
+    return found

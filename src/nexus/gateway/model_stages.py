@@ -8,18 +8,23 @@ No stage waits; none does I/O. How to add one: docs/explain/models.md.
 
 from collections.abc import Callable
 
-from nexus.gateway import model_record, model_request, model_routing
+from nexus.gateway import model_record, model_request, model_reserve, model_routing, model_stop, model_trim
 from nexus.gateway.model_call import ModelCall
 from nexus.gateway.world import World
 
 Stage = Callable[[ModelCall, World], None]
 
 BEFORE: tuple[Stage, ...] = (
+    model_stop.check,
+    model_trim.trim,
     model_routing.resolve,
-    model_request.ask_for_usage,
     model_routing.choose,
+    model_reserve.reserve,
+    model_request.ask_for_usage,
 )
 AFTER: tuple[Stage, ...] = (
+    model_reserve.price,
+    model_reserve.settle,
     model_record.tell_run,
     model_record.report,
 )

@@ -7,16 +7,35 @@ when it does not come. Bodies are JSON of bounded size and are read whole, becau
 import re
 
 from nexus.core import errors
-from nexus.gateway import answers, http1, model_counting, model_request, model_sending, model_stages, usage
+from nexus.gateway import (
+    answers,
+    breaker,
+    http1,
+    model_counting,
+    model_errors,
+    model_request,
+    model_reserve,
+    model_routing,
+    model_sending,
+    model_stages,
+    model_stop,
+    usage,
+)
 from nexus.gateway.exchange import Exchange
-from nexus.gateway.handler import Handler
-from nexus.gateway.model_call import ModelCall, version_of
+from nexus.gateway.handler import Handler, Phase
+from nexus.gateway.model_call import ModelCall, Target, version_of
 from nexus.gateway.upstream import BadAnswer
 from nexus.wire import feed as wire_feed
 
 _DIALECT = {b"/v1/messages": "anthropic", b"/v1/messages/count_tokens": "anthropic"}
 _RUN_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _NAME = re.compile(rb"[!-~]{1,256}")
+_PAUSE_S = 0.1
+_KINDS = {
+    401: "error", 403: "error", 404: "error", 408: "timeout", 429: "rate", 500: "error", 502: "error", 503: "error",
+    504: "timeout", 529: "error",
+}  # fmt: skip
+"""The way in which an answer of a provider fails, by its status; what else there is, is the caller's to see."""
 
 
 class ModelHandler(Handler):
@@ -30,7 +49,11 @@ class ModelHandler(Handler):
         self._raw = b""
         self._counter = model_counting.Counter(self.model_call)
         self._told = usage.Tokens()
+        self._tries = 0
+        self._fall = "error"
+        self._circuit: breaker.Circuit | None = None
         self._refused_status = 0
+        self._over = False
 
     def _describe(self) -> ModelCall:
         call, world = self.call, self.world
@@ -59,26 +82,76 @@ class ModelHandler(Handler):
         call = self.model_call
         self._raw = b"".join(self.exchange.parts)
         model_request.read(call, self._raw)
+        self.world.model_handlers.add(self)
         model_stages.run_before(call, self.world)
         ready = call.ready
         if ready is not None:
             self.exchange.reply(ready.status, [*ready.headers, *answers.cors(self.call)], ready.body)
             return
-        self._send()
+        self.exchange.replace_body(self._prepare())
+        self.exchange.connect(self._target.address)
 
-    def _send(self) -> None:
-        call = self.model_call
-        if call.target is None:
+    # sending, here or elsewhere
+
+    @property
+    def _target(self) -> Target:
+        if self.model_call.target is None:
             raise errors.Internal("a model call was sent before it had a target")
-        self.exchange.replace_body(model_request.render(call, self._raw))
-        self.exchange.deadline = self.world.loop.time() + self.world.settings.model_timeout_s
+        return self.model_call.target
+
+    def _prepare(self) -> bytes:
+        """The body for the target; from here on its time runs."""
+        target = self._target
+        self._tries += 1
+        self._fall = "error"
+        self._refused_status = 0
+        self._circuit = model_routing.circuit_of(target, self.world)
+        self._circuit.note_start(model_routing.THRESHOLD)
+        self.exchange.deadline = self.world.loop.time() + min(target.first_byte_s, target.timeout_s)
         self.world.counts.model_calls += 1
-        self.exchange.connect(call.target.address)
+        return model_request.render(self.model_call, self._raw)
+
+    def _note(self, *, failed: bool | None) -> None:
+        """What an attempt says about its provider; once for each."""
+        circuit, self._circuit = self._circuit, None
+        if circuit is not None:
+            circuit.note_end(model_routing.THRESHOLD, failed=failed, now=self.world.loop.time())
+
+    def _can_go_on(self, kind: str) -> bool:
+        call = self.model_call
+        return self._may_repeat(kind) or (kind in call.on and call.attempts < len(call.chain))
+
+    def _may_repeat(self, kind: str) -> bool:
+        return kind == "error" and self._tries <= self._target.retries
+
+    def _another(self, kind: str) -> bool:
+        """Try again, at the same place or at the next one. Only before anything of an answer was passed on."""
+        call = self.model_call
+        if self._may_repeat(kind):
+            self.exchange.phase = Phase.WAITING
+            self.exchange.deadline = self.world.loop.time() + self._target.timeout_s
+            self.world.loop.call_later(_PAUSE_S * 2 ** (self._tries - 1), self._repeat)
+            return True
+        if kind not in call.on or not model_routing.advance(call, self.world):
+            return False
+        model_reserve.release(call, self.world)
+        model_reserve.reserve(call, self.world)
+        self._tries = 0
+        self.exchange.send_elsewhere(self._target.address, self._prepare())
+        return True
+
+    def _repeat(self) -> None:
+        if self.exchange.phase is Phase.WAITING:
+            self.exchange.send_elsewhere(self._target.address, self._prepare())
 
     def request_head(self, framing: bytes) -> bytes:
+        self.model_call.attempted = True
         return model_sending.render_head(self.model_call, framing)
 
     def unreachable(self, error: Exception) -> None:
+        self._note(failed=True)
+        if self._another("error"):
+            return
         call = self.model_call
         raise errors.Unavailable(
             f"the provider {call.provider} of model {call.model!r} does not answer",
@@ -88,12 +161,30 @@ class ModelHandler(Handler):
             next_step="see `nexus doctor`",
         ) from error
 
+    def repeat(self) -> bool:
+        self._note(failed=True)
+        return self._another("error")
+
+    def another_try(self) -> bool:
+        self._note(failed=True)
+        return self._another(self._fall)
+
+    # the answer
+
     def answer_headers(self, status: int, headers: list[http1.Header]) -> list[http1.Header]:
+        kind = _KINDS.get(status)
+        self._note(failed=None if status == 429 else kind is not None)
+        if kind is not None and self._can_go_on(kind):
+            self._fall = kind
+            raise BadAnswer(f"it answered {status}")
         if status in (401, 403):
             self._refused_status = status
             raise BadAnswer(f"the provider refused the host's credential with {status}")
+        call = self.model_call
+        call.provider_status = status
+        self.exchange.deadline = self.world.loop.time() + self._target.timeout_s
         kept = model_sending.clean_answer(headers)
-        self.model_call.headers = list(kept)
+        call.headers = list(kept)
         named = dict(headers)
         if status < 300 and named.get(b"content-encoding", b"identity") == b"identity":
             if named.get(b"content-type", b"").startswith(b"text/event-stream"):
@@ -101,6 +192,7 @@ class ModelHandler(Handler):
                 self.rewrites = True
             else:
                 self.watches = True
+        kept.extend(model_sending.told(call))
         if self.call.origin is not None:
             kept.extend(answers.cors(self.call))
         return kept
@@ -111,14 +203,20 @@ class ModelHandler(Handler):
 
     def see(self, part: bytes) -> bytes:
         """A stream shows life with every part, so its deadline moves on; what it used is known before its end is passed on."""
-        stream = self._counter.stream
+        stream, call = self._counter.stream, self.model_call
         if stream is None:
             return part
         self._note_first_byte()
-        self.exchange.deadline = self.world.loop.time() + self.world.settings.model_timeout_s
+        self.exchange.deadline = self.world.loop.time() + self._target.timeout_s
         passed = stream.feed(part)
         if stream.tokens is not None:
             self._tell(stream.tokens, estimated=False)
+        if stream.pieces >= call.output_reserved and call.holds and not self._over:
+            try:
+                model_reserve.extend(call, stream.pieces, self.world)
+            except errors.NexusError as error:
+                self._over = True
+                self.world.loop.call_soon(self._cut, error)
         return passed
 
     def _note_first_byte(self) -> None:
@@ -135,11 +233,36 @@ class ModelHandler(Handler):
         if call.instance_id and (more.input or more.output):
             self.world.ledger.add(call.instance_id, call.run_id, tokens=more, calls=0, estimated=estimated)
 
+    # ends
+
+    def check_stop(self) -> None:
+        """A stop was set: this call ends, if it is meant."""
+        try:
+            model_stop.check(self.model_call, self.world)
+        except errors.NexusError as error:
+            self._cut(error)
+
+    def _cut(self, error: errors.NexusError) -> None:
+        """End the call here and now; a stream's reader is told why."""
+        stream = self._counter.stream
+        if self.exchange.flushed and stream is not None:
+            ending = b"\n\n" if stream.inside_event else b""
+            self.exchange.fail_stream(
+                error, ending + model_errors.render_event(error, anthropic=self.model_call.dialect == "anthropic")
+            )
+        else:
+            self.exchange.fail(error)
+
     def expired(self) -> None:
-        if self.model_call.target is None:
+        call = self.model_call
+        if call.target is None:
             raise errors.Exhausted("the body did not come in time", code="request.timeout", next_step="send the request again")
+        self._note(failed=True)
+        if not self.exchange.answered and self._another("timeout"):
+            return
+        waited = call.target.timeout_s if self.exchange.answered else min(call.target.first_byte_s, call.target.timeout_s)
         raise errors.Exhausted(
-            f"the model {self.model_call.model!r} did not answer within {self.world.settings.model_timeout_s:g} s",
+            f"the model {call.model!r} did not answer within {waited:g} s",
             code="model.timeout",
             retry_after_s=1,
             next_step="try again, or use a smaller model",
@@ -160,11 +283,13 @@ class ModelHandler(Handler):
 
     def close(self, *, outcome: str, status: int, code: str) -> None:
         call = self.model_call
+        self.world.model_handlers.discard(self)
         if not call.chain:
             return
+        self._note(failed=None if outcome == "cancelled" else True)
         call.outcome, call.status, call.code = outcome, status, code
         call.ended = self.world.loop.time()
-        self._counter.finish(status)
+        self._counter.finish()
         self._tell(call.tokens, estimated=call.estimated)
         model_stages.run_after(call, self.world)
 
@@ -175,21 +300,22 @@ class ModelListHandler(Handler):
     def open(self) -> None:
         table, match = self.world.table, self.call.match
         name = match.name if match is not None else ""
-        items = [_model_view(model, entry) for model, entry in sorted(table.models.items()) if "*" not in model]
-        value: dict[str, object] = {"object": "list", "data": items}
+        items = [_model_view(model, entry["provider"]) for model, entry in table.models.items() if "*" not in model]
+        items += [_model_view(alias, "nexus") for alias in table.model_routes if alias not in table.models]
+        value: dict[str, object] = {"object": "list", "data": sorted(items, key=lambda item: str(item["id"]))}
         if name:
             entry = wire_feed.resolve_model(table.models, name)
-            if entry is None:
+            if entry is None and name not in table.model_routes:
                 raise errors.NotFound(
                     f"there is no model {name[:80]!r} here", code="model.not_found", next_step="see GET /v1/models"
                 )
-            value = _model_view(name, entry)
+            value = _model_view(name, "nexus" if entry is None or name in table.model_routes else entry["provider"])
         headers, body = answers.render_json(value, self.call)
         self.exchange.reply(200, headers, body)
 
 
-def _model_view(name: str, entry: wire_feed.ModelEntry) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": entry["provider"]}
+def _model_view(name: str, owner: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 
 
 def _matching(pattern: re.Pattern[bytes], given: bytes) -> str:

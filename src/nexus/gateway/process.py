@@ -13,6 +13,7 @@ from nexus.gateway import (
     feed,
     handover,
     limits,
+    model_spend,
     outbox,
     runs_door,
     server,
@@ -81,6 +82,7 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
         await asyncio.gather(*here.tasks, return_exceptions=True)
         here.rates.close()
         here.pins.close()
+        here.spend.close()
         if not here.replaced:
             config.home.door_socket(config.number).unlink(missing_ok=True)
             _handover_path(config).unlink(missing_ok=True)
@@ -124,6 +126,7 @@ def build_world(config: settings.Settings) -> world.World:
         open_handler=doors.open_handler,
         reader=runs_door.build_reader(),
         pins=splits.Pins.open(config.home.run / "sessions.map"),
+        spend=model_spend.Spend.open(config.home.spend),
     )
 
 
@@ -195,6 +198,7 @@ async def _sweep(here: world.World) -> None:
             connection.check(now)
         here.waiting.look_again()
         here.pool.sweep(now)
+        here.spend.sweep()
 
 
 async def _drain(here: world.World, force: asyncio.Event) -> None:

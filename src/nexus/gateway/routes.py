@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexus.core import principals
-from nexus.gateway import breaker, kept, mint, wishes
+from nexus.gateway import breaker, kept, mint, model_budget, model_prices, model_table, wishes
 from nexus.wire import feed as wire_feed
 
 SERVICE = "service"
@@ -128,7 +128,12 @@ class RouteTable:
     tenant_rates: Mapping[str, int | None] = field(default_factory=dict)
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
+    model_routes: Mapping[str, wire_feed.RouteEntry] = field(default_factory=dict, repr=False)
+    prices: Mapping[str, model_prices.PriceList] = field(default_factory=dict, repr=False)
+    budgets: Mapping[str, tuple[model_budget.Budget, ...]] = field(default_factory=dict, repr=False)
+    stops: Mapping[str, wire_feed.StopEntry] = field(default_factory=dict)
     default_model: str | None = None
+    refuse_unknown: bool = False
     max_body_bytes: int = DEFAULT_MAX_BODY
 
     @property
@@ -162,8 +167,11 @@ def _compile(
     agents: dict[tuple[str, str], dict[str, Deployment]] = {name: dict(by_env) for name, by_env in start.agents.items()}
     keys, tokens, models = dict(start.keys), dict(start.tokens), dict(start.models)
     tenant_rates = dict(start.tenant_rates)
+    model_routes, prices, stops = dict(start.model_routes), dict(start.prices), dict(start.stops)
     simple: dict[str, tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]] = {
         "key": (keys, _key), "token": (tokens, _token), "model": (models, _model), "tenant": (tenant_rates, _tenant_rate),
+        "route": (model_routes, model_table.parse_route), "prices": (prices, model_table.parse_prices),
+        "stop": (stops, model_table.parse_stop),
     }  # fmt: skip
     for path in deleted:
         entries.pop(path, None)
@@ -193,9 +201,14 @@ def _compile(
         token_hashes={caller.token["instance_id"]: hashed for hashed, caller in tokens.items() if caller.token is not None},
         models=models,
         tenant_rates=tenant_rates,
+        model_routes=model_routes,
+        prices=prices,
+        budgets=model_table.group_budgets(entries),
+        stops=stops,
         hosts=frozenset(str(name).lower() for name in settings.get("hosts", ())),
         origins=frozenset(str(name).lower() for name in settings.get("origins", ())),
         default_model=settings.get("default_model"),
+        refuse_unknown=settings.get("unknown_model") == "refuse",
         max_body_bytes=int(settings.get("max_body_bytes") or DEFAULT_MAX_BODY),
     )
 
@@ -293,6 +306,8 @@ def _model(value: Mapping[str, Any]) -> wire_feed.ModelEntry:
         upstream_model=str(value["upstream_model"]),
         dialects=[str(name) for name in value["dialects"]],
     )
+    if value.get("options"):
+        entry["options"] = dict(value["options"])
     if any(letter in text for name, text in entry["headers"].items() for letter in "\r\n\0" for text in (name, text)):
         raise ValueError("a model's header holds a line break")
     return entry

@@ -79,7 +79,8 @@ def estimate(size: int) -> int:
 
 
 class StreamCounter:
-    """Reads a provider's SSE as it passes. `tokens` is what it reported so far, `pieces` how many events carried text.
+    """Reads a provider's SSE as it passes. `tokens` is what it reported so far, `final` whether that counts the output too (a
+    message's first event does not), `pieces` how many events carried text.
 
     With `hide_usage` the extra chunk that only `stream_options.include_usage` brings (no choices, a usage) is kept
     from the client, who had not asked for it; then events are passed on whole, each as soon as it is complete.
@@ -88,6 +89,7 @@ class StreamCounter:
     def __init__(self, *, hide_usage: bool) -> None:
         self.tokens: Tokens | None = None
         self.pieces = 0
+        self.final = False
         self._hide = hide_usage
         self._rest = b""
         self._lost = False
@@ -108,6 +110,11 @@ class StreamCounter:
             passed.append(self.flush())
         return b"".join(passed) if self._hide else part
 
+    @property
+    def inside_event(self) -> bool:
+        """Whether what was passed on so far ends in the middle of an event."""
+        return bool(self._rest) and not self._hide
+
     def flush(self) -> bytes:
         """What is left when the stream ends in the middle of an event."""
         rest, self._rest = self._rest, b""
@@ -127,9 +134,9 @@ class StreamCounter:
             return False
         if not isinstance(chunk, dict):
             return False
-        found = parse_usage(chunk)
-        for inner in ("message", "response"):
-            found = found or parse_usage(chunk.get(inner))
+        found = parse_usage(chunk) or parse_usage(chunk.get("response"))
+        self.final = self.final or found is not None
+        found = found or parse_usage(chunk.get("message"))
         if found is None:
             return False
         self.tokens = (self.tokens or Tokens()).most(found)

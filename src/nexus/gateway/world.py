@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nexus.gateway import kept, limits, mint, outbox, routes, sessions, settings, splits, upstream, usage
+from nexus.gateway import breaker, kept, limits, mint, model_spend, outbox, routes, sessions, settings, splits, upstream, usage
 from nexus.gateway.call import Match
 
 if TYPE_CHECKING:
-    from nexus.gateway import exchange, express, handler, lines, server, waiting
+    from nexus.gateway import exchange, express, handler, lines, model_call, models_door, server, waiting
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,7 +26,8 @@ class Counts:
 
 @dataclass(slots=True, kw_only=True)
 class World:
-    """`table` is replaced as a whole by the feed. `paths`, `hosts` and `admitted` remember what was worked out."""
+    """`table` is replaced as a whole by the feed. `paths`, `hosts`, `admitted` and `targets` remember what was worked out;
+    `circuits` holds what is known of providers by their address, `model_handlers` the model calls under way."""
 
     settings: settings.Settings
     loop: asyncio.AbstractEventLoop
@@ -38,6 +39,7 @@ class World:
     open_handler: "Callable[[exchange.Exchange], handler.Handler]"
     reader: "lines.Reader"
     pins: splits.Pins
+    spend: model_spend.Spend
     keys: kept.Keys = field(default_factory=kept.Keys)
     places: sessions.Places = field(default_factory=sessions.Places)
     draw: Callable[[], float] = random.random
@@ -49,6 +51,9 @@ class World:
     paths: dict[bytes, Match | None] = field(default_factory=dict)
     hosts: dict[bytes, bool] = field(default_factory=dict)
     admitted: "dict[tuple[bytes | None, ...], express.Admission]" = field(default_factory=dict, repr=False)
+    targets: "dict[str, model_call.Target]" = field(default_factory=dict, repr=False)
+    circuits: dict[str, breaker.Circuit] = field(default_factory=dict, repr=False)
+    model_handlers: "set[models_door.ModelHandler]" = field(default_factory=set, repr=False)
     loaded: asyncio.Event = field(default_factory=asyncio.Event)
     connected: bool = False
     draining: bool = False
@@ -58,8 +63,13 @@ class World:
 
     def swap(self, table: routes.RouteTable) -> None:
         """Put a whole new table in place and let waiting runs look again."""
+        stopped = table.stops != self.table.stops and bool(table.stops)
         self.table = table
         self.loaded.set()
         self.hosts.clear()
         self.admitted.clear()
+        self.targets.clear()
+        if stopped:
+            for handler in list(self.model_handlers):
+                handler.check_stop()
         self.waiting.look_again()

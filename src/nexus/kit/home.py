@@ -100,6 +100,11 @@ class Home:
         return self.root / "host.json"
 
     @property
+    def spend(self) -> Path:
+        """The gateways' ledger of what model calls spent and reserved."""
+        return self.root / "spend"
+
+    @property
     def route_cache(self) -> Path:
         """The last routes a gateway saw, so that it can start while control is down."""
         return self.root / "routes.json"

@@ -11,10 +11,15 @@ Keys of entries, and the type of their value:
     key/<sha256 of an API key>                  KeyEntry
     token/<sha256 of an instance token>         TokenEntry
     model/<name>                                ModelEntry
+    route/<alias>                               RouteEntry
+    prices/<provider>                           PricesEntry
+    budget/<tenant>/<id>                        BudgetEntry
+    stop/<tenant>/<agent or *>                  StopEntry
     tenant/<tenant>                             TenantEntry
     settings                                    SettingsEntry
 
-A model's name is resolved in this order: `default` and an absent name become `settings.default_model`; then `model/<name>`;
+A model's name is resolved in this order: `default` and an absent name become `settings.default_model`; then `route/<name>`, whose
+targets are models' names; then `model/<name>`;
 then the longest `model/<prefix>*` that fits (`model/gpt-*`, `model/openai/*`, at last `model/*`); then `settings.default_model`;
 then `model.not_found`. In an entry under a pattern `upstream_model` may hold one `*`: what the pattern's `*` stood for.
 A name ending in `*` is never looked up literally, and `/v1/models` lists patterns' entries not at all.
@@ -83,23 +88,80 @@ class ModelEntry(TypedDict):
     """Where a model name leads. `base_url` is `http://`, `https://` or `unix:/path` and includes the provider's prefix
     (`https://api.openai.com/v1`). `headers` are added upstream (the provider's credential); `upstream_model` replaces the
     name in the body. `dialects` lists what the provider speaks: `openai`, `anthropic`. Both dialects are reached by
-    `base_url` + the path after `/v1` (`/chat/completions`, `/messages`); behind `unix:/path` the prefix is `/v1`."""
+    `base_url` + the path after `/v1` (`/chat/completions`, `/messages`); behind `unix:/path` the prefix is `/v1`.
+
+    `options` the gateway knows (others are ignored): `prices` (whose price list, absent: `provider`), `price` (as in `PricesEntry`),
+    `context` (most input tokens), `tags`, `timeout_s`, `first_byte_s`, `retries` (attempts more at the same place)."""
 
     provider: str
     base_url: str
     headers: dict[str, str]
     upstream_model: str
     dialects: list[str]
+    options: NotRequired[dict[str, Any]]
+
+
+class RouteEntry(TypedDict):
+    """An alias. `targets` in order of preference, with weights where `choose` is `weight` (`order` takes the first, `price` the
+    cheapest by list price); those that cannot take the call's length or are out of order are skipped. The rest of `targets`,
+    then `fallback`, then `last_resort` are tried when one fails in a way that `on` names: `error`, `timeout`, `rate` (429),
+    `quota` (a budget of money does not cover it).
+
+    `rules` (the first that fits): `{"below_tokens": 400, "use": name}`, also `above_tokens`, `without_tools`, `agent`, `environment`.
+    `trim_to`: oldest messages are left out until the prompt is estimated at so many tokens."""
+
+    targets: list[dict[str, Any]]
+    choose: Literal["order", "weight", "price"]
+    fallback: list[str]
+    last_resort: NotRequired[str | None]
+    on: list[str]
+    rules: NotRequired[list[dict[str, Any]]]
+    trim_to: NotRequired[int | None]
+
+
+class PricesEntry(TypedDict):
+    """A provider's list prices, tried in order. Each of `models` has `match` (`{"equals"|"starts_with"|"ends_with"|"contains"|
+    "regex": text}`, or `{"or"|"and": [match…]}`), `context` (most input tokens, or null) and `price`: US dollars per million
+    tokens by kind (`input`, `output`, `cached`, `cache_write`), per call (`request`), and `above` (a list of the same with `tokens`,
+    which then hold for the whole call)."""
+
+    models: list[dict[str, Any]]
+
+
+class BudgetEntry(TypedDict):
+    """A limit on what models may be used. `agent`/`environment` None: of any. `subject` narrows the scopes `user`, `session` and
+    `run` to one of them; None: each has this much. `limit` counts `unit`; of `cost` 10⁻⁹ US dollars. `period`s are those of UTC;
+    `total` does not end. `spent` (`window`, `amount`) is what control knew to be used when it said this, for ledgers that
+    know less."""
+
+    id: str
+    scope: Literal["tenant", "agent", "user", "session", "run"]
+    agent: str | None
+    environment: str | None
+    subject: str | None
+    unit: Literal["requests", "tokens", "cost"]
+    period: Literal["minute", "day", "month", "total"]
+    limit: int
+    warn: list[int]
+    spent: NotRequired[dict[str, int]]
+
+
+class StopEntry(TypedDict):
+    """No model call of this agent (`*`: of the tenant) is made, and those under way are cut."""
+
+    reason: str
+    since: float
 
 
 class SettingsEntry(TypedDict):
     """`hosts`: names that `Host` may hold besides loopback; `origins`: CORS origins allowed; `default_model`: what the name
-    `default` and an unknown name lead to (None: unknown names are refused)."""
+    `default` and an unknown name lead to (None: unknown names are refused, as with `unknown_model` `refuse`)."""
 
     hosts: list[str]
     origins: list[str]
     default_model: str | None
     max_body_bytes: int
+    unknown_model: NotRequired[Literal["default", "refuse"]]
 
 
 class Snapshot(TypedDict):

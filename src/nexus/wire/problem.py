@@ -39,6 +39,7 @@ _STATUS_OF_CODE = {
     "idempotency.mismatch": 422,
     "model.credential_refused": 502,
     "model.timeout": 504,
+    "budget.exhausted": 402,
     "upgrade.required": 426,
     "upgrade.unsupported": 501,
     "upstream.failed": 502,
