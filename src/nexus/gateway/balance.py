@@ -28,7 +28,7 @@ def decide_instance(
     threshold, limit = deployment.options.threshold, deployment.max_concurrency
     if session_id is not None and version is None and threshold is None and not without:
         known = deployment.homes.get(session_id)
-        if known is not None and all([instance.out_until <= now for instance in listed]):
+        if known is not None and deployment.outage.until <= now:
             return _with_room(known, limit)
     usable = [instance for instance in listed if instance.out_until <= now and instance.id not in without]
     if threshold is not None:
@@ -137,6 +137,7 @@ def note_unreachable(instance: routes.Instance, now: float) -> None:
     instance.refused += 1
     instance.failures += 1
     instance.out_until = now + min(_LONGEST_OUT_S, 0.5 * 2.0 ** min(instance.refused - 1, 6))
+    instance.outage.until = max(instance.outage.until, instance.out_until)
 
 
 def note_answer(instance: routes.Instance, *, latency_s: float, failed: bool) -> None:

@@ -4,11 +4,13 @@ It takes the same decisions as the long way (`stages`), keeps the same rules (`r
 of its cost. A stream begins here and goes on as an exchange; so does whatever turns out to be out of the ordinary (`unfold`).
 """
 
+import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from nexus.core import errors
-from nexus.gateway import balance, call, http1, limits, lines, mint, routes, runs_door, stages
+from nexus.gateway import balance, call, http1, limits, lines, mint, routes, runs_door, shapes, stages
 from nexus.gateway.exchange import Exchange
 from nexus.gateway.world import World
 
@@ -37,76 +39,97 @@ class Admission(NamedTuple):
     record: bytes
 
 
+class Opening(NamedTuple):
+    """What a request head means under one route table: who may run what, `head` (the lines for the worker that are the same for
+    all requests with this head), whether it wants a stream, and whether its client reads compressed answers.
+
+    `homes`: where sessions of the deployment live, when a session that is found there may go there without further questions
+    than whether the instance has fewer than `room` runs.
+    """
+
+    admission: Admission
+    head: bytes
+    streams: bool
+    codes: bool
+    deployment: routes.Deployment
+    homes: Mapping[str, routes.Instance]
+    room: float
+    limits: tuple[limits.Limit, ...]
+    seconds: float
+
+
 class Express:
-    """One run on the short way: just enough to finish it, or to make an `Exchange` of it."""
+    """One run on the short way: just enough to finish it, or to make an `Exchange` of it.
+
+    `_ids` are its `Nexus-Run-Id` and `Nexus-Session-Id` lines, `_started` is seconds since the epoch.
+    """
 
     __slots__ = (
-        "_admission", "_body", "_data", "_fields", "_given", "_instance", "_quota", "_run_id", "_session_id", "_started",
-        "_streams", "_trace", "_upstream", "client", "deadline", "sent_at", "world",
+        "_data", "_given", "_ids", "_instance", "_opening", "_quota", "_run_id", "_session_id", "_size", "_started", "_trace",
+        "_upstream", "client", "deadline", "sent_at", "world",
     )  # fmt: skip
 
     client: "ClientConnection"
     world: World
     deadline: float
     sent_at: float
-    _admission: Admission
+    _opening: Opening
     _data: bytes
     _given: bool
+    _ids: bytes
     _instance: routes.Instance
     _quota: limits.Verdict | None
     _run_id: bytes
     _session_id: bytes
+    _size: int
     _started: float
-    _streams: bool
     _trace: bytes
     _upstream: "Upstream"
-    _fields: list[bytes | None]
-    _body: bytes
 
     def finish(self, data: bytes) -> bool:
         """The answer, when `data` is all of it: sends it on, gives back, records. False leaves everything as it is."""
-        world = self.world
-        answer = None if self._streams else world.reader.read_answer(data)
-        if answer is None:
+        world, instance = self.world, self._instance
+        admission, _, streams, codes, deployment, _, _, _, _ = self._opening
+        if streams or world.draining:
             return False
-        status, onward, body = answer
-        client = self.client
-        if (len(body) >= _COMPRESSED_FROM and self._fields[lines.CODING] is not None) or world.draining:
+        shape = instance.shape
+        if shape is None or (values := shape.fit(data)) is None:
+            shape = _read_answer(data, instance, world)
+            if shape is None or (values := shape.fit(data)) is None:
+                return False
+        body = values[2]
+        size = len(body)
+        if codes and size >= _COMPRESSED_FROM:
             return False
-        instance = self._instance
-        quota = self._quota
-        head = b"Nexus-Run-Id: %b\r\nNexus-Session-Id: %b\r\n%bContent-Length: %d\r\n\r\n" % (
-            self._run_id, self._session_id, instance.told, len(body)
-        )  # fmt: skip
+        status, head = shape.meaning
+        client, quota, upstream = self.client, self._quota, self._upstream
+        told = b"" if quota is None else limits.render(*quota)
         client.express = None
-        client.transport.write(
-            b"".join((http1.status_line(status), *onward, head, body))
-            if quota is None
-            else b"".join((http1.status_line(status), *onward, limits.render(*quota), head, body))
-        )
-        now = world.loop.time()
-        client.rest(now)
-        ended = time.monotonic()
-        world.counts.in_flight -= 1
-        world.counts.runs += 1
-        self._upstream.rest(now)
+        client.transport.write(b"%b%b%bContent-Length: %d\r\n\r\n%b" % (head, told, self._ids, size, body))
+        now = time.monotonic()
+        took_s = now - self.sent_at
+        client.deadline = now + world.settings.keep_alive_s
+        upstream.express = None
+        upstream.idle_since = now
+        world.pool.keep(upstream)
+        counts = world.counts
+        counts.in_flight -= 1
+        counts.runs += 1
         instance.active -= 1
-        deployment = self._admission.deployment
-        threshold = deployment.options.threshold
-        if threshold is not None:
-            instance.circuit.note_end(threshold, failed=status >= 500, now=now)
-            deployment.circuit.note_end(threshold, failed=status >= 500, now=now)
-        balance.note_answer(instance, latency_s=ended - self.sent_at, failed=status >= 500)
-        if world.waiting.has(deployment.id):
+        failed = status >= 500
+        if (threshold := deployment.options.threshold) is not None:
+            instance.circuit.note_end(threshold, failed=failed, now=now)
+            deployment.circuit.note_end(threshold, failed=failed, now=now)
+        balance.note_answer(instance, latency_s=took_s, failed=failed)
+        if world.waiting:
             world.loop.call_soon(world.waiting.look_again, deployment.id)
         world.outbox.add(
             b'{"kind":"run","id":"%b",%b,"version":%b,"instance_id":"%b","session_id":"%b","mode":"sync","outcome":"%b",'
             b'"status":%d,"started_at":%de-6,"duration_s":%de-6,"bytes_in":%d,"bytes_out":%d,"trace_id":"%b"}'
             % (
-                self._run_id, self._admission.record, instance.version_json, instance.id_bytes, self._session_id,
-                b"completed" if status < 400 else b"failed", status, self._started * 1e6, (ended - self.sent_at) * 1e6,
-                len(self._body),
-                len(body), self._trace[3:35],
+                self._run_id, admission.record, instance.version_json, instance.id_bytes, self._session_id,
+                b"completed" if status < 400 else b"failed", status, int(self._started * 1e6), int(took_s * 1e6),
+                self._size, size, self._trace[3:35],
             )
         )  # fmt: skip
         return True
@@ -118,7 +141,7 @@ class Express:
 
     def unfold(self) -> Exchange:
         """This run as an `Exchange` that is relaying, in the connection's and the upstream's hands."""
-        client, world, admission = self.client, self.world, self._admission
+        client, world, admission = self.client, self.world, self._opening.admission
         client.express = None
         request = call.Call(
             head=_long_head(self._data),
@@ -140,7 +163,8 @@ class Express:
         exchange = Exchange(client, request, world)
         handler = runs_door.RunHandler(exchange)
         handler.resume(sent_at=self.sent_at)
-        exchange.resume(handler, self._upstream, self._body, deadline=self.deadline)
+        body = self._data[len(self._data) - self._size :]
+        exchange.resume(handler, self._upstream, body, deadline=self.deadline)
         client.current = exchange
         return exchange
 
@@ -148,56 +172,107 @@ class Express:
 def begin(client: "ClientConnection", data: bytes) -> bool:
     """Start a run on the short way if `data` is one that can take it; False, and nothing done, if not."""
     world = client.world
-    whole = world.reader.read_request(data)
-    if whole is None or world.draining:
+    if world.draining:
         return False
-    first, fields, onward, body = whole
-    key = (first, fields[1], fields[3], fields[4], fields[5])
-    admission = world.admitted.get(key) or _admit(key, data, world)
-    if admission is None or len(body) > world.table.max_body_bytes:
+    shape, table = client.shape, world.table
+    if shape is not None and shape.table is table and (values := shape.fit(data)) is not None:
+        opening = shape.meaning
+        session, trace, body = values
+    elif (read := _read(client, data)) is not None:
+        opening, session, trace, body = read
+    else:
         return False
-    started = world.clock()
-    accept, session = fields[lines.ACCEPT], fields[lines.SESSION]
-    if admission.expires_at <= started or session in (b".", b".."):
+    admission, head, _, _, deployment, homes, room, limiting, seconds = opening
+    started, now, size = world.clock(), time.monotonic(), len(body)
+    if size > table.max_body_bytes or admission.expires_at <= started:
         return False
-    told = admission.told
-    streams = admission.match.stream or (accept is not None and b"text/event-stream" in accept)
-    if streams:
-        onward = [line for line in onward if line[:7] != b"accept:"]
-        told += b"Accept: text/event-stream\r\n"
-    now = world.loop.time()
-    reserved = _reserve(admission, session, world, now)
-    if reserved is None:
-        return False
+    quota: limits.Verdict | None = None
+    if (
+        session is None
+        or world.waiting
+        or deployment.outage.until > now
+        or (home := homes.get(session.decode("ascii"))) is None
+        or home.active >= room
+        or (upstream := world.pool.take(home.address, now)) is None
+    ):
+        reserved = _reserve(admission, session, world, now)
+        if reserved is None:
+            return False
+        instance, upstream, quota = reserved
+    else:
+        instance = home
+        if limiting:
+            quota = world.rates.take_all(limiting, now)
+            if quota[1] < 0:
+                world.pool.give_back(upstream)
+                return False
+    minter = world.minter
+    run_id = minter.run_id_bytes(started)
     run = Express()
-    run.client, run.world, run._admission, run._fields, run._body, run._data = client, world, admission, fields, body, data
-    run._instance, run._upstream, run._quota = instance, upstream, _ = reserved
-    trace = fields[lines.TRACE]
-    if trace is None or mint.parse_traceparent(trace) is None:
-        trace = world.minter.traceparent_bytes()
-    run._trace, run._started, run._given, run._streams = trace, started, session is not None, streams
-    run._run_id = world.minter.run_id_bytes()
-    run._session_id = world.minter.session_id(instance.tag).encode("ascii") if session is None else session
-    run.sent_at = time.monotonic()
-    seconds = admission.deployment.timeout_s
+    run._given = session is not None
+    if session is None:
+        session = minter.session_id_bytes(instance.tag_bytes, started)
+    if trace is None:
+        trace = minter.traceparent_bytes()
+    run._ids = ids = b"Nexus-Run-Id: %b\r\nNexus-Session-Id: %b\r\n" % (run_id, session)
+    run.client, run.world, run._opening, run._data, run._size = client, world, opening, data, size
+    run._instance, run._upstream, run._quota = instance, upstream, quota
+    run._run_id, run._session_id, run._trace, run._started, run.sent_at = run_id, session, trace, started, now
     run.deadline = now + seconds + world.settings.deadline_grace_s
     counts = world.counts
     counts.requests += 1
     counts.in_flight += 1
     instance.active += 1
-    client.express = run
-    upstream.carry(run)
+    client.express = upstream.express = run
+    upstream.answered = False
     upstream.transport.write(
-        b"".join(
-            (
-                b"POST /run HTTP/1.1\r\nHost: agent\r\n", *onward, told,
-                b"Nexus-Run-Id: %b\r\nNexus-Session-Id: %b\r\nNexus-Deadline: %d\r\ntraceparent: %b\r\nContent-Length: %d\r\n\r\n"
-                % (run._run_id, run._session_id, (started + seconds) * 1000, trace, len(body)),
-                body,
-            )
-        )
-    )  # fmt: skip
+        b"%b%bNexus-Deadline: %d\r\ntraceparent: %b\r\nContent-Length: %d\r\n\r\n%b"
+        % (head, ids, int((started + seconds) * 1000), trace, size, body)
+    )
     return True
+
+
+def _read(client: "ClientConnection", data: bytes) -> tuple[Opening, bytes | None, bytes | None, bytes] | None:
+    """Read a request line by line, and learn its shape for the next one on this connection."""
+    world = client.world
+    whole = world.reader.read_request(data)
+    if whole is None or whole[1][lines.SESSION] in (b".", b".."):
+        return None
+    first, fields, onward, body = whole
+    key = (first, fields[lines.HOST], fields[lines.AUTHORIZATION], fields[lines.API_KEY], fields[lines.ENVIRONMENT])
+    admission = world.admitted.get(key) or _admit(key, data, world)
+    if admission is None:
+        return None
+    accept, trace = fields[lines.ACCEPT], fields[lines.TRACE]
+    streams = admission.match.stream or (accept is not None and b"text/event-stream" in accept)
+    told = admission.told
+    if streams:
+        onward = [line for line in onward if line[:7] != b"accept:"]
+        told += b"Accept: text/event-stream\r\n"
+    head = b"".join((b"POST /run HTTP/1.1\r\nHost: agent\r\n", *onward, told))
+    deployment = admission.deployment
+    opening = Opening(
+        admission, head, streams, fields[lines.CODING] is not None, deployment, deployment.open_homes,
+        math.inf if deployment.max_concurrency is None else deployment.max_concurrency, admission.limits, deployment.timeout_s,
+    )  # fmt: skip
+    client.misses += 1
+    if shapes.is_worth_learning(client.misses):
+        client.shape = world.requests.learn(data, meaning=opening, table=world.table)
+    return opening, fields[lines.SESSION], trace if mint.parse_traceparent(trace) is not None else None, body
+
+
+def _read_answer(data: bytes, instance: routes.Instance, world: World) -> shapes.Shape[tuple[int, bytes]] | None:
+    """Read an answer line by line, and learn its shape for the next one of this instance."""
+    answer = world.reader.read_answer(data)
+    if answer is None:
+        return None
+    status, onward, _ = answer
+    head = b"".join((http1.status_line(status), *onward, instance.told))
+    parts = shapes.cut(data, shapes.IN_ANSWERS)
+    if parts is not None:
+        instance.shape = shapes.Shape(*parts, meaning=(status, head), table=None)
+        return instance.shape
+    return None
 
 
 def _reserve(

@@ -8,13 +8,12 @@ import hashlib
 import math
 import mmap
 import os
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
 SLOTS = 1 << 14
-_SLOT = struct.Struct("=Qd")
+_SLOT_BYTES = 16  # whose it is (64 bits), and a double: when its next request is due
 _WINDOW_S = 60.0
 
 
@@ -41,22 +40,26 @@ class Rates:
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
+        self._view = memoryview(memory)
+        self._owners, self._dues = self._view.cast("Q"), self._view.cast("d")
         self._slots: dict[str, tuple[int, int]] = {}
 
     @classmethod
     def open(cls, path: Path) -> Self:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            os.ftruncate(descriptor, SLOTS * _SLOT.size)
-            return cls(mmap.mmap(descriptor, SLOTS * _SLOT.size))
+            os.ftruncate(descriptor, SLOTS * _SLOT_BYTES)
+            return cls(mmap.mmap(descriptor, SLOTS * _SLOT_BYTES))
         finally:
             os.close(descriptor)
 
     @classmethod
     def private(cls) -> Self:
-        return cls(mmap.mmap(-1, SLOTS * _SLOT.size))
+        return cls(mmap.mmap(-1, SLOTS * _SLOT_BYTES))
 
     def close(self) -> None:
+        for view in (self._owners, self._dues, self._view):
+            view.release()
         self._memory.close()
 
     def take(self, key: str, per_minute: int, now: float) -> float:
@@ -64,23 +67,23 @@ class Rates:
 
         The seconds of credit that are left, or (negative, and nothing is taken) how long until there is enough.
         """
-        offset, mark = self._slots.get(key) or self._place(key)
-        owner, due = _SLOT.unpack_from(self._memory, offset)
+        slot, mark = self._slots.get(key) or self._place(key)
+        due = self._dues[slot + 1]
         interval = _WINDOW_S / per_minute
-        if owner != mark or due < now or due > now + _WINDOW_S + 1.0 + interval:
+        if self._owners[slot] != mark or due < now or due > now + _WINDOW_S + 1.0 + interval:
             due = now
+            self._owners[slot] = mark
         spare = now + _WINDOW_S - due - interval
         if spare < -1e-9:
-            return float(spare)
-        _SLOT.pack_into(self._memory, offset, mark, due + interval)
+            return spare
+        self._dues[slot + 1] = due + interval
         return spare if spare > 0.0 else 0.0
 
     def give_back(self, key: str, per_minute: int) -> None:
         """Undo one `take`."""
-        offset, mark = self._slots.get(key) or self._place(key)
-        owner, due = _SLOT.unpack_from(self._memory, offset)
-        if owner == mark:
-            _SLOT.pack_into(self._memory, offset, mark, due - _WINDOW_S / per_minute)
+        slot, mark = self._slots.get(key) or self._place(key)
+        if self._owners[slot] == mark:
+            self._dues[slot + 1] -= _WINDOW_S / per_minute
 
     def take_all(self, limits: Sequence[Limit], now: float) -> Verdict:
         """Take one request from each of (at least one) limits, or from none. Gives the tightest."""
@@ -99,7 +102,7 @@ class Rates:
 
     def _place(self, key: str) -> tuple[int, int]:
         digest = hashlib.sha256(key.encode()).digest()
-        place = (int.from_bytes(digest[:4], "big") % SLOTS * _SLOT.size, int.from_bytes(digest[8:16], "big") | 1)
+        place = (int.from_bytes(digest[:4], "big") % SLOTS * 2, int.from_bytes(digest[8:16], "big") | 1)
         if len(self._slots) > 10_000:
             self._slots.clear()
         self._slots[key] = place
@@ -112,5 +115,6 @@ def render(limit: Limit, spare_s: float) -> bytes:
     Source: draft-ietf-httpapi-ratelimit-headers-10, sections 3 and 4.
     """
     _, _, per_minute, told = limit
-    remaining = int(spare_s * per_minute / _WINDOW_S) if spare_s > 0 else 0
-    return b"%b;r=%d;t=%d\r\n" % (told, remaining, math.ceil(_WINDOW_S - spare_s))
+    if spare_s <= 0:
+        return b"%b;r=0;t=%d\r\n" % (told, math.ceil(_WINDOW_S - spare_s))
+    return b"%b;r=%d;t=%d\r\n" % (told, int(spare_s * per_minute / _WINDOW_S), 60 - int(spare_s))

@@ -13,7 +13,7 @@ _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}): ?([!-~](?:[ -~]{0,1022
 _REQUEST_LINE = re.compile(rb"POST (/[!-\"$-~]{0,510}) HTTP/1\.1")
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5]\d\d) [ -~]{0,100}")
 _SESSION = re.compile(rb"[A-Za-z0-9._:@-]{1,256}")
-_SESSION_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:@-"
+SESSION_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:@-"
 _LONGEST_HEAD = 8192
 _MOST_LINES = 64
 _REMEMBERED = 8192
@@ -69,7 +69,7 @@ class Reader:
         for line in lines:
             known = known_lines.get(line)
             if known is None:
-                if line[:18] == b"Nexus-Session-Id: " and not line[18:].translate(None, _SESSION_BYTES) and 18 < len(line) < 275:
+                if line[:18] == b"Nexus-Session-Id: " and not line[18:].translate(None, SESSION_BYTES) and 18 < len(line) < 275:
                     if fields[SESSION] is not None:
                         return None
                     fields[SESSION] = line[18:]

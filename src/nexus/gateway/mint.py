@@ -21,24 +21,40 @@ TAG_LENGTH = 4
 class Minter:
     """One per process. The time part is cut anew every millisecond; the rest is 60 (sessions) or 80 random bits.
 
-    Random bytes are fetched by the page; each gives one letter (its lower five bits).
+    Random bytes are fetched by the page; those of ids become letters at once, by the lower five bits of each.
     """
 
     def __init__(self, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
-        self._millisecond = -1
+        self._since = self._until = 0.0
         self._stamp = b""
         self._random_bytes = random_bytes
-        self._page = b""
-        self._at = _PAGE
+        self._letters = self._bytes = b""
+        self._letter_at = self._byte_at = _PAGE
 
     def run_id(self) -> str:
-        return self.run_id_bytes().decode("ascii")
+        return self.run_id_bytes(time.time()).decode("ascii")
 
-    def run_id_bytes(self) -> bytes:
-        return b"run_%b%b" % (self._time(), self._take(16).translate(_LETTER_OF_BYTE))
+    def run_id_bytes(self, now: float) -> bytes:
+        """`now`: seconds since the epoch."""
+        if not self._since <= now < self._until:
+            self._cut(now)
+        at = self._letter_at
+        if at > _PAGE - 16:
+            self._letters, at = self._random_bytes(_PAGE).translate(_LETTER_OF_BYTE), 0
+        self._letter_at = at + 16
+        return b"run_%b%b" % (self._stamp, self._letters[at : at + 16])
 
     def session_id(self, tag: str) -> str:
-        return (b"ses_%b%b" % (self._time(), self._take(12).translate(_LETTER_OF_BYTE))).decode("ascii") + tag
+        return self.session_id_bytes(tag.encode("ascii"), time.time()).decode("ascii")
+
+    def session_id_bytes(self, tag: bytes, now: float) -> bytes:
+        if not self._since <= now < self._until:
+            self._cut(now)
+        at = self._letter_at
+        if at > _PAGE - 12:
+            self._letters, at = self._random_bytes(_PAGE).translate(_LETTER_OF_BYTE), 0
+        self._letter_at = at + 12
+        return b"ses_%b%b%b" % (self._stamp, self._letters[at : at + 12], tag)
 
     def traceparent(self) -> tuple[bytes, str]:
         """A fresh one, and its trace id."""
@@ -46,22 +62,16 @@ class Minter:
         return fresh, fresh[3:35].decode("ascii")
 
     def traceparent_bytes(self) -> bytes:
-        fresh = binascii.hexlify(self._take(24))
-        return b"00-%b-%b-01" % (fresh[:32], fresh[32:])
+        at = self._byte_at
+        if at > _PAGE - 24:
+            self._bytes, at = self._random_bytes(_PAGE), 0
+        self._byte_at = at + 24
+        return b"00-%b-01" % binascii.hexlify(self._bytes[at : at + 24], b"-", -16)
 
-    def _time(self) -> bytes:
-        now = time.time_ns() // 1_000_000
-        if now != self._millisecond:
-            self._millisecond = now
-            self._stamp = "".join(_PAIRS[(now >> shift) & 1023] for shift in (40, 30, 20, 10, 0)).encode("ascii")
-        return self._stamp
-
-    def _take(self, count: int) -> bytes:
-        start = self._at
-        if start + count > _PAGE:
-            self._page, start = self._random_bytes(_PAGE), 0
-        self._at = start + count
-        return self._page[start : start + count]
+    def _cut(self, now: float) -> None:
+        milliseconds = int(now * 1000)
+        self._since, self._until = milliseconds / 1000, (milliseconds + 1) / 1000
+        self._stamp = "".join(_PAIRS[(milliseconds >> shift) & 1023] for shift in (40, 30, 20, 10, 0)).encode("ascii")
 
 
 def tag_of(instance_id: str) -> str:

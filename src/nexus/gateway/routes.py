@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexus.core import principals
-from nexus.gateway import breaker, kept, mint, model_budget, model_prices, model_table, wishes
+from nexus.gateway import breaker, kept, mint, model_budget, model_prices, model_table, shapes, wishes
 from nexus.wire import feed as wire_feed
 
 SERVICE = "service"
@@ -21,12 +21,22 @@ class FeedBroken(Exception):
     """The feed said something that cannot be applied; the client reconnects and takes a snapshot."""
 
 
+class Outage:
+    """Until when (monotonic seconds) any of a deployment's instances is left out: before that each is looked at."""
+
+    __slots__ = ("until",)
+
+    def __init__(self) -> None:
+        self.until = 0.0
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Instance:
     """A place that serves runs, with what this process saw of it: `active` runs, `out_until` (monotonic seconds) after
-    refused connections (`refused` in a row), `failures` in a row, `latency_s` (a moving average).
+    refused connections (`refused` in a row), `failures` in a row, `latency_s` (a moving average). It shares its deployment's
+    `outage`.
 
-    `told` (lines for clients), `id_bytes` and `version_json` are ready-made.
+    `told` (lines for clients), `id_bytes`, `tag_bytes` and `version_json` are ready-made; `shape` is the last plain answer's.
     """
 
     id: str
@@ -39,8 +49,11 @@ class Instance:
     failures: int = 0
     latency_s: float = 0.0
     circuit: breaker.Circuit = field(default_factory=breaker.Circuit, repr=False)
+    outage: Outage = field(default_factory=Outage, repr=False)
+    shape: shapes.Shape[tuple[int, bytes]] | None = field(default=None, repr=False)
     told: bytes = field(init=False, repr=False)
     id_bytes: bytes = field(init=False, repr=False)
+    tag_bytes: bytes = field(init=False, repr=False)
     version_json: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -49,6 +62,7 @@ class Instance:
             % self.version.encode("latin-1", "replace")
         )
         self.id_bytes = self.id.encode("ascii")
+        self.tag_bytes = self.tag.encode("ascii")
         self.version_json = json.dumps(self.version).encode()
 
 
@@ -67,7 +81,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """`circuit` and `cache` live as long as the revision, `turn` as long as the deployment, in every table.
+    """`circuit` and `cache` live as long as the revision, `turn` and `outage` as long as the deployment, in every table.
 
     `pinned` holds the sessions whose version this table has seen noted, `homes` where sessions live while every instance is
     well. `plain` deployments may take the short way (`express`).
@@ -88,10 +102,16 @@ class Deployment:
     options: wishes.Options = field(default_factory=wishes.Options)
     versions: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
     turn: Turn = field(default_factory=Turn, repr=False)
+    outage: Outage = field(default_factory=Outage, repr=False)
     circuit: breaker.Circuit = field(default_factory=breaker.Circuit, repr=False)
     cache: kept.Cache = field(default_factory=kept.Cache, repr=False)
     pinned: set[str] = field(default_factory=set, repr=False)
     homes: dict[str, Instance] = field(default_factory=dict, repr=False)
+
+    @property
+    def open_homes(self) -> Mapping[str, Instance]:
+        """`homes`, when a session that is found there may go there at once: neither split nor circuit has a say."""
+        return self.homes if len(self.versions) == 1 and self.options.threshold is None else {}
 
     @property
     def plain(self) -> bool:
@@ -223,12 +243,15 @@ def _forget(agents: dict[tuple[str, str], dict[str, Deployment]], path: str) -> 
 
 def _deployment(tenant: str, agent: str, environment: str, value: Mapping[str, Any], before: Deployment | None) -> Deployment:
     known = {instance.id: instance for instance in before.instances} if before else {}
+    outage = before.outage if before else Outage()
     instances = []
     for entry in value["instances"]:
         instance = known.get(entry["id"])
         if instance is None or instance.address != entry["address"] or instance.version != entry["version"]:
             parse_address(entry["address"])
-            instance = Instance(id=entry["id"], address=entry["address"], version=entry["version"], tag=mint.tag_of(entry["id"]))
+            instance = Instance(
+                id=entry["id"], address=entry["address"], version=entry["version"], tag=mint.tag_of(entry["id"]), outage=outage
+            )
         instances.append(instance)
     limit = value["max_concurrency"]
     by_version: dict[str, tuple[Instance, ...]] = {}
@@ -251,6 +274,7 @@ def _deployment(tenant: str, agent: str, environment: str, value: Mapping[str, A
         options=wishes.parse_options(value.get("options") or {}, where=f"{tenant}/{agent}/{environment}"),
         versions=by_version,
         turn=before.turn if before else Turn(),
+        outage=outage,
         circuit=same.circuit if same else breaker.Circuit(),
         cache=same.cache if same else kept.Cache(),
     )

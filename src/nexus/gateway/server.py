@@ -11,7 +11,7 @@ from typing import Any, cast
 import httptools
 
 from nexus.core import errors
-from nexus.gateway import answers, express, http1
+from nexus.gateway import answers, express, http1, shapes
 from nexus.gateway.call import Call
 from nexus.gateway.exchange import Exchange
 from nexus.gateway.handler import Phase
@@ -19,12 +19,14 @@ from nexus.gateway.world import World
 
 
 class ClientConnection(asyncio.Protocol):
-    """`current` is the exchange being answered, `receiving` the one whose body is still arriving (often the same)."""
+    """`current` is the exchange being answered, `receiving` the one whose body is still arriving (often the same), `shape` what
+    its plain requests look like, `misses` how many of them had to be read line by line. Between requests it is open until
+    `deadline` (monotonic seconds)."""
 
     __slots__ = (
-        "_advancing", "_backlog", "_deadline", "_head_bytes", "_head_read", "_headers", "_held_back", "_in_head", "_inside",
+        "_advancing", "_backlog", "_head_bytes", "_head_read", "_headers", "_held_back", "_in_head", "_inside",
         "_last_read", "_lingering", "_out", "_parser", "_paused", "_queue", "_refusal", "_stalled_at", "_target",
-        "current", "express", "peer", "receiving", "transport", "world",
+        "current", "deadline", "express", "misses", "peer", "receiving", "shape", "transport", "world",
     )  # fmt: skip
 
     def __init__(self, world: World, *, inside: bool) -> None:
@@ -32,6 +34,8 @@ class ClientConnection(asyncio.Protocol):
         self.current: Exchange | None = None
         self.receiving: Exchange | None = None
         self.express: express.Express | None = None
+        self.shape: shapes.Shape[express.Opening] | None = None
+        self.misses = 0
         self._inside = inside
         self._queue: collections.deque[Exchange] = collections.deque()
         self._backlog = b""
@@ -50,7 +54,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         world = self.world
         self._last_read = world.loop.time()
-        self._deadline = self._last_read + world.settings.header_timeout_s
+        self.deadline = self._last_read + world.settings.header_timeout_s
         peer = transport.get_extra_info("peername")
         self.peer = str(peer[0]) if isinstance(peer, tuple) else "unix"
         self.transport.set_write_buffer_limits(high=world.settings.buffer_bytes)
@@ -72,7 +76,12 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.express is not None:
             self._unfold()
-        elif self.current is None and not self._in_head and self._is_open() and express.begin(self, data):
+        elif (
+            self.current is None
+            and not (self._in_head or self._inside or self._lingering or self._stalled_at)
+            and not (self._backlog or self._queue or self._refusal)
+            and express.begin(self, data)
+        ):
             return
         if self._lingering or self._refusal is not None:
             return
@@ -84,18 +93,10 @@ class ClientConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         return False
 
-    def _is_open(self) -> bool:
-        """Whether a request that comes now may take the short way."""
-        return not (self._inside or self._lingering or self._stalled_at or self._backlog or self._queue or self._refusal)
-
     def _unfold(self) -> None:
         """Let the run on the short way go on as an exchange."""
         if self.express is not None:
             self.express.abandon()
-
-    def rest(self, now: float) -> None:
-        """A run on the short way has been answered."""
-        self._deadline = now + self.world.settings.keep_alive_s
 
     def pause_writing(self) -> None:
         self._stalled_at = self.world.loop.time()
@@ -128,7 +129,7 @@ class ClientConnection(asyncio.Protocol):
         if self.receiving is not None:
             self._last_read = self.world.loop.time()
         elif not self._in_head:
-            self._deadline = self.world.loop.time() + self.world.settings.header_timeout_s
+            self.deadline = self.world.loop.time() + self.world.settings.header_timeout_s
             self._in_head = True
             self._head_read = 0
         began_in_head = self._in_head
@@ -265,7 +266,7 @@ class ClientConnection(asyncio.Protocol):
             self._close_gently()
             return
         limits = self.world.settings
-        self._deadline = self.world.loop.time() + (limits.header_timeout_s if self._in_head else limits.keep_alive_s)
+        self.deadline = self.world.loop.time() + (limits.header_timeout_s if self._in_head else limits.keep_alive_s)
         self.resume_reading()
         if not self._advancing and (self._queue or self._backlog or self._refusal is not None):
             self._advance()
@@ -288,7 +289,7 @@ class ClientConnection(asyncio.Protocol):
         self.receiving = None
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self._deadline = self.world.loop.time() + self.world.settings.linger_s
+            self.deadline = self.world.loop.time() + self.world.settings.linger_s
             self._held_back = self._paused = False
             self._set_reading()
         else:
@@ -354,7 +355,7 @@ class ClientConnection(asyncio.Protocol):
         if self.express is not None:
             return
         if exchange is None:
-            if now > self._deadline:
+            if now > self.deadline:
                 self._idle_out()
             return
         if self.receiving is exchange and not self._paused and now - self._last_read > limits.body_idle_s:

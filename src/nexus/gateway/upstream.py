@@ -44,7 +44,8 @@ class Receiver(Protocol):
 
 
 class Upstream(asyncio.Protocol):
-    """One connection. `answered` tells whether any byte of the current answer has come, `fresh` whether it was never used."""
+    """One connection. `answered` tells whether any byte of the current answer has come, `fresh` whether it was never used,
+    `express` the run on the short way that it serves."""
 
     __slots__ = (
         "_chunked", "_done", "_head_bytes", "_headers", "_headless", "_interim", "_length", "_naked", "_parser", "_parts",
@@ -69,17 +70,6 @@ class Upstream(asyncio.Protocol):
         self._poll = select.poll()
         sock = transport.get_extra_info("socket")
         self._poll.register(sock.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR | select.POLLRDHUP)
-
-    def carry(self, express: "Express") -> None:
-        """Serve a run that takes the short way."""
-        self.express = express
-        self.answered = False
-
-    def rest(self, now: float) -> None:
-        """The short way's run is over and its answer was whole: the connection is free."""
-        self.express = None
-        self.idle_since = now
-        self.pool.keep(self)
 
     def _unfold(self) -> None:
         """The run that was carried is no longer a plain one; `begin` is called in here."""

@@ -50,6 +50,10 @@ class Room:
     def __init__(self) -> None:
         self._lines: dict[str, Line] = {}
 
+    def __bool__(self) -> bool:
+        """Whether anybody waits at all."""
+        return bool(self._lines)
+
     @property
     def count(self) -> int:
         return sum(line.length for line in self._lines.values())

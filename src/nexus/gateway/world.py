@@ -7,7 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nexus.gateway import breaker, kept, limits, mint, model_spend, outbox, routes, sessions, settings, splits, upstream, usage
+from nexus.gateway import (
+    breaker,
+    kept,
+    limits,
+    mint,
+    model_spend,
+    outbox,
+    routes,
+    sessions,
+    settings,
+    shapes,
+    splits,
+    upstream,
+    usage,
+)
 from nexus.gateway.call import Match
 
 if TYPE_CHECKING:
@@ -54,6 +68,7 @@ class World:
     targets: "dict[str, model_call.Target]" = field(default_factory=dict, repr=False)
     circuits: dict[str, breaker.Circuit] = field(default_factory=dict, repr=False)
     model_handlers: "set[models_door.ModelHandler]" = field(default_factory=set, repr=False)
+    requests: "shapes.Known[express.Opening]" = field(default_factory=lambda: shapes.Known(shapes.IN_REQUESTS), repr=False)
     loaded: asyncio.Event = field(default_factory=asyncio.Event)
     connected: bool = False
     draining: bool = False
@@ -72,4 +87,5 @@ class World:
         if stopped:
             for handler in list(self.model_handlers):
                 handler.check_stop()
+        self.requests.clear()
         self.waiting.look_again()

@@ -337,7 +337,8 @@ class Node:
             [sys.executable, "-m", "nexus.apps.gateway"],
             env={
                 "PATH": os.environ["PATH"], "NEXUS_HOME": str(self.home.root), "NEXUS_HOST": "127.0.0.1",
-                "NEXUS_PORT": str(self.port), "NEXUS_GATEWAY": str(number), **environ,
+                "NEXUS_PORT": str(self.port), "NEXUS_GATEWAY": str(number),
+                "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **environ,
             },
             stderr=log,
         )  # fmt: skip

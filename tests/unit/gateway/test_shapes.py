@@ -1,0 +1,96 @@
+"""A head that fits a shape is one that the line reader would have read too, with the same meaning and the same values."""
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from nexus.gateway import lines, runs_door, shapes
+
+READER = runs_door.build_reader()
+TRACE = b"00-0764721fe38e85a0a4c1c5202542c424-8a85eabeaaebecb5-01"
+HEAD = (
+    b"POST /agents/a/run HTTP/1.1\r\nHost: localhost\r\nNexus-Session-Id: %b\r\nAccept: */*\r\ntraceparent: %b\r\n"
+    b"Content-Length: %b\r\nX-Last: 1\r\n\r\n%b"
+)
+MODEL = HEAD % (b"first", TRACE, b"2", b"{}")
+KNOWN: shapes.Known[str] = shapes.Known(shapes.IN_REQUESTS)
+SHAPE = KNOWN.learn(MODEL, meaning="it", table=KNOWN)
+
+
+def test_values_are_found_in_their_gaps():
+    other = b"00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-00"
+    assert SHAPE.fit(MODEL) == (b"first", TRACE, b"{}")
+    assert SHAPE.fit(HEAD % (b"customer-42", other, b"11", b"x" * 11)) == (b"customer-42", other, b"x" * 11)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", MODEL[:-1], MODEL + b"P", MODEL[:40], MODEL.replace(b"Accept", b"accept"), MODEL.replace(b"X-Last: 1", b"X-Last: 2"),
+        HEAD % (b"", TRACE, b"2", b"{}"), HEAD % (b".", TRACE, b"2", b"{}"), HEAD % (b"..", TRACE, b"2", b"{}"),
+        HEAD % (b"a b", TRACE, b"2", b"{}"), HEAD % (b"a" * 257, TRACE, b"2", b"{}"), HEAD % (b"a\nb", TRACE, b"2", b"{}"),
+        HEAD % (b"a\r\nx: y", TRACE, b"2", b"{}"), HEAD % (b"a", b"0", b"2", b"{}"), HEAD % (b"a", TRACE, b"", b""),
+        HEAD % (b"a", TRACE, b"-2", b"{}"), HEAD % (b"a", TRACE, b"+2", b"{}"), HEAD % (b"a", TRACE, b" 2", b"{}"),
+        HEAD % (b"a", TRACE, b"0" * 5000 + b"2", b"{}"), HEAD % (b"a", TRACE, b"2, 2", b"{}"),
+        HEAD % (b"a", TRACE, b"2\r\nContent-Length: 2", b"{}"), HEAD % (b"a", TRACE, b"2\r", b"{}"),
+        HEAD % (b"a", TRACE, b"20000", b"x" * 20000),
+    ],
+)  # fmt: skip
+def test_anything_else_does_not_fit(data):
+    assert SHAPE.fit(data) is None
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.data())
+def test_whatever_fits_is_read_alike_line_by_line(data):
+    changed = bytearray(MODEL)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(changed) - 1))
+        changed[at : at + data.draw(st.integers(0, 3))] = data.draw(
+            st.binary(max_size=4) | st.sampled_from([b"\r\n", b"\r", b"5"])
+        )
+    fit = SHAPE.fit(bytes(changed))
+    if fit is None:
+        return
+    first, fields, onward, body = READER.read_request(bytes(changed))
+    _, before, same, _ = READER.read_request(MODEL)
+    assert (first, onward) == (b"POST /agents/a/run HTTP/1.1", same)
+    assert fit == (fields[lines.SESSION], fields[lines.TRACE], body)
+    fixed = (lines.HOST, lines.AUTHORIZATION, lines.ACCEPT)
+    assert [fields[kind] for kind in fixed] == [before[kind] for kind in fixed]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from([b"Nexus-Session-Id: a", b"nexus-session-id:b", b"traceparent:\tx", b"x:y", b"X: y "]), max_size=3)
+)
+@example([b"Nexus-Session-Id:a"])
+def test_what_is_learnt_fits_itself_or_nothing(extra):
+    data = (
+        b"".join(line + b"\r\n" for line in (b"POST /agents/a/run HTTP/1.1", b"Host: h", *extra, b"Content-Length: 0")) + b"\r\n"
+    )
+    found = READER.read_request(data)
+    if found is None:
+        return
+    shape = shapes.Known(shapes.IN_REQUESTS).learn(data, meaning=1, table=None)
+    if shape is not None and (fit := shape.fit(data)) is not None:
+        assert fit[0] == found[1][lines.SESSION]
+
+
+def test_a_connection_that_carries_many_heads_learns_seldom_and_shapes_are_shared_and_bounded():
+    assert sum(shapes.is_worth_learning(misses) for misses in range(1, 1001)) < 40
+    known: shapes.Known[int] = shapes.Known(shapes.IN_REQUESTS)
+    shape = known.learn(MODEL, meaning=1, table=known)
+    assert known.learn(HEAD % (b"other", TRACE, b"0", b""), meaning=2, table=known) is shape
+    assert known.learn(MODEL, meaning=3, table=object()) is not shape
+    for n in range(5000):
+        known.learn(MODEL.replace(b"X-Last: 1", b"X-Last: %d" % n), meaning=n, table=known)
+    assert len(known._shapes) <= 4096
+
+
+def test_answers_have_a_gap_for_the_length_alone():
+    answer = b"HTTP/1.1 200 OK\r\nNexus-Session-Id: a\r\nContent-Length: 2\r\n\r\n{}"
+    pieces, tail = shapes.cut(answer, shapes.IN_ANSWERS)
+    assert [kind for _, kind in pieces] == [lines.LENGTH]
+    assert pieces[0][0].endswith(b"Nexus-Session-Id: a\r\nContent-Length: ")
+    assert tail == b"\n\r\n"
