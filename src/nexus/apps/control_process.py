@@ -198,8 +198,8 @@ async def _run(
         traces=work.traces,
         runs=work.runs,
         sessions=work.sessions,
-    )
         live_sessions=control_sessions.build_sessions(database, parts.hosting, parts.driver),
+    )
     key_changes = _KeyChanges(parts.identity, server)
     await key_changes.publish()
     loops = await stack.enter_async_context(guard.Loops())
