@@ -16,8 +16,8 @@ _FURTHER = (
     "nexus.api.schedules",
     "nexus.api.recordings",
     "nexus.api.runs",
-    "nexus.api.audit",
     "nexus.api.sessions",
+    "nexus.api.audit",
     "nexus.api.metrics",
     "nexus.api.door",
 )

@@ -42,7 +42,7 @@ class Services:
     traces: Any = None
     runs: Any = None
     sessions: Any = None
-    models: Any = None
     live_sessions: Any = None
+    models: Any = None
     audit: Any = None
     status: Callable[[principals.Principal], Awaitable[dict[str, Any]]] | None = None

@@ -136,13 +136,6 @@ class ScheduleParams(Params):
         return self
 
 
-class DeadLettersParams(Params):
-    """Which dead letters to queue again or to delete: these tasks, or all of an agent, at most `limit` of them."""
-
-    task_ids: list[str] | None = Field(default=None, min_length=1, max_length=1000)
-    agent: str | None = None
-    environment: str | None = None
-    limit: int = Field(default=1000, ge=1, le=1000)
 class SessionParams(Params):
     """Body of `POST /v1/agents/{name}/sessions`."""
 
@@ -158,6 +151,13 @@ class ExecParams(Params):
     timeout_s: float = Field(default=60.0, gt=0, le=3600)
 
 
+class DeadLettersParams(Params):
+    """Which dead letters to queue again or to delete: these tasks, or all of an agent, at most `limit` of them."""
+
+    task_ids: list[str] | None = Field(default=None, min_length=1, max_length=1000)
+    agent: str | None = None
+    environment: str | None = None
+    limit: int = Field(default=1000, ge=1, le=1000)
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:

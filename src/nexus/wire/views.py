@@ -277,28 +277,6 @@ class DeadLettersView(View):
     deleted: int = 0
 
 
-class RunView(View):
-    """One line of run history."""
-
-    id: str
-    agent: str
-    environment: str
-    version: str
-    instance_id: str
-    session_id: str
-    mode: str
-    outcome: str
-    status: int
-    code: str | None = None
-    started_at: float
-    duration_s: float
-    input_tokens: int = 0
-    output_tokens: int = 0
-    trace_id: str = ""
-
-
-class Page(View):
-    """A list answer: `items`, and `next` to pass as `cursor` for more."""
 class SessionView(View):
     """A session. `phase` is that of its worker (`starting`, `live`, `frozen`, `saved`, `ended`), or `past` for one that is known
     by its finished runs alone. `busy_s` sums up its runs, `cpu_s` and `memory_byte_seconds` what its workers used."""
@@ -326,6 +304,28 @@ class SessionView(View):
     problem: dict[str, Any] | None = None
 
 
+class RunView(View):
+    """One line of run history."""
+
+    id: str
+    agent: str
+    environment: str
+    version: str
+    instance_id: str
+    session_id: str
+    mode: str
+    outcome: str
+    status: int
+    code: str | None = None
+    started_at: float
+    duration_s: float
+    input_tokens: int = 0
+    output_tokens: int = 0
+    trace_id: str = ""
+
+
+class Page(View):
+    """A list answer: `items`, and `next` to pass as `cursor` for more."""
 
     items: list[Any]
     next: str | None = None
