@@ -21,19 +21,41 @@ def report(call: ModelCall, world: World) -> None:
 def render(call: ModelCall) -> wire_runs.ModelRecord:
     record = wire_runs.ModelRecord(
         kind="model",
+        id=call.id,
         run_id=call.run_id,
         tenant=call.tenant,
+        principal=call.principal,
         agent=call.agent,
         environment=call.environment,
         instance_id=call.instance_id,
         model=call.model,
         provider=call.provider,
+        path=call.path[len(b"/v1/") :].decode("latin-1"),
+        dialect=call.dialect,
         input_tokens=call.tokens.input,
         output_tokens=call.tokens.output,
+        outcome=call.outcome,
         status=call.status,
         started_at=call.started_at,
         duration_s=round(call.duration_s, 6),
     )
-    if call.estimated:
-        record["estimated"] = True
+    target, tokens, ttft_s = call.target, call.tokens, call.ttft_s
+    further = {
+        "version": call.version,
+        "session_id": call.session_id,
+        "user_id": call.user_id,
+        "requested": call.requested if call.requested != call.model else "",
+        "upstream_model": target.upstream_model if target is not None else "",
+        "cached_tokens": tokens.cached,
+        "cache_written_tokens": tokens.cache_written,
+        "reasoning_tokens": tokens.reasoning,
+        "attempts": call.attempts,
+        "ttft_s": None if ttft_s is None else round(ttft_s, 6),
+        "cached": call.cached,
+        "code": call.code,
+        "estimated": call.estimated,
+    }
+    record.update({name: value for name, value in further.items() if value})  # type: ignore[typeddict-item]
+    if call.cost_nano is not None:
+        record["cost_nano"] = call.cost_nano
     return record

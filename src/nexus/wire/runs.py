@@ -57,9 +57,33 @@ class RunRecord(TypedDict):
 
 class ModelRecord(TypedDict):
     """One model call that passed the models door. `run_id` is empty when it could not be told; `estimated` marks tokens that
-    the provider did not report."""
+    the provider did not report. What is empty or zero among the optional fields is left out.
+
+    `requested` is the name that was asked for when it is not `model`, `upstream_model` the provider's; `path` is the API's behind
+    `/v1/`. `cached_tokens` (read from the provider's prompt cache) and `cache_written_tokens` are parts of `input_tokens`,
+    `reasoning_tokens` of `output_tokens`; `cost_nano` counts 10⁻⁹ US dollars (absent: no price is known). `ttft_s`: to the answer's
+    first byte. `cached`: answered from a cache of the host's.
+    """
 
     kind: Literal["model"]
+    id: str
+    principal: str
+    outcome: str
+    path: str
+    dialect: str
+    version: NotRequired[str]
+    session_id: NotRequired[str]
+    user_id: NotRequired[str]
+    requested: NotRequired[str]
+    upstream_model: NotRequired[str]
+    cached_tokens: NotRequired[int]
+    cache_written_tokens: NotRequired[int]
+    reasoning_tokens: NotRequired[int]
+    cost_nano: NotRequired[int]
+    ttft_s: NotRequired[float]
+    attempts: NotRequired[int]
+    cached: NotRequired[bool]
+    code: NotRequired[str]
     run_id: str
     tenant: str
     agent: str
