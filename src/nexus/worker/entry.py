@@ -10,7 +10,7 @@ from typing import Any
 
 from nexus.core import errors
 from nexus.worker import adapters, faults
-from nexus.worker.adapters import agent, quiet
+from nexus.worker.adapters import agent, quiet, unserved
 
 FILES = ("agent", "main", "app")
 ATTRIBUTES = ("agent", "graph", "app", "run", "main", "process", "handler")
@@ -34,7 +34,8 @@ def load(entrypoint: str, source: Path) -> adapters.Adapter:
         raise _failed("entrypoint.not_found", f"the source folder {source} does not exist", None)
     quiet.quieten(os.environ)
     module_name, _, attribute = entrypoint.partition(":")
-    module = _import(module_name or _find_file(source), source)
+    with unserved.unserved():
+        module = _import(module_name or _find_file(source), source)
     target = _attribute(module, attribute) if attribute else _find_attribute(module)
     try:
         return adapters.choose(target)

@@ -83,7 +83,8 @@ CASES = {
         call=dialects.ToolCall(name="monthly_rate", arguments={"amount": 1200, "years": 1, "percent": 0}), shows="100.00 a month"
     ),
     "llama-index": Case(before=("a part",), plain=True, remembers=SAID, counts=False),
-    "agentcore": Case(plain=True, adapter="asgi", entrypoint="agent:app", counts=False),
+    "foundry": Case(entrypoint="agent:app", counts=False),
+    "agentcore": Case(plain=True, entrypoint="agent:app", counts=False),
     "anthropic": Case(
         call=dialects.ToolCall(name="search", arguments={"pattern": "ERROR"}),
         shows="2: ERROR disk full",

@@ -15,6 +15,7 @@ from nexus.worker.adapters import (
     asgi,
     claude_agent,
     crewai,
+    foundry,
     functions,
     google_adk,
     langgraph,
@@ -39,6 +40,7 @@ _TABLE: tuple[ModuleType, ...] = (
     agent_framework_workflow,
     llama_workflows,
     smolagents,
+    foundry,
     asgi,
     agent,
     functions,
@@ -47,7 +49,7 @@ ACCEPTED = (
     "an Agent subclass or object, a function or generator (sync or async), or an object of LangGraph (a compiled graph), "
     "the OpenAI Agents SDK (Agent), Google ADK (an agent or App), CrewAI (Crew or Flow), "
     "the Claude Agent SDK (ClaudeAgentOptions), Pydantic AI, Strands, smolagents (an agent), Agno (Agent or Team), "
-    "Agent Framework (Agent or Workflow), LlamaIndex (a workflow), or any ASGI app"
+    "Agent Framework (Agent or Workflow), LlamaIndex (a workflow), or any ASGI app, AgentCore's and Foundry's among them"
 )
 
 __all__ = ["ACCEPTED", "Adapter", "choose"]

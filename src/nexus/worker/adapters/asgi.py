@@ -1,25 +1,28 @@
 """Any ASGI app (FastAPI, Starlette, `BedrockAgentCoreApp` …): a run is one POST to the route that takes runs, in the process.
 
 The route is `/run`, `/invocations`, `/responses`, `/invoke`, `/chat` or `/`, the first the app has, else its only POST route.
-Sources: https://asgi.readthedocs.io/en/latest/specs/www.html; AgentCore's contract (`POST /invocations`, session in a header).
+Its WebSocket is `/ws` or `/invocations_ws`, else its only one. `GET /ping` says whether it works in the background, as in
+AgentCore's contract.
+Source: https://asgi.readthedocs.io/en/latest/specs/www.html.
 """
 
 import asyncio
 import inspect
 import json
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from nexus.core import errors
-from nexus.kit import guard, sse
 from nexus.worker import runs
-from nexus.worker.adapters import contract, prompts, tell
+from nexus.worker.adapters import asgi_answers, asgi_lifespan, prompts, versions
 
 _APPS = ("starlette.applications.Starlette", "litestar.app.Litestar", "quart.app.Quart", "django.core.handlers.asgi.ASGIHandler")
+_AGENTCORE = "bedrock_agentcore.runtime.app.BedrockAgentCoreApp"
+_AGENTCORE_FORMAT = "RequestContextFormatter"  # writes lines that the host writes too, with run and session
 _PARAMETERS = ["scope", "receive", "send"]
 _PATHS = ("/run", "/invocations", "/responses", "/invoke", "/chat", "/")
-_START_S = 60.0
-_LONGEST = 64 * 1024 * 1024
+_SOCKETS = ("/ws", "/invocations_ws")
+_PING = "/ping"
 
 
 def matches(target: object, names: tuple[str, ...]) -> bool:
@@ -29,58 +32,72 @@ def matches(target: object, names: tuple[str, ...]) -> bool:
 
 
 def adapt(target: Any) -> "AsgiAdapter":
+    if any(f"{entry.__module__}.{entry.__qualname__}" == _AGENTCORE for entry in type(target).__mro__):
+        versions.check("bedrock-agentcore", tried="1.25")
+        logger = target.logger
+        logger.handlers[:] = [entry for entry in logger.handlers if type(entry.formatter).__name__ != _AGENTCORE_FORMAT]
+        return AsgiAdapter(target, name="agentcore")
     return AsgiAdapter(target)
 
 
 class AsgiAdapter:
-    name = "asgi"
     uses_state = False
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, *, name: str = "asgi") -> None:
+        self.name = name
         self._app = app
-        self._path = _choose(sorted(set(_post_paths(app)))) if hasattr(app, "routes") else "/"
-        self._lifespan: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._started = asyncio.Event()
-        self._refusal: str | None = None
+        has_routes = hasattr(app, "routes")
+        self._path = _choose(sorted(set(_paths(app, "POST")))) if has_routes else "/"
+        self._pings = has_routes and _PING in _paths(app, "GET")
+        sockets = _socket_paths(app) if has_routes else []
+        self._socket_path = next((path for path in _SOCKETS if path in sockets), sockets[0] if len(sockets) == 1 else None)
+        self._lifespan = asgi_lifespan.Lifespan(app)
+
+    @property
+    def takes_sockets(self) -> bool:
+        return self._socket_path is not None
 
     async def run(self, run: runs.Run) -> Any:
-        await self._start()
-        body = json.dumps(self._body(run)).encode()
-        answer = _Answer(run, self._path)
-        await self._app(self._scope(run, body), _receiver(body), answer.take)
-        return answer.output()
+        return (await self._post(run, self._body(run))).output()
 
-    async def _start(self) -> None:
-        """The app's own start-up, once, before its first run. Raises `AgentFailed` when the app says that it failed."""
-        if self._lifespan is None:
-            self._lifespan = guard.spawn(self._live(), name="lifespan", owner=self._tasks)
-        async with asyncio.timeout(_START_S):
-            await self._started.wait()
-        if self._refusal is not None:
-            raise errors.AgentFailed("the app did not start", code="agent.failed", phase="run", cause=self._refusal)
+    async def socket(self, run: runs.Run, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        """Hand a WebSocket to the app, which accepts it, talks, and closes it."""
+        await self._lifespan.start()
+        assert self._socket_path is not None
+        given = [(name, value) for name, value in scope["headers"] if not name.startswith(b"nexus-")]
+        headers = [*given, *_encoded(self._headers(run))]
+        path = {"path": self._socket_path, "raw_path": self._socket_path.encode(), "root_path": "", "headers": headers}
+        await self._app({**scope, **path, "state": dict(self._lifespan.state)}, receive, send)
 
-    async def _live(self) -> None:
-        asked = asyncio.Event()
-        messages = iter([{"type": "lifespan.startup"}])
-
-        async def receive() -> dict[str, Any]:
-            for message in messages:
-                return message
-            await asked.wait()
-            return {"type": "lifespan.shutdown"}
-
-        async def send(message: Mapping[str, Any]) -> None:
-            if message["type"] == "lifespan.startup.failed":
-                self._refusal = str(message.get("message") or "its start-up failed")
-            self._started.set()
-
+    async def busy(self) -> bool:
+        """Whether the app says that it works without a run: `HealthyBusy` at `GET /ping`. An app that cannot be asked is not."""
+        if not self._pings:
+            return False
+        answer = asgi_answers.Answer(_NOBODY, _PING)
         try:
-            await self._app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
-        except Exception:  # noqa: BLE001 - an app that knows no lifespan may raise anything; the protocol says to go on
-            self._started.set()
-        finally:
-            self._started.set()
+            await self._app(self._scope("GET", _PING, {"host": "agent"}), _receiver(b""), answer.take)
+        except Exception:  # noqa: BLE001 - whatever an app raises
+            return False
+        said = answer.json()
+        return isinstance(said, dict) and said.get("status") == "HealthyBusy"
+
+    async def aclose(self) -> None:
+        await self._lifespan.stop()
+
+    async def _post(self, run: runs.Run, value: Any) -> asgi_answers.Answer:
+        await self._lifespan.start()
+        body = json.dumps(value).encode()
+        answer = asgi_answers.Answer(run, self._path)
+        accept = "text/event-stream, application/json" if run.streaming else "application/json, text/event-stream"
+        headers = {
+            "host": "agent",
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "accept": accept,
+            **self._headers(run),
+        }
+        await self._app(self._scope("POST", self._path, headers, self._query(run)), _receiver(body), answer.take)
+        return answer
 
     def _body(self, run: runs.Run) -> Any:
         given = run.call.input
@@ -92,101 +109,53 @@ class AsgiAdapter:
             return {"input": prompts.messages_of(given) or prompts.text_of(given), "stream": run.streaming}
         return {"prompt" if self._path in ("/invocations", "/invoke") else "input": given}
 
-    def _scope(self, run: runs.Run, body: bytes) -> MutableMapping[str, Any]:
-        accept = "text/event-stream, application/json" if run.streaming else "application/json, text/event-stream"
+    def _query(self, run: runs.Run) -> str:
+        return ""
+
+    def _headers(self, run: runs.Run) -> dict[str, str]:
         headers = {
-            "host": "agent",
-            "content-type": "application/json",
-            "content-length": str(len(body)),
-            "accept": accept,
             "nexus-run-id": run.run_id,
             "nexus-session-id": run.session_id,
             "x-amzn-bedrock-agentcore-runtime-session-id": run.session_id,
             "x-amzn-bedrock-agentcore-runtime-request-id": run.run_id,
         }
-        if run.traceparent:
-            headers["traceparent"] = run.traceparent
+        return headers | ({"traceparent": run.traceparent} if run.traceparent else {})
+
+    def _scope(self, method: str, path: str, headers: Mapping[str, str], query: str = "") -> MutableMapping[str, Any]:
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
-            "method": "POST",
+            "method": method,
             "scheme": "http",
-            "path": self._path,
-            "raw_path": self._path.encode(),
-            "query_string": b"",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
             "root_path": "",
-            "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
+            "headers": _encoded(headers),
             "client": ("127.0.0.1", 0),
             "server": ("agent", 80),
-            "state": {},
+            "state": dict(self._lifespan.state),
         }
 
 
-class _Answer:
-    """The app's response, read as it comes: events and plain text stream, JSON is the output."""
+class _Nobody:
+    """Where an answer is read that belongs to no run."""
 
-    def __init__(self, run: runs.Run, path: str) -> None:
-        self._run, self._path = run, path
-        self._status, self._kind = 0, ""
-        self._whole = bytearray()
-        self._events = sse.Decoder()
-        self._collected = contract.Collector(run)
-        self._final: Any = None
+    streaming = False
 
-    async def take(self, message: Mapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            headers = {bytes(name).lower(): bytes(value) for name, value in message.get("headers", ())}
-            self._kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip()
-        elif message["type"] == "http.response.body":
-            piece = message.get("body", b"")
-            if self._kind == "text/event-stream" and self._status < 400:
-                for event in self._events.feed(piece):
-                    self._event(event.data)
-            else:
-                self._whole += piece
-                if len(self._whole) > _LONGEST:
-                    raise errors.AgentFailed("the app's answer is too large", code="agent.bad_response", phase="run")
-            await self._run.room()
-
-    def output(self) -> Any:
-        text = self._whole.decode("utf-8", "replace")
-        if not 200 <= self._status < 300:
-            raise errors.AgentFailed(
-                "the agent failed",
-                code="agent.failed",
-                phase="run",
-                cause=f"POST {self._path} answered {self._status}: {text[:1000]}",
-                next_step="look at the agent's log",
-            )
-        if self._kind == "text/event-stream":
-            return self._collected.output(self._final)
-        if self._kind != "application/json" and not self._kind.endswith("+json"):
-            tell.delta(self._run, text)
-            return text
-        value = json.loads(text) if text else None
-        return value["output"] if self._path == "/run" and isinstance(value, dict) and "output" in value else value
-
-    def _event(self, data: str) -> None:
-        if data == "[DONE]":
-            return
-        try:
-            value = json.loads(data)
-        except ValueError:
-            value = data
-        if isinstance(value, dict) and "error" in value and "error_type" in value:
-            raise errors.AgentFailed(
-                "the agent failed", code="agent.failed", phase="run", cause=f"{value['error_type']}: {value['error']}"
-            )
-        if isinstance(value, dict) and str(value.get("type", "")).startswith("response."):
-            if value["type"] == "response.output_text.delta":
-                self._collected.take(value.get("delta"))
-            return
-        self._collected.take(value)
+    async def room(self) -> None:
+        return
 
 
-def _receiver(body: bytes) -> Any:
+_NOBODY: Any = _Nobody()
+
+
+def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+
+
+def _receiver(body: bytes) -> Callable[[], Awaitable[dict[str, Any]]]:
     first = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive() -> dict[str, Any]:
@@ -205,11 +174,16 @@ def _takes_asgi(target: Any) -> bool:
         return False
 
 
-def _post_paths(app: Any) -> Iterator[str]:
+def _paths(app: Any, method: str) -> Iterable[str]:
     for route in app.routes:
         path = getattr(route, "path", None)
-        if isinstance(path, str) and "{" not in path and "POST" in (getattr(route, "methods", None) or ()):
+        if isinstance(path, str) and "{" not in path and method in (getattr(route, "methods", None) or ()):
             yield path
+
+
+def _socket_paths(app: Any) -> list[str]:
+    routes = (route for route in app.routes if type(route).__name__.endswith("WebSocketRoute"))
+    return [route.path for route in routes if "{" not in route.path]
 
 
 def _choose(paths: list[str]) -> str:
