@@ -178,7 +178,7 @@ class Executor:
             return run.usage
 
     def _failed(self, run: one_run.Run, error: BaseException) -> one_run.Outcome:
-        failure = faults.run_failed(error, self._config.source)
+        failure = faults.run_failed(error, self._config.source, self._config.limits)
         token = self._config.token
         if token and failure.cause and token in failure.cause:
             failure.cause = failure.cause.replace(token, "***")

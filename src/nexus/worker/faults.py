@@ -3,30 +3,32 @@
 A client never sees a traceback; the log does.
 """
 
+import errno
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 from nexus.core import errors
 
 _LONGEST = 2000
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_STARTERS = ("subprocess.py", "popen_fork.py", "popen_spawn_posix.py", "popen_forkserver.py", "util.py", "pty.py")
+NO_LIMITS: Mapping[str, int] = MappingProxyType({})
 
 
-def run_failed(error: BaseException, source: Path) -> errors.NexusError:
-    """What a run that ended with `error` tells its caller; our own errors pass through as they are."""
+def run_failed(error: BaseException, source: Path, limits: Mapping[str, int] = NO_LIMITS) -> errors.NexusError:
+    """What a run that ended with `error` tells its caller; our own errors pass through as they are.
+
+    `limits` are the instance's, by name (`memory`, `disk` in bytes, `processes`).
+    """
     if isinstance(error, errors.NexusError):
         return error
     where = author_line(error.__traceback__, source)
     extra = {"location": where} if where else {}
-    if isinstance(error, MemoryError):
-        return errors.Exhausted(
-            "the run used more memory than the instance has",
-            code="run.memory",
-            phase="run",
-            cause=describe(error),
-            next_step="raise hosting.memory in config.yaml, or deploy with --memory",
-            extra=extra,
-        )
+    if (reached := _limit_reached(error, limits)) is not None:
+        reached.extra.update(extra)
+        return reached
     if isinstance(error, SystemExit):
         return errors.AgentFailed(
             "the agent ended itself during a run",
@@ -44,6 +46,49 @@ def run_failed(error: BaseException, source: Path) -> errors.NexusError:
         next_step=f"look at {where} and at the agent's log" if where else "look at the agent's log",
         extra=extra,
     )
+
+
+def _limit_reached(error: BaseException, limits: Mapping[str, int]) -> errors.Exhausted | None:
+    """The error to tell when a limit of the instance is behind this one: which, how much it allows, and how to raise it."""
+    if isinstance(error, MemoryError):
+        return errors.Exhausted(
+            "the run used more memory than the instance has",
+            code="run.memory",
+            phase="run",
+            cause=_allowing(error, limits, "memory"),
+            next_step="raise hosting.memory in config.yaml, or deploy with --memory",
+        )
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return errors.Exhausted(
+            "the run wrote more than the instance may",
+            code="run.disk",
+            phase="run",
+            cause=_allowing(error, limits, "disk"),
+            next_step="write less, or raise hosting.disk (work directory) or hosting.memory (/tmp and /dev/shm have half of it)",
+        )
+    if _is_refused_process(error):
+        return errors.Exhausted(
+            "the run started more processes or threads than the instance may have",
+            code="run.processes",
+            phase="run",
+            cause=_allowing(error, limits, "processes"),
+            next_step="start fewer, or raise hosting.processes in config.yaml, or deploy with --process-limit",
+        )
+    return None
+
+
+def _allowing(error: BaseException, limits: Mapping[str, int], name: str) -> str:
+    return describe(error) + (f"; hosting.{name} allows {limits[name]}" if name in limits else "")
+
+
+def _is_refused_process(error: BaseException) -> bool:
+    """Sockets answer EAGAIN too, so the call is looked at."""
+    if isinstance(error, RuntimeError):
+        return str(error) == "can't start new thread"
+    if not isinstance(error, OSError) or error.errno != errno.EAGAIN:
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and (Path(frames[-1].filename).name in _STARTERS or "fork" in (frames[-1].line or ""))
 
 
 def describe(error: BaseException) -> str:

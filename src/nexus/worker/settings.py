@@ -29,6 +29,7 @@ class Settings:
     on_message: str = "queue"
     grace_s: float = 10.0
     max_body: int = 64 * 1024 * 1024
+    limits: Mapping[str, int] = field(default_factory=dict)
     health_path: str = "/health"
     traces: bool = False
     log_level: str = "INFO"
@@ -56,6 +57,7 @@ def parse_settings(env: Mapping[str, str]) -> Settings:
         on_message=env.get("NEXUS_ON_MESSAGE") or "queue",
         grace_s=_number(env, "NEXUS_GRACE_S", 10.0, float),
         max_body=_number(env, "NEXUS_MAX_BODY", 64 * 1024 * 1024, int),
+        limits=_limits(env.get("NEXUS_LIMITS", "")),
         health_path=env.get("NEXUS_HEALTH_PATH") or "/health",
         traces=env.get("NEXUS_TRACES") == "1",
         log_level=(env.get("LOG_LEVEL") or "INFO").upper(),
@@ -65,6 +67,12 @@ def parse_settings(env: Mapping[str, str]) -> Settings:
 
 def _number(env: Mapping[str, str], name: str, default: N, kind: Callable[[str], N]) -> N:
     text = env.get(name)
+def _limits(text: str) -> dict[str, int]:
+    """From `memory=536870912 processes=1024`."""
+    pairs = (part.partition("=") for part in text.split())
+    return {name: int(value) for name, _, value in pairs if value.isdecimal()}
+
+
     if not text:
         return default
     try:

@@ -26,7 +26,6 @@ _LOG = logging.getLogger(__name__)
 _MAIN = Path(__file__).with_name("box_main.py")
 _ANSWER_S = 20.0
 _OOM_SCORE = 500
-_FILE_BYTES = 16 * 1024**3
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -59,7 +58,13 @@ class BoxLauncher:
             raise errors.Internal("a launch without a box was planned", code="driver.defect", phase="start")
         layers = self.look()
         owner = plan_owner(plan.instance_id) if layers.boxed else None
-        group = cgroups.make(self._layout, plan.instance_id, memory_bytes=plan.memory_bytes, cpu_millis=plan.cpu_millis)
+        group = cgroups.make(
+            self._layout,
+            plan.group or plan.instance_id,
+            memory_bytes=plan.memory_bytes,
+            cpu_millis=plan.cpu_millis,
+            processes=plan.allowed.processes,
+        )
         try:
             _give(plan.wish, owner)
             drawn = sandbox.plan(
@@ -70,7 +75,7 @@ class BoxLauncher:
                 command=plan.command,
                 environ=plan.environ,
                 limits=self._limits(plan),
-                processes=None if self._layout.has("pids") else cgroups.PROCESSES,
+                processes=None if self._layout.has("pids") or plan.wish.zygote else plan.allowed.processes,
             )
             running = self._enter(drawn, plan, group)
         except BaseException:
@@ -117,7 +122,11 @@ class BoxLauncher:
 
     def _limits(self, plan: launcher.Plan) -> dict[str, tuple[int, int]]:
         files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1] & 0x7FFFFFFF, 65536)
-        limits = {"RLIMIT_CORE": (0, 0), "RLIMIT_NOFILE": (files, files), "RLIMIT_FSIZE": (_FILE_BYTES, _FILE_BYTES)}
+        limits = {
+            "RLIMIT_CORE": (0, 0),
+            "RLIMIT_NOFILE": (files, files),
+            "RLIMIT_FSIZE": (plan.allowed.disk_bytes, plan.allowed.disk_bytes),
+        }
         if plan.memory_bytes is not None and not self._layout.has("memory"):
             limits["RLIMIT_DATA"] = (plan.memory_bytes, plan.memory_bytes)
         return limits

@@ -14,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nexus.drivers.process import limits
+
 _LOG = logging.getLogger(__name__)
 _WANTED = ("memory", "pids", "cpu", "cpuacct")
-PROCESSES = 1024
+PROCESSES = limits.PROCESSES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +146,17 @@ class Group:
             return _count(self.v1["memory"] / "memory.oom_control", "oom_kill")
         return _count(self.unified / "memory.events", "oom_kill") if self.unified else 0
 
+    def process_count(self) -> int:
+        """Processes and threads now; 0 when they are not counted here."""
+        return _number(folder / "pids.current") if (folder := self._counting()) else 0
+
+    def process_refusals(self) -> int:
+        """How often a process or a thread was refused because there were too many."""
+        return _count(folder / "pids.events", "max") if (folder := self._counting()) else 0
+
+    def _counting(self) -> Path | None:
+        return self.v1.get("pids", self.unified)
+
     def memory_bytes(self) -> int | None:
         """Memory in use that cannot be reclaimed at once (what `kubectl top` shows); None when it is not counted here."""
         if "memory" in self.v1:
@@ -178,7 +191,9 @@ class Group:
         return [*self.v1.values(), *([self.unified] if self.unified else [])]
 
 
-def make(layout: Layout, instance_id: str, *, memory_bytes: int | None, cpu_millis: int | None) -> Group:
+def make(
+    layout: Layout, instance_id: str, *, memory_bytes: int | None, cpu_millis: int | None, processes: int = PROCESSES
+) -> Group:
     """The group with its limits set, made anew or taken over. A limit that cannot be set is logged."""
     group = Group(
         v1={controller: base / instance_id for controller, base in layout.v1.items()},
@@ -187,7 +202,7 @@ def make(layout: Layout, instance_id: str, *, memory_bytes: int | None, cpu_mill
     for folder in group._folders():
         with contextlib.suppress(OSError):
             folder.mkdir(exist_ok=True)
-    for folder, name, value in _settings(layout, group, memory_bytes, cpu_millis):
+    for folder, name, value in _settings(layout, group, memory_bytes, cpu_millis, processes):
         try:
             (folder / name).write_text(value)
         except OSError as error:
@@ -220,11 +235,11 @@ def release(layout: Layout) -> None:
             base.rmdir()
 
 
-def _settings(layout: Layout, group: Group, memory: int | None, cpu: int | None) -> list[tuple[Path, str, str]]:
+def _settings(layout: Layout, group: Group, memory: int | None, cpu: int | None, processes: int) -> list[tuple[Path, str, str]]:
     settings: list[tuple[Path, str, str]] = []
     period = 100_000
     if "pids" in group.v1:
-        settings.append((group.v1["pids"], "pids.max", str(PROCESSES)))
+        settings.append((group.v1["pids"], "pids.max", str(processes)))
     if memory is not None and "memory" in group.v1:
         settings.append((group.v1["memory"], "memory.limit_in_bytes", str(memory)))
         if (group.v1["memory"] / "memory.memsw.limit_in_bytes").exists():
@@ -234,7 +249,7 @@ def _settings(layout: Layout, group: Group, memory: int | None, cpu: int | None)
         settings.append((group.v1["cpu"], "cpu.cfs_quota_us", str(max(1000, cpu * period // 1000))))
     if group.unified is not None:
         if "pids" in layout.v2:
-            settings.append((group.unified, "pids.max", str(PROCESSES)))
+            settings.append((group.unified, "pids.max", str(processes)))
         if memory is not None and "memory" in layout.v2:
             settings += [(group.unified, "memory.max", str(memory)), (group.unified, "memory.oom.group", "1")]
             if (group.unified / "memory.swap.max").exists():

@@ -23,9 +23,11 @@ from typing import Any, TypeVar
 from nexus.core import errors, instances
 from nexus.core.phases import InstancePhase
 from nexus.drivers.process import (
+    disk_use,
     egress_meter,
     egress_way,
     launcher,
+    limits,
     log_lines,
     log_writer,
     paths,
@@ -78,6 +80,7 @@ class Instance:
         self._running: launcher.Running | None = None
         self._was_ready = found.was_ready if found else False
         self._complete = found is None
+        self._full = False
         self._streak = 0
         self._stop_by: float | None = None
         self._hurried = asyncio.Event()
@@ -194,6 +197,23 @@ class Instance:
             )
             self.status = dataclasses.replace(self.status, usage=usage)
 
+    def look_at_processes(self) -> None:
+        running = self._running
+        if running is not None and (excess := running.count_processes(limits.read_limits(self._spec).processes)) is not None:
+            running.end_for(excess)
+
+    async def look_at_disk(self, *, deleted: bool) -> None:
+        """End it when it holds more of the disk than it may; its next start finds an empty work directory."""
+        running, allowed = self._running, limits.read_limits(self._spec)
+        if running is None:
+            return
+        written = (self._paths.work, self._paths.shared, self._paths.temporary)
+        holders = running.processes() if deleted else ()
+        use = await asyncio.to_thread(disk_use.measure, written, allowed, holders=holders)
+        if (excess := limits.judge_disk(use, allowed)) is not None and self._running is running:
+            self._full = True
+            running.end_for(excess)
+
     def network(self) -> Mapping[str, object]:
         """What went through its way out, in all and for each run; empty when it has none."""
         return self._way.to_json()
@@ -236,7 +256,8 @@ class Instance:
         if not self._was_ready:
             self._set(InstancePhase.BUILDING, problem=None)
         prepared = await self._tools.preparation.prepare(spec, self._on_step)
-        await asyncio.to_thread(preparation.make_folders, self._paths)
+        await asyncio.to_thread(preparation.make_folders, self._paths, empty=self._full)
+        self._full = False
         log = self._open_log()
         self._set(InstancePhase.STARTING, step="launching", detail="", address=None)
         layers = await asyncio.to_thread(self._tools.launcher.look)
@@ -256,6 +277,7 @@ class Instance:
                 memory_bytes=spec.memory_bytes,
                 cpu_millis=spec.cpu_millis,
                 wish=wish,
+                allowed=limits.read_limits(spec),
             )
             self._running = await self._launch(plan)
         finally:
@@ -395,14 +417,11 @@ class Instance:
     async def _fail(self, problem: Problem) -> None:
         if self._running is not None:
             await self._clear(self._running)
-        if self._log is not None and self._was_started():
+        if self._log is not None and self.status.started_at is not None:
             self._log.note(f"the instance failed: {problem.get('cause') or problem.get('detail')}", level="error")
         await self._way.close()
         self._close_log()
         self._set(InstancePhase.FAILED, step="", problem=problem, address=None, pid=None, usage=instances.Usage())
-
-    def _was_started(self) -> bool:
-        return self.status.started_at is not None
 
     async def _clear(self, running: launcher.Running) -> None:
         await running.close()

@@ -14,7 +14,7 @@ from typing import Protocol, Self
 import psutil
 
 from nexus.core import errors
-from nexus.drivers.process import cgroups, sandbox
+from nexus.drivers.process import cgroups, limits, sandbox
 
 _REAP_S = 5.0
 
@@ -32,6 +32,9 @@ class Plan:
     cpu_millis: int | None
     wish: sandbox.Wish | None = None
 
+    extra: int | None = None
+    group: str = ""
+    allowed: limits.Limits = field(default_factory=limits.Limits)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handle:
@@ -61,6 +64,7 @@ class Exit:
     signal: int | None = None
     out_of_memory: bool = False
 
+    excess: limits.Excess | None = None
     def text(self) -> str:
         if self.out_of_memory:
             return "it used all the memory it may have"
@@ -103,6 +107,8 @@ class Running:
         self._ours = child is not None if ours is None else ours
         self._kills = group.memory_kills()
         self._exit: Exit | None = None
+        self._forks = limits.Forks()
+        self._excess: limits.Excess | None = None
 
     async def wait(self) -> Exit:
         """Returns once the process has ended; may be called again."""
@@ -127,6 +133,20 @@ class Running:
             signal.pidfd_send_signal(self._pidfd, number)
 
     def kill_all(self) -> None:
+    def end_for(self, excess: limits.Excess) -> None:
+        """Kill it for going over this limit; its exit says so."""
+        if self._exit is None and self._excess is None:
+            self._excess = excess
+            self.kill_all()
+
+    def count_processes(self, limit: int) -> limits.Excess | None:
+        """What its control group tells of a process bomb; None: none, or not counted here."""
+        return self._forks.judge(self._group.process_count(), self._group.process_refusals(), limit)
+
+    def processes(self) -> list[int]:
+        """By our numbers, as its control group knows them; without one, the first process and what comes of it."""
+        return self._group.processes() or [process.pid for process in self._tree()]
+
         """SIGKILL for every process of the instance."""
         boxed = self.handle.worker != 0  # then nothing outlives the first process
         tree = self._tree() if self._exit is None and not boxed else []
@@ -187,13 +207,14 @@ class Running:
     def _reap(self) -> Exit:
         out_of_memory = self._group.memory_kills() > self._kills
         if not self._ours:
-            return Exit(out_of_memory=out_of_memory)
+            return Exit(out_of_memory=out_of_memory, excess=self._excess)
         code = self._child.wait(timeout=5) if self._child is not None else _take_exit(self._pidfd)
         if self.handle.worker and code > 128 and code - 128 in signal.valid_signals():
             code = 128 - code  # as the box's init tells that the worker was ended by a signal
         if code >= 0:
             return Exit(code=code)
-        return Exit(signal=-code, out_of_memory=out_of_memory and -code == signal.SIGKILL)
+        killed = -code == signal.SIGKILL
+        return Exit(signal=-code, out_of_memory=out_of_memory and killed, excess=self._excess if killed else None)
 
 
 def _take_exit(pidfd: int) -> int:

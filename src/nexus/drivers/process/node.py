@@ -22,6 +22,7 @@ from nexus.drivers.process import (
     log_query,
     log_writer,
     paths,
+    patrol,
     preparation,
     record,
     sandbox,
@@ -87,6 +88,7 @@ class Node:
         await asyncio.to_thread(self._prune)
         await self._loops.__aenter__()
         self._loops.start("usage", self._measure)
+        self._loops.start("limits", patrol.Patrol(self.home.instances, self._instances.values).run)
         guard.spawn(self._warm(), name="warm up", owner=self._tasks)
         return self
 

@@ -6,12 +6,13 @@ import os
 import re
 import shutil
 import stat
+import subprocess
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from nexus.core import errors, instances
-from nexus.drivers.process import box_relay, egress_broker, egress_rules, environment_plans, environments, paths, sandbox
+from nexus.drivers.process import box_relay, egress_broker, egress_rules, environment_plans, environments, limits, paths, sandbox
 from nexus.kit.home import Home
 from nexus.wire import archive
 
@@ -84,16 +85,21 @@ def _checked_python(value: object) -> str:
     return text
 
 
-def make_folders(at: paths.InstancePaths) -> None:
-    """The instance's own folders, with an empty temporary one. Raises `Exhausted` (`disk.full`) or `Unavailable`."""
+def make_folders(at: paths.InstancePaths, *, empty: bool = False) -> None:
+    """The instance's own folders, with an empty temporary one, and with `empty` an empty work directory.
+
+    Raises `Exhausted` (`disk.full`) or `Unavailable`.
+    """
     try:
+        if empty:
+            remove_tree(at.work)
         at.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         at.work.mkdir(exist_ok=True, mode=0o700)
-        shutil.rmtree(at.temporary, ignore_errors=True)
+        remove_tree(at.temporary)
         at.temporary.mkdir(mode=0o700)
         at.stage.mkdir(exist_ok=True, mode=0o700)
         at.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        shutil.rmtree(at.shared, ignore_errors=True)
+        remove_tree(at.shared)
         at.shared.mkdir(mode=0o700)
         at.socket.unlink(missing_ok=True)
     except OSError as error:
@@ -129,7 +135,11 @@ def prune(folder: Path, *, before: float) -> list[str]:
 
 
 def remove_tree(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    """Whatever an agent made of it. Follows no link."""
+    with contextlib.suppress(RecursionError):  # a tree deeper than Python's stack
+        shutil.rmtree(folder, ignore_errors=True)
+    if os.path.lexists(folder):
+        subprocess.run(["/bin/rm", "-rf", "--", folder], check=False, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def forget(at: paths.InstancePaths) -> None:
@@ -137,7 +147,7 @@ def forget(at: paths.InstancePaths) -> None:
     with contextlib.suppress(OSError):
         at.socket.unlink(missing_ok=True)
     for folder in (at.shared, at.way, at.root):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
 
 
 def render_environ(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Prepared, *, temporary: Path) -> dict[str, str]:
@@ -162,6 +172,7 @@ def render_environ(spec: instances.InstanceSpec, at: paths.InstancePaths, ready:
         "NEXUS_DOOR": spec.door,
         "NEXUS_TOKEN": spec.token,
         "NEXUS_STATUS_FILE": str(at.worker_status),
+        "NEXUS_LIMITS": limits.read_limits(spec).to_environ(),
         "NEXUS_RUN_TIMEOUT_S": f"{spec.run_timeout_s:g}",
         "NEXUS_HEALTH_PATH": spec.health.path,
         "NEXUS_GRACE_S": f"{spec.run_timeout_s:g}",  # the supervisor ends its patience by a second SIGTERM

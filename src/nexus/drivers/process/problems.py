@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from nexus.core import errors, instances
-from nexus.drivers.process import launcher, sandbox
+from nexus.drivers.process import launcher, limits, sandbox
 
 _LOGS = "see the whole log with: nexus ai agent logs {agent}"
 
@@ -20,6 +20,8 @@ def start_timeout(spec: instances.InstanceSpec, *, doing: str, tail: Sequence[st
 
 
 def ended_while_starting(spec: instances.InstanceSpec, exit_: launcher.Exit, tail: Sequence[str]) -> errors.NexusError:
+    if exit_.excess is not None:
+        return exceeded(spec, exit_.excess, tail, phase="start")
     if exit_.out_of_memory:
         return out_of_memory(spec, tail, phase="start")
     return errors.AgentFailed(
@@ -33,6 +35,8 @@ def ended_while_starting(spec: instances.InstanceSpec, exit_: launcher.Exit, tai
 
 
 def ended(spec: instances.InstanceSpec, exit_: launcher.Exit, tail: Sequence[str]) -> errors.NexusError:
+    if exit_.excess is not None:
+        return exceeded(spec, exit_.excess, tail, phase="run")
     if exit_.out_of_memory:
         return out_of_memory(spec, tail, phase="run")
     return errors.AgentFailed(
@@ -55,6 +59,36 @@ def out_of_memory(spec: instances.InstanceSpec, tail: Sequence[str], *, phase: s
         next_step=f"use less, or raise the limit: nexus ai agent deploy {spec.agent} --memory {_size(2 * limit)}",
         log_tail=tail,
         extra={"limit_bytes": limit},
+    )
+
+
+def exceeded(spec: instances.InstanceSpec, excess: limits.Excess, tail: Sequence[str], *, phase: str) -> errors.NexusError:
+    """The node ended it: for a process bomb, or for what it wrote."""
+    if excess.what == "processes":
+        return errors.Exhausted(
+            f"an instance of {spec.agent} was ended because it went on making processes at its limit of {excess.limit}",
+            code="instance.out_of_processes",
+            phase=phase,
+            cause=f"it had {excess.seen} processes and threads; hosting.processes allows {excess.limit}",
+            next_step=f"start fewer, or raise the limit: nexus ai agent deploy {spec.agent} --process-limit {2 * excess.limit}",
+            log_tail=tail,
+            extra={"limit": excess.limit, "seen": excess.seen},
+        )
+    allowed = _size(excess.limit) if excess.what == "disk" else str(excess.limit)
+    wrote = {
+        "disk": f"it had written {excess.seen / 1024**2:.0f} MiB, and hosting.disk allows {allowed}",
+        "files": f"it had made {excess.seen} files, and hosting.disk allows {allowed}, one for {limits.BYTES_PER_FILE} bytes",
+        "depth": f"it had made folders more than {allowed} deep",
+    }[excess.what]
+    more = _size(2 * limits.read_limits(spec).disk_bytes)
+    return errors.Exhausted(
+        f"an instance of {spec.agent} was ended because of what it wrote",
+        code="instance.out_of_disk",
+        phase=phase,
+        cause=f"{wrote}; its work directory is emptied",
+        next_step=f"write less, or raise the limit: nexus ai agent deploy {spec.agent} --disk-limit {more}",
+        log_tail=tail,
+        extra={"limit": excess.limit, "seen": excess.seen},
     )
 
 

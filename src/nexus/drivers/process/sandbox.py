@@ -63,6 +63,7 @@ class Wish:
     pins: Sequence[tuple[str, str, int]] = ()
     memory_bytes: int | None = None
 
+    zygote: bool = False
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
