@@ -97,7 +97,7 @@ class BoxLauncher:
 
     def _enter(self, drawn: dict[str, Any], plan: launcher.Plan, group: cgroups.Group) -> launcher.Running:
         try:
-            first, entered = enter(drawn, python=self._python, output=plan.output, group=group)
+            first, entered = enter(drawn, python=self._python, output=plan.output, group=group, extra=plan.extra)
         except OSError as error:
             raise errors.Unavailable(
                 f"cannot start a process for {plan.instance_id}",
@@ -132,8 +132,15 @@ class BoxLauncher:
         return limits
 
 
-def enter(drawn: dict[str, Any], *, python: str, output: int, group: cgroups.Group) -> tuple["subprocess.Popen[bytes]", Entered]:
-    """Start the first process, let it into its groups, hand it the plan and hear what became of it. Raises OSError."""
+def enter(
+    drawn: dict[str, Any], *, python: str, output: int, group: cgroups.Group, extra: int | None = None
+) -> tuple["subprocess.Popen[bytes]", Entered]:
+    """Start the first process, let it into its groups, hand it the plan and hear what became of it. Raises OSError.
+
+    `extra`: a descriptor that the agent's program inherits as `box_entry.EXTRA`.
+    """
+    if extra is not None:
+        drawn = {**drawn, "extra": extra}
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -145,7 +152,7 @@ def enter(drawn: dict[str, Any], *, python: str, output: int, group: cgroups.Gro
             stderr=output,
             cwd="/",
             env={"LANG": "C.UTF-8"},
-            pass_fds=(theirs.fileno(),),
+            pass_fds=(theirs.fileno(), *((extra,) if extra is not None else ())),
             start_new_session=True,
             umask=0o077,
         )

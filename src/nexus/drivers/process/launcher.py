@@ -21,7 +21,8 @@ _REAP_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything a launch needs. `output` is a descriptor the child inherits as standard output and error."""
+    """Everything a launch needs. `output` is a descriptor the child inherits as standard output and error, `extra` one more that
+    it finds as `box_entry.EXTRA`. `group` names its control group, where that is not the instance's id."""
 
     instance_id: str
     command: Sequence[str]
@@ -31,10 +32,10 @@ class Plan:
     memory_bytes: int | None
     cpu_millis: int | None
     wish: sandbox.Wish | None = None
-
     extra: int | None = None
     group: str = ""
     allowed: limits.Limits = field(default_factory=limits.Limits)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handle:
@@ -63,8 +64,8 @@ class Exit:
     code: int | None = None
     signal: int | None = None
     out_of_memory: bool = False
-
     excess: limits.Excess | None = None
+
     def text(self) -> str:
         if self.out_of_memory:
             return "it used all the memory it may have"
@@ -106,9 +107,9 @@ class Running:
         self._child = child
         self._ours = child is not None if ours is None else ours
         self._kills = group.memory_kills()
-        self._exit: Exit | None = None
         self._forks = limits.Forks()
         self._excess: limits.Excess | None = None
+        self._exit: Exit | None = None
 
     async def wait(self) -> Exit:
         """Returns once the process has ended; may be called again."""
@@ -132,7 +133,6 @@ class Running:
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(self._pidfd, number)
 
-    def kill_all(self) -> None:
     def end_for(self, excess: limits.Excess) -> None:
         """Kill it for going over this limit; its exit says so."""
         if self._exit is None and self._excess is None:
@@ -147,6 +147,7 @@ class Running:
         """By our numbers, as its control group knows them; without one, the first process and what comes of it."""
         return self._group.processes() or [process.pid for process in self._tree()]
 
+    def kill_all(self) -> None:
         """SIGKILL for every process of the instance."""
         boxed = self.handle.worker != 0  # then nothing outlives the first process
         tree = self._tree() if self._exit is None and not boxed else []
