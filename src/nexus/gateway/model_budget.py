@@ -96,27 +96,28 @@ def parse(path: str, value: Mapping[str, Any]) -> Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shortage:
-    """What a budget lacks for a call: spent and reserved so far, and what was wanted at least."""
+    """What a budget lacks for a call: spent and reserved so far, and what was wanted at least. `begun`: it is under way."""
 
     budget: Budget
     subject: str
     spent: int
     reserved: int
     wanted: int
+    begun: bool = False
 
 
 def refusal(lack: Shortage, now: float) -> errors.Exhausted:
     """`budget.exhausted`: which budget, how much, until when, and how to raise it. `Retry-After` only where waiting helps."""
     budget = lack.budget
     _, ends = window_of(budget.period, now)
-    pending = lack.spent + lack.wanted <= budget.limit
+    pending = not lack.begun and lack.spent + lack.wanted <= budget.limit
     retry = 1.0 if pending else max(1.0, ends - now) if budget.period == "minute" else None
     whose = _whose(budget, lack.subject)
     until = "" if budget.period == "total" else f"; it is whole again at {_moment(ends)}"
     held = f", {amount(lack.reserved, budget.unit)} reserved by calls under way" if lack.reserved else ""
     return errors.Exhausted(
         f"the budget {budget.id!r} of {whose} is used up: {amount(budget.limit, budget.unit)} {_per(budget.period)}",
-        code="budget.pending" if pending else "budget.rate" if budget.period == "minute" else "budget.exhausted",
+        code="budget.pending" if pending else "budget.rate" if budget.period == "minute" and not lack.begun else "budget.exhausted",
         cause=f"{amount(lack.spent, budget.unit)} spent{held}; this call needs {amount(lack.wanted, budget.unit)}{until}",
         retry_after_s=retry,
         next_step=f"raise it with `nexus models budget set {budget.id} …`, or see what used it: nexus models usage",

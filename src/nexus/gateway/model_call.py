@@ -6,11 +6,12 @@ Made by `models_door` for each request, filled in by the stages (`model_stages`)
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nexus.gateway import http1, model_prices, routes, usage
+from nexus.gateway import http1, model_policy, model_prices, routes, usage
 from nexus.gateway.call import Call
 from nexus.wire import feed as wire_feed
 
 if TYPE_CHECKING:
+    from nexus.gateway.model_embeddings import Merge
     from nexus.gateway.model_reserve import Hold
 
 STREAMABLE = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", b"/v1/messages"})
@@ -77,6 +78,9 @@ class ModelCall:
     session_id: str = ""
     user_id: str = ""
 
+    trace_id: str = ""
+    traceparent: bytes = b""
+
     path: bytes
     dialect: str
     body: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -98,6 +102,9 @@ class ModelCall:
     capped: int = 0
     trimmed: int = 0
     ready: Ready | None = None
+    policy: model_policy.Policy = model_policy.NO_POLICY
+    cache_place: tuple[tuple[str, str, str], bytes, Target] | None = None
+    merge: "Merge | None" = field(default=None, repr=False)
 
     started_at: float = 0.0
     began: float = 0.0

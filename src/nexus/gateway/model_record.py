@@ -28,7 +28,7 @@ def render(call: ModelCall) -> wire_runs.ModelRecord:
         agent=call.agent,
         environment=call.environment,
         instance_id=call.instance_id,
-        model=call.model,
+        model=call.target.name if call.target is not None else call.model,
         provider=call.provider,
         path=call.path[len(b"/v1/") :].decode("latin-1"),
         dialect=call.dialect,
@@ -44,7 +44,7 @@ def render(call: ModelCall) -> wire_runs.ModelRecord:
         "version": call.version,
         "session_id": call.session_id,
         "user_id": call.user_id,
-        "requested": call.requested if call.requested != call.model else "",
+        "requested": call.requested[:256] if target is None or call.requested != target.name else "",
         "upstream_model": target.upstream_model if target is not None else "",
         "cached_tokens": tokens.cached,
         "cache_written_tokens": tokens.cache_written,
@@ -54,6 +54,7 @@ def render(call: ModelCall) -> wire_runs.ModelRecord:
         "cached": call.cached,
         "code": call.code,
         "estimated": call.estimated,
+        "trace_id": call.trace_id,
     }
     record.update({name: value for name, value in further.items() if value})  # type: ignore[typeddict-item]
     if call.cost_nano is not None:

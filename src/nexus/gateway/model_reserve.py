@@ -17,7 +17,7 @@ from nexus.gateway.model_spend import Meter
 from nexus.gateway.usage import Tokens
 from nexus.gateway.world import World
 
-LEAST_OUTPUT = 16
+LEAST_OUTPUT = 64
 _STEP = 1024
 
 
@@ -157,7 +157,8 @@ def extend(call: ModelCall, made: int, world: World) -> None:
             spent, reserved = world.spend.read(hold.meter, now)
             more = _more(hold.budget.unit, call, before, before + _STEP, rate)
             if spent + reserved + more > hold.budget.limit:
-                lack = Shortage(budget=hold.budget, subject=hold.subject, spent=spent, reserved=reserved, wanted=more)
+                others, mine = reserved - hold.amount, spent + hold.amount
+                lack = Shortage(budget=hold.budget, subject=hold.subject, spent=mine, reserved=others, wanted=more, begun=True)
                 break
         if lack is None:
             for hold in call.holds:

@@ -90,8 +90,8 @@ class ModelEntry(TypedDict):
     name in the body. `dialects` lists what the provider speaks: `openai`, `anthropic`. Both dialects are reached by
     `base_url` + the path after `/v1` (`/chat/completions`, `/messages`); behind `unix:/path` the prefix is `/v1`.
 
-    `options` the gateway knows (others are ignored): `prices` (whose price list, absent: `provider`), `price` (as in `PricesEntry`),
-    `context` (most input tokens), `tags`, `timeout_s`, `first_byte_s`, `retries` (attempts more at the same place)."""
+    `options` the gateway knows (others are ignored): `prices` (whose price list, absent: `provider`), `price` (as in
+    `PricesEntry`), `context` (most input tokens), `tags`, `timeout_s`, `first_byte_s`, `retries` (attempts more at one place)."""
 
     provider: str
     base_url: str
@@ -107,7 +107,8 @@ class RouteEntry(TypedDict):
     then `fallback`, then `last_resort` are tried when one fails in a way that `on` names: `error`, `timeout`, `rate` (429),
     `quota` (a budget of money does not cover it).
 
-    `rules` (the first that fits): `{"below_tokens": 400, "use": name}`, also `above_tokens`, `without_tools`, `agent`, `environment`.
+    `rules` (the first that fits): `{"below_tokens": 400, "use": name}`, also `above_tokens`, `without_tools`, `agent`,
+    `environment`.
     `trim_to`: oldest messages are left out until the prompt is estimated at so many tokens."""
 
     targets: list[dict[str, Any]]
@@ -122,8 +123,8 @@ class RouteEntry(TypedDict):
 class PricesEntry(TypedDict):
     """A provider's list prices, tried in order. Each of `models` has `match` (`{"equals"|"starts_with"|"ends_with"|"contains"|
     "regex": text}`, or `{"or"|"and": [match…]}`), `context` (most input tokens, or null) and `price`: US dollars per million
-    tokens by kind (`input`, `output`, `cached`, `cache_write`), per call (`request`), and `above` (a list of the same with `tokens`,
-    which then hold for the whole call)."""
+    tokens by kind (`input`, `output`, `cached`, `cache_write`), per call (`request`), and `above` (a list of the same with
+    `tokens`, from which on they hold for the whole call)."""
 
     models: list[dict[str, Any]]
 

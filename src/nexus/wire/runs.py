@@ -9,6 +9,8 @@ An event is `id: <n>`, `event: <name>`, `data: <JSON object>`. The data of each:
     step           {"name", "data"}                    custom       {"name", "data"}
     usage          {"input_tokens", "output_tokens"}
     run.completed  {"output", "metadata"} (the answer of the plain call)
+    ask.opened     {"ask_id", "question", "choices"?, "expires_at"?}     ask.answered, ask.expired  {"ask_id", "answer"}
+    run.waiting    {"asks": [{"ask_id", "question"}]}: ends an attempt of a task, not the task
     run.failed     a problem (`nexus.wire.problem`)    run.cancelled  a problem with code `run.cancelled`
 """
 
@@ -25,6 +27,7 @@ USAGE: Final = "usage"
 RUN_COMPLETED: Final = "run.completed"
 RUN_FAILED: Final = "run.failed"
 RUN_CANCELLED: Final = "run.cancelled"
+RUN_WAITING: Final = "run.waiting"
 TERMINAL: Final = frozenset({RUN_COMPLETED, RUN_FAILED, RUN_CANCELLED})
 
 Outcome = Literal["completed", "failed", "cancelled", "refused"]
@@ -84,6 +87,7 @@ class ModelRecord(TypedDict):
     attempts: NotRequired[int]
     cached: NotRequired[bool]
     code: NotRequired[str]
+    trace_id: NotRequired[str]
     run_id: str
     tenant: str
     agent: str
@@ -99,4 +103,23 @@ class ModelRecord(TypedDict):
     duration_s: float
 
 
-Record = RunRecord | ModelRecord
+class BudgetRecord(TypedDict):
+    """A budget's counter passed one of its thresholds; told once for each window. Amounts are in the budget's unit (of `cost`
+    10⁻⁹ US dollars); `window_ends` and `at` are seconds since the epoch."""
+
+    kind: Literal["budget"]
+    tenant: str
+    budget: str
+    scope: str
+    subject: str
+    agent: str
+    unit: str
+    period: str
+    percent: int
+    limit: int
+    spent: int
+    window_ends: float
+    at: float
+
+
+Record = RunRecord | ModelRecord | BudgetRecord
