@@ -10,7 +10,8 @@ N = TypeVar("N", int, float)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """`door` and `token` are absent when no host stands behind (dev without one). Sizes in bytes, times in seconds."""
+    """`door` and `token` are absent when no host stands behind (dev without one). `session_id`: the one session that is served
+    here, where each has a worker of its own. Sizes in bytes, times in seconds."""
 
     source: Path
     entrypoint: str = ""
@@ -23,13 +24,14 @@ class Settings:
     port: int | None = None
     door: str | None = None
     token: str | None = field(default=None, repr=False)
+    session_id: str | None = None
     status_file: Path | None = None
     run_timeout_s: float = 8 * 3600.0
     concurrency: int | None = None
     on_message: str = "queue"
+    limits: Mapping[str, int] = field(default_factory=dict)
     grace_s: float = 10.0
     max_body: int = 64 * 1024 * 1024
-    limits: Mapping[str, int] = field(default_factory=dict)
     health_path: str = "/health"
     traces: bool = False
     log_level: str = "INFO"
@@ -55,9 +57,9 @@ def parse_settings(env: Mapping[str, str]) -> Settings:
         run_timeout_s=_number(env, "NEXUS_RUN_TIMEOUT_S", 8 * 3600.0, float),
         concurrency=_number(env, "NEXUS_CONCURRENCY", 0, int) or None,
         on_message=env.get("NEXUS_ON_MESSAGE") or "queue",
+        limits=_limits(env.get("NEXUS_LIMITS", "")),
         grace_s=_number(env, "NEXUS_GRACE_S", 10.0, float),
         max_body=_number(env, "NEXUS_MAX_BODY", 64 * 1024 * 1024, int),
-        limits=_limits(env.get("NEXUS_LIMITS", "")),
         health_path=env.get("NEXUS_HEALTH_PATH") or "/health",
         traces=env.get("NEXUS_TRACES") == "1",
         log_level=(env.get("LOG_LEVEL") or "INFO").upper(),
@@ -65,14 +67,14 @@ def parse_settings(env: Mapping[str, str]) -> Settings:
     )
 
 
-def _number(env: Mapping[str, str], name: str, default: N, kind: Callable[[str], N]) -> N:
-    text = env.get(name)
 def _limits(text: str) -> dict[str, int]:
     """From `memory=536870912 processes=1024`."""
     pairs = (part.partition("=") for part in text.split())
     return {name: int(value) for name, _, value in pairs if value.isdecimal()}
 
 
+def _number(env: Mapping[str, str], name: str, default: N, kind: Callable[[str], N]) -> N:
+    text = env.get(name)
     if not text:
         return default
     try:
