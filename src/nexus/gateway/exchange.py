@@ -8,12 +8,13 @@ import math
 from typing import TYPE_CHECKING
 
 from nexus.core import errors
-from nexus.gateway import answers, coding, http1, stages
+from nexus.gateway import answers, coding, http1, stages, waking
 from nexus.gateway.call import Call
 from nexus.gateway.handler import Handler, Phase
 from nexus.gateway.upstream import BadAnswer, Upstream
 from nexus.gateway.world import World
 from nexus.kit import guard
+from nexus.wire import problem as wire_problem
 
 if TYPE_CHECKING:
     from nexus.gateway.server import ClientConnection
@@ -27,8 +28,8 @@ class Exchange:
 
     __slots__ = (
         "_broken_body", "_chunk_request", "_chunks", "_closing", "_compressor", "_continue", "_expander", "_joined", "_kept",
-        "answered", "call", "client", "deadline", "flushed", "handler", "parts", "phase", "received", "sent", "size", "status",
-        "upstream", "world",
+        "answered", "call", "client", "deadline", "early", "flushed", "handler", "parts", "phase", "received", "sent", "size",
+        "status", "upstream", "world",
     )  # fmt: skip
 
     def __init__(self, client: "ClientConnection", call: Call, world: World) -> None:
@@ -46,6 +47,7 @@ class Exchange:
         self.answered = False
         self.deadline = math.inf
         self.flushed = False
+        self.early: waking.Waking | None = None
         self._kept = b""
         self._joined = 0
         self._chunk_request = False
@@ -295,6 +297,9 @@ class Exchange:
             return
         cleaned = handler.answer_headers(status, headers)
         head = self.call.head
+        if self.early is not None:
+            self.early.begin_answer(status, headers)
+            return
         self.status = status
         self._closing = not head.keep_alive or not self.received or self.world.draining
         if head.method == b"HEAD":
@@ -318,9 +323,22 @@ class Exchange:
         self.answered = True
         self.client.hold(http1.render_head(status, cleaned))
 
+    def begin_early(self, early: waking.Waking) -> None:
+        """Begin a stream's answer before its worker does, when that has not answered yet."""
+        if self.answered or self.phase not in (Phase.DIALING, Phase.RELAYING):
+            return
+        self.early, self.status = early, 200
+        self.answered = self.flushed = self._closing = True
+        self._chunks = self.call.head.modern
+        self.client.hold(early.head())
+        self._pass_on([early.event()])
+        self.client.flush()
+
     def on_answer_data(self, parts: list[bytes]) -> None:
         handler = self.handler
         if handler is None:
+            return
+        if self.early is not None and self.early.collect(parts):
             return
         if handler.watches:
             for part in parts:
@@ -348,6 +366,9 @@ class Exchange:
     def on_answer_end(self, *, reusable: bool) -> None:
         handler = self.handler
         if handler is None:
+            return
+        if self.early is not None and (problem := self.early.failure()) is not None:
+            self.fail(problem)
             return
         if handler.rewrites and (rest := handler.last()):
             self._pass_on([rest])
@@ -411,6 +432,11 @@ class Exchange:
     def fail(self, error: errors.NexusError) -> None:
         """Answer with a problem, or cut the connection when an answer has begun: a client must not take a part for the whole."""
         if self.phase is Phase.DONE:
+            return
+        if self.early is not None and not self.early.passing:
+            self._pass_on([self.early.last_words(error)])
+            self.client.hold(http1.LAST_CHUNK if self._chunks else b"")
+            self._end(outcome="failed", status=wire_problem.status_of(error), code=error.code, reusable=False)
             return
         status, headers, body = answers.render_problem(error, self.call)
         refused = self.phase in (Phase.QUEUED, Phase.COLLECTING, Phase.WAITING)

@@ -5,7 +5,7 @@ import json
 import re
 
 from nexus.core import errors
-from nexus.gateway import answers, balance, coding, ends, http1, kept, lines, routes, sessions, stages, waiting
+from nexus.gateway import answers, balance, coding, ends, http1, kept, lines, routes, sessions, stages, waiting, waking
 from nexus.gateway.call import Call
 from nexus.gateway.exchange import Exchange
 from nexus.gateway.handler import Handler, Phase
@@ -224,6 +224,8 @@ class RunHandler(Handler):
     def _find_place(self, deployment: routes.Deployment) -> bool:
         """Whether it is known where this session's own worker listens; else the supervisor is asked, and `_go` called again."""
         if self._place is None:
+            if self._stream and not self.call.trusted and not self._asks:
+                waking.watch(self.exchange)
             key = (deployment.id, self.call.session_id or "")
             known = self.world.places.find(key)
             if known is None or not self._settle(deployment, known):
@@ -405,12 +407,7 @@ class RunHandler(Handler):
             return errors.Internal("a run waits for no deployment")
         if not self._is_busy(deployment):
             return waiting.not_ready(deployment)
-        return errors.Exhausted(
-            f"every instance of {deployment.agent} is busy",
-            code="limit.concurrency",
-            retry_after_s=1,
-            next_step="try again after Retry-After, submit it as a task, or scale the agent out",
-        )
+        return waiting.busy(deployment)
 
     def ask_why(self, reason: str) -> bool:
         instance = self.call.instance

@@ -119,6 +119,15 @@ def _full(message: str, *, retry_after_s: float) -> errors.Exhausted:
     )
 
 
+def busy(deployment: routes.Deployment) -> errors.Exhausted:
+    return errors.Exhausted(
+        f"every instance of {deployment.agent} is busy",
+        code="limit.concurrency",
+        retry_after_s=1,
+        next_step="try again after Retry-After, submit it as a task, or scale the agent out",
+    )
+
+
 def not_ready(deployment: routes.Deployment) -> errors.Unavailable:
     return errors.Unavailable(
         f"no instance of {deployment.agent} ({deployment.environment}) is ready",

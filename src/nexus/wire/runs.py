@@ -2,6 +2,7 @@
 
 An event is `id: <n>`, `event: <name>`, `data: <JSON object>`. The data of each:
 
+    session.waking {"session_id"}: without an id; the session's worker is not awake yet
     run.started    {"run_id", "session_id", "version"}
     message.delta  {"text"}
     progress       {"percent", "message"?}
@@ -64,7 +65,7 @@ class ModelRecord(TypedDict):
 
     `requested` is the name that was asked for when it is not `model`, `upstream_model` the provider's; `path` is the API's behind
     `/v1/`. `cached_tokens` (read from the provider's prompt cache) and `cache_written_tokens` are parts of `input_tokens`,
-    `reasoning_tokens` of `output_tokens`; `cost_nano` counts 10⁻⁹ US dollars (absent: no price is known). `ttft_s`: to the answer's
+    `reasoning_tokens` of `output_tokens`; `cost_nano` counts 10⁻⁹ US dollars (absent: no known price). `ttft_s`: to the answer's
     first byte. `cached`: answered from a cache of the host's.
     """
 

@@ -1,5 +1,6 @@
 """Sessions with workers of their own: who is asked for their place, how often, and what becomes of one that moved."""
 
+import asyncio
 import json
 import time
 
@@ -12,7 +13,7 @@ class Supervisor:
     """Answers `POST /sessions` with a small worker of each session's own, started when it is asked for."""
 
     def __init__(self, node, small):
-        self.node, self.small, self.asked, self.refusal = node, small, [], None
+        self.node, self.small, self.asked, self.refusal, self.gate = node, small, [], None, None
         self.server = small.SmallServer(
             address=f"unix:{node.home.supervisor_socket}", name="supervisor", does={"echo": self.answer}
         )
@@ -21,11 +22,14 @@ class Supervisor:
     async def answer(self, server, request, reader, writer):
         wanted = json.loads(request.body)
         self.asked.append(wanted)
+        if self.gate is not None:
+            await self.gate.wait()
         if self.refusal is not None:
             writer.write(self.small.plain(json.dumps(self.refusal).encode(), status="429 Too Many Requests"))
             return False
         path = self.node.home.run / "i" / f"{wanted['session']}-{len(self.asked)}.sock"
-        worker = self.small.SmallServer(address=f"unix:{path}", name=f"{wanted['session']}-{len(self.asked)}")
+        name = f"{wanted['session']}-{len(self.asked)}"
+        worker = self.small.SmallServer(address=f"unix:{path}", name=name, does={"events": self.small.events})
         await worker.start()
         self.node.workers.append(worker)
         told = {"instance": wanted["instances"][0], "address": worker.address, "phase": "live", "how": "fork"}
@@ -119,3 +123,56 @@ def test_a_door_forgets_a_sessions_token_in_time(isolated):
     node, _ = isolated
     token = session_tokens.mint(keys.hash_key(node.token), instance_id="ins_a", session_id="one", expires_at=time.time() - 1)
     assert node.door(0, "GET", "/v1/models", key=token).status == 401
+
+
+def stream_of(node, session, read):
+    """Send a streamed run, call `read` with each piece as it comes, give back all of it."""
+    body = b"{}"
+    head = (
+        f"POST /agents/hello/stream HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {node.key}\r\nx-do: events\r\n"
+        f"Nexus-Session-Id: {session}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with node.connect() as client:
+        client.sendall(head.encode() + body)
+        told = b""
+        while piece := client.recv(65536):
+            told += piece
+            read(told)
+        return told
+
+
+def test_a_stream_hears_that_its_session_is_waking(isolated):
+    node, supervisor = isolated
+    supervisor.gate = node.stage.run(_event())
+
+    def read(told):
+        if b"session.waking" in told and not supervisor.gate.is_set():
+            assert b"run.started" not in told
+            node.stage.call(supervisor.gate.set)
+        if b"run.started" in told:
+            node.stage.call(node.workers[-1].gate("gate").set)
+
+    told = stream_of(node, "one", read)
+    assert told.startswith(b"HTTP/1.1 200")
+    assert told.endswith(b"0\r\n\r\n")
+    assert [line for line in told.split(b"\n") if line.startswith(b"event:")] == [
+        b"event: session.waking", b"event: run.started", b"event: run.completed"
+    ]  # fmt: skip
+    record = node.control.next_record(kind="run")
+    assert (record["outcome"], record["session_id"]) == ("completed", "one")
+
+
+def test_a_stream_whose_session_does_not_wake_ends_with_the_reason(isolated):
+    node, supervisor = isolated
+    supervisor.gate = node.stage.run(_event())
+    supervisor.refusal = {"kind": "exhausted", "code": "session.too_many", "detail": "no more sessions"}
+    told = stream_of(node, "one", lambda told: node.stage.call(supervisor.gate.set) if b"session.waking" in told else None)
+    assert b"event: run.failed\ndata: " in told
+    assert b'"code": "session.too_many"' in told
+    assert told.endswith(b"0\r\n\r\n")
+    record = node.control.next_record(kind="run")
+    assert (record["outcome"], record["status"], record["code"]) == ("failed", 429, "session.too_many")
+
+
+async def _event():
+    return asyncio.Event()
