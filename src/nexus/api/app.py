@@ -15,6 +15,7 @@ _FURTHER = (
     "nexus.api.tasks",
     "nexus.api.schedules",
     "nexus.api.recordings",
+    "nexus.api.asks",
     "nexus.api.runs",
     "nexus.api.sessions",
     "nexus.api.audit",

@@ -14,18 +14,33 @@ Attempt = Annotated[int, Query(ge=1, le=1_000_000)]
 
 @router.post("/runs/{task_id}/steps")
 async def open_step(
-    task_id: str, owner: DoorCaller, rooms: Rooms, key: Key, attempt: Attempt, live: bool = False
+    task_id: str,
+    request: Request,
+    owner: DoorCaller,
+    rooms: Rooms,
+    key: Key,
+    attempt: Attempt,
+    live: bool = False,
+    repeat: bool = False,
 ) -> dict[str, Any]:
-    found: dict[str, Any] = await rooms.recordings.open(owner, task_id, key=key, attempt=attempt, live=live)
+    """The body is what the call asks, deflated, for a later replay; it may be left out."""
+    asked = await _read(request)
+    found: dict[str, Any] = await rooms.recordings.open(
+        owner, task_id, key=key, attempt=attempt, live=live, repeat=repeat, request=asked
+    )
     return found
 
 
 @router.put("/runs/{task_id}/steps")
 async def close_step(task_id: str, request: Request, owner: DoorCaller, rooms: Rooms, key: Key, attempt: Attempt) -> Response:
+    await rooms.recordings.close(owner, task_id, key=key, attempt=attempt, body=await _read(request))
+    return Response(status_code=204)
+
+
+async def _read(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > recordings.MAX_BODY_BYTES:
             raise recordings.too_large()
-    await rooms.recordings.close(owner, task_id, key=key, attempt=attempt, body=bytes(body))
-    return Response(status_code=204)
+    return bytes(body)

@@ -37,6 +37,7 @@ class Services:
     webhooks: Any = None
     schedules: Any = None
     recordings: Any = None
+    asks: Any = None
     telemetry: Any = None
     metrics: Any = None
     traces: Any = None

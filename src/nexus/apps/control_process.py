@@ -150,7 +150,7 @@ async def _run(
     work = await stack.enter_async_context(
         control_tasks.run_tasks(
             database,
-            environment=await _task_environment(environ, _database_url(host), parts),
+            environment=await _task_environment(environ, host, parts),
             door_sockets=lambda: [host.home.door_socket(number) for number in range(host.gateways)],
             resolve_target=control_tasks.hosting_targets(parts.hosting),
             policy_of=control_tasks.hosting_policies(parts.hosting),
@@ -193,6 +193,7 @@ async def _run(
         webhooks=work.webhooks,
         schedules=work.schedules,
         recordings=work.recordings,
+        asks=work.asks,
         telemetry=work.telemetry,
         metrics=work.metrics,
         traces=work.traces,
@@ -286,13 +287,17 @@ class _KeyChanges:
             await self.publish()
 
 
-async def _task_environment(environ: Mapping[str, str], url: str, parts: Parts) -> control_tasks.TaskEnvironment:
+async def _task_environment(
+    environ: Mapping[str, str], host: settings.HostSettings, parts: Parts
+) -> control_tasks.TaskEnvironment:
     """What the rooms for tasks and telemetry take from the environment; `Invalid` (`setting.invalid`) names what is wrong."""
     return control_tasks.read_environment(
         environ,
-        database_url=url,
+        database_url=_database_url(host),
         service_token=parts.identity.service_token,
         webhook_key=await parts.secrets.platform_key("webhooks"),
+        link_key=await parts.secrets.platform_key("answer links"),
+        origin=host.origin,
     )
 
 

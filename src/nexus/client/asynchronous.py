@@ -172,6 +172,8 @@ class AsyncAgents(_Room):
     pause = _verb(task_operations.pause)
     resume = _verb(task_operations.resume)
     set_priority = _verb(task_operations.set_priority)
+    asks = _verb(task_operations.asks)
+    answer = _verb(task_operations.answer)
     requeue = _verb(task_operations.requeue)
     purge = _verb(task_operations.purge)
     events = _stream(operations.events)

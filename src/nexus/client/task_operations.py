@@ -1,4 +1,4 @@
-"""Operations on many tasks, on tasks in the queue, on dead letters and on schedules; see `operations`."""
+"""Operations on many tasks, on tasks in the queue, on their questions, on dead letters and on schedules; see `operations`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,6 +40,22 @@ def set_priority(task_id: str, priority: int) -> Operation[answers.Answer]:
     """A higher priority starts earlier within its agent."""
     reply = yield from ask(Call(method="PATCH", path=paths.task(task_id), json={"priority": priority}))
     return answers.task_status(reply.object())
+
+
+def asks(agent: str | None = None, *, task_id: str | None = None) -> Operation[list[answers.Answer]]:
+    """Questions that wait for an answer, oldest first; with `task_id` all that this task asked. `url` is the link to answer."""
+    if task_id is not None:
+        reply = yield from ask(Call(method="GET", path=paths.task(task_id) + "/asks"))
+    else:
+        reply = yield from ask(Call(method="GET", path="/v1/asks", query={"agent": agent}))
+    return [answers.Answer(entry) for entry in reply.items()]
+
+
+def answer(task_id: str, value: Any, *, ask_id: str | None = None) -> Operation[answers.Answer]:
+    """Answer a task's question; it goes on. `ask_id` may be left out when the task asks one thing."""
+    body = {"answer": value, **paths.given(ask_id=ask_id)}
+    reply = yield from ask(Call(method="POST", path=paths.task(task_id) + "/answer", json=body))
+    return answers.Answer(reply.object())
 
 
 def requeue(

@@ -12,7 +12,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID = re.compile(r"[a-z]{2,6}_[0-9a-hjkmnp-tv-z]{26}")
 
 AGENT, VERSION, DEPLOYMENT, INSTANCE = "agt", "ver", "dep", "ins"
-SESSION, RUN, TASK, EVENT, KEY, TENANT, WEBHOOK, REVISION = (
+SESSION, RUN, TASK, EVENT, KEY, TENANT, WEBHOOK, REVISION, ASK, TRIGGER = (
     "ses",
     "run",
     "task",
@@ -21,6 +21,8 @@ SESSION, RUN, TASK, EVENT, KEY, TENANT, WEBHOOK, REVISION = (
     "ten",
     "whd",
     "rev",
+    "ask",
+    "trg",
 )
 
 

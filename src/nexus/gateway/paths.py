@@ -10,7 +10,7 @@ MODEL_CALLS = frozenset(
         b"/v1/messages", b"/v1/messages/count_tokens",
     }
 )  # fmt: skip
-_PUBLIC = (b"/docs", b"/openapi.json", b"/console")
+_PUBLIC = (b"/docs", b"/openapi.json", b"/console", b"/asks", b"/hooks")  # the last two carry a signature instead of a key
 _CONTROL = (b"/v1", b"/agents", b"/tasks", b"/metrics", b"/door")
 HEALTH = Match(door=Door.HEALTH, methods=GET, public=True)
 MODEL = Match(door=Door.MODEL, methods=POST)

@@ -63,11 +63,11 @@ class Opened:
 class AskStore(Protocol):
     """Raises `Unavailable` (`database.unavailable`) when the store cannot be asked."""
 
-    async def open(self, place: Place, question: Question, *, most: int) -> Opened:
+    async def open(self, place: Place, question: Question, *, most: int) -> Opened | None:
         """The question of this place, stored on first sight together with its webhook.
 
-        `Conflict` (`task.fenced`) once the attempt is not the current one, or (`replay.diverged`) in a replay whose original
-        did not ask this; `Exhausted` (`ask.too_many`)."""
+        None in a replay whose original did not ask this, or got no answer. `Conflict` (`task.fenced`) once the attempt is not
+        the current one; `Exhausted` (`ask.too_many`)."""
         ...
 
     async def settle(self, tenant: str, ask_id: str, *, answer: str | None, by: str, event: str) -> tuple[Ask, bool] | None:

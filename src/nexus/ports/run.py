@@ -4,17 +4,43 @@ The run in hand is found through a context variable, so one agent object serves 
 variable is empty: `self.state` is then a plain dict of the object and events go nowhere.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
+class Asked(BaseException):
+    """Ends a run that asked a person: not an error, and not to be caught. It is run again once there is an answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """`choices` are the answers allowed, `schema` a JSON Schema of them. `default` holds one value, or none: then a question
+    that nobody answered within `timeout_s` is an error. `name` tells it from others when its words change."""
+
+    text: str
+    choices: Sequence[Any] | None = None
+    schema: Mapping[str, Any] | None = None
+    timeout_s: float | None = None
+    default: tuple[Any, ...] = field(default=())
+    name: str | None = None
+
+
 class Recording(Protocol):
-    """What earlier attempts of a task have done already."""
+    """What earlier attempts of a task have done already. The blocking forms are for code in a thread without an event loop."""
 
     async def step(self, name: str, work: Callable[[], Awaitable[Any]]) -> Any:
         """The recorded result of the step of this name, or that of `work`, which is recorded."""
         ...
+
+    def step_blocking(self, name: str, work: Callable[[], Any]) -> Any: ...
+
+    async def ask(self, question: Question) -> Any:
+        """A person's answer as JSON. Raises `Asked` as long as there is none, `errors.Exhausted` (`ask.timeout`) too late."""
+        ...
+
+    def ask_blocking(self, question: Question) -> Any: ...
 
 
 class Run(Protocol):

@@ -23,7 +23,7 @@ from nexus.wire import problem as problems
 from nexus.wire import runs
 
 _LOG = logging.getLogger(__name__)
-RETRIED = "run.retried"
+RETRIED, RESUMED = "run.retried", "run.resumed"
 _LETTING_GO_S = 5.0
 
 
@@ -227,8 +227,9 @@ class Dispatcher:
             self._awake.set()
 
     async def _outcome(self, hand: _Hand) -> verdict.Verdict | Stop | None:
-        if hand.claim.attempt > self._settings.most_attempts:
-            return verdict.exhausted(hand.claim.attempt - 1, {"code": "task.interrupted", "detail": "its host died each time"})
+        tried = hand.claim.attempt - hand.claim.waits  # who asks people a hundred times was not lost a hundred times
+        if tried > self._settings.most_attempts:
+            return verdict.exhausted(tried - 1, {"code": "task.interrupted", "detail": "its host died each time"})
         limit = verdict.decide_limit(hand.claim, longest_s=self._settings.run_timeout_s)
         try:
             async with asyncio.timeout(limit.seconds):
@@ -260,7 +261,8 @@ class Dispatcher:
     async def _follow(self, hand: _Hand, stream: http1.AnswerStream) -> verdict.Verdict:
         if hand.claim.attempt > 1:
             text = verdict.text_of({"attempt": hand.claim.attempt})
-            await self._record(hand, [sse.Event(data=text, name=RETRIED)])
+            lost = hand.claim.attempt - 1 > hand.claim.waits
+            await self._record(hand, [sse.Event(data=text, name=RETRIED if lost else RESUMED)])
         decoder = sse.Decoder(limit=self._settings.max_event_bytes)
         async for chunk in stream.chunks():
             try:
@@ -268,6 +270,9 @@ class Dispatcher:
             except ValueError as error:
                 return _fault(errors.AgentFailed("the agent sent an endless event", code="agent.bad_response", cause=str(error)))
             for place, event in enumerate(events):
+                if event.name == runs.RUN_WAITING:
+                    await self._record(hand, events[: place + 1])
+                    return verdict.judge_waiting(event)
                 if event.name in runs.TERMINAL:
                     await self._record(hand, events[:place])
                     return verdict.judge_terminal(event)
@@ -320,6 +325,8 @@ class Dispatcher:
                 metadata=ending.metadata,
                 error=ending.error,
             )
+        if isinstance(ending, verdict.Waiting):
+            return task_store.Park(task_id=claim.id, fence=claim.fence, asks=ending.asks)
         if isinstance(ending, verdict.NotBegun):
             self._pacing.defer(claim.lane, now=self._clock.monotonic(), at_least_s=ending.retry_after_s)
             note = verdict.clean(f"waiting: {ending.problem.get('detail', '')}")

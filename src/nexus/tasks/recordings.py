@@ -21,11 +21,25 @@ class Recordings:
     def __init__(self, *, store: step_store.StepStore) -> None:
         self._store = store
 
-    async def open(self, owner: deployments.InstanceOwner, task_id: str, *, key: str, attempt: int, live: bool) -> dict[str, Any]:
-        """`{"status": "done", "head", "body"}` with the body in base64, or `{"status": "new"|"unknown"}`."""
-        opened = await self._store.open(_place(owner, task_id, key=key, attempt=attempt), live=live, most=MOST_STEPS)
+    async def open(
+        self,
+        owner: deployments.InstanceOwner,
+        task_id: str,
+        *,
+        key: str,
+        attempt: int,
+        live: bool,
+        repeat: bool = False,
+        request: bytes = b"",
+    ) -> dict[str, Any]:
+        """`{"status": "done", "head", "body"}` with the body in base64, `{"status": "new"|"unknown"}`, or
+        `{"status": "ask", "attempt"}` where a person has to decide. `Conflict` (`replay.diverged`) in a replay."""
+        place = _place(owner, task_id, key=key, attempt=attempt)
+        opened = await self._store.open(place, live=live, most=MOST_STEPS, repeat=repeat, request=request or None)
+        if opened.status == "absent":
+            raise diverged("step" if place.kind == "step" else "model call")
         if opened.answer is None:
-            return {"status": opened.status}
+            return {"status": opened.status} | ({"attempt": opened.attempt} if opened.status == "ask" else {})
         body = base64.b64encode(opened.answer.body).decode()
         return {"status": opened.status, "head": json.loads(opened.answer.head), "body": body}
 
@@ -41,7 +55,8 @@ def _place(owner: deployments.InstanceOwner, task_id: str, *, key: str, attempt:
         raise errors.Invalid("this is not the place of a recorded call", code="step.invalid_place")
     kind: Literal["model", "step"] = "model" if key.startswith("model/") else "step"
     lane = task_store.Lane(tenant=owner.tenant, agent=owner.agent, environment=owner.environment)
-    return step_store.Place(lane=lane, task_id=task_id, attempt=attempt, kind=kind, key=key)
+    session_id = owner.session_id
+    return step_store.Place(lane=lane, task_id=task_id, attempt=attempt, kind=kind, key=key, session_id=session_id)
 
 
 def _parse(body: bytes) -> step_store.Answer:
@@ -52,6 +67,15 @@ def _parse(body: bytes) -> step_store.Answer:
         )
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
         raise errors.Invalid("this is not a recorded answer", code="step.invalid_answer", cause=type(error).__name__) from None
+
+
+def diverged(what: str) -> errors.Conflict:
+    return errors.Conflict(
+        f"the recording holds no such {what}",
+        code="replay.diverged",
+        phase="run",
+        next_step="see what the replay reports: it shows what was recorded and what was asked now",
+    )
 
 
 def too_large() -> errors.NexusError:

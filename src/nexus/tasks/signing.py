@@ -5,7 +5,7 @@ import hashlib
 import hmac
 from datetime import UTC, datetime
 
-from nexus.ports import task_store, webhook_store
+from nexus.ports import ask_store, task_store, webhook_store
 from nexus.tasks import verdict, views
 
 OVERLAP_S = 86400.0
@@ -32,9 +32,22 @@ def sign(secret: str, *, message_id: str, timestamp: int, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
 
 
+def render_ask(ask: ask_store.Ask, *, url: str) -> bytes:
+    """What tells that a task asks people: the same bytes for every attempt, whatever came of the question since."""
+    changing = {"status", "answer", "answered_by", "answered_at"}
+    opened = datetime.fromtimestamp(ask.opened_at, UTC)
+    message = {
+        "type": "ask.opened",
+        "timestamp": opened.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "data": views.render_ask(ask, url=url).model_dump(exclude=changing),
+    }
+    return verdict.text_of(message).encode()
+
+
 def render_body(task: task_store.Task) -> bytes:
     """The same bytes for every attempt: a finished task no longer changes, and how delivery went is left out."""
-    data = views.render_task(task).model_dump(exclude={"webhook", "priority", "run_at", "end_by", "paused", "dead"})
+    left_out = {"webhook", "priority", "run_at", "end_by", "paused", "dead", "asking", "replay_of"}
+    data = views.render_task(task).model_dump(exclude=left_out)
     finished = datetime.fromtimestamp(task.finished_at or 0.0, UTC)
     message = {
         "type": f"task.{task.phase}",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nexus.core import errors
+from nexus.core import errors, ids
 from nexus.core.phases import RunPhase
 from nexus.kit import backoff, sse
 from nexus.ports import task_store
@@ -17,6 +17,7 @@ from nexus.wire import runs
 _NOT_BEGUN = frozenset({401, 403, 404, 408, 421, 429, 503})
 _LOST = frozenset({502})
 MAX_MESSAGE = 2000
+MOST_ASKS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,14 @@ class NotBegun:
     retry_after_s: float = 0.0
 
 
-Verdict = Finished | Lost | NotBegun
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """It asked people and ended without a result; `asks` are the ids of its questions."""
+
+    asks: tuple[str, ...]
+
+
+Verdict = Finished | Lost | NotBegun | Waiting
 
 
 def judge_terminal(event: sse.Event) -> Verdict:
@@ -76,6 +84,19 @@ def judge_terminal(event: sse.Event) -> Verdict:
     if problem.get("kind") == errors.Unavailable.kind or problem.get("code") == "run.cancelled":
         return Lost(problem=problem)
     return failed(problem)
+
+
+def judge_waiting(event: sse.Event) -> Verdict:
+    """The verdict of `run.waiting`."""
+    told = _object(event.data).get("asks")
+    asked = (
+        tuple(ask["ask_id"] for ask in told if isinstance(ask, dict) and ids.is_id(str(ask.get("ask_id")), ids.ASK))
+        if isinstance(told, list)
+        else ()
+    )
+    if not asked:
+        return failed(_problem(errors.AgentFailed("the run waits for nobody", code="agent.bad_response")))
+    return Waiting(asks=asked[:MOST_ASKS])
 
 
 def judge_answer(status: int, *, content_type: str, body: bytes, retry_after: str | None) -> Verdict:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from nexus.ports import task_store
+from nexus.ports import ask_store, task_store
 from nexus.wire import views
 
 
@@ -30,6 +30,28 @@ def render_task(task: task_store.Task) -> views.TaskView:
         paused=task.paused,
         dead=task.dead,
         origin=task.origin,
+        asking=task.asking,
+        replay_of=task.replay_of,
+    )
+
+
+def render_ask(ask: ask_store.Ask, *, url: str | None = None) -> views.AskView:
+    shape = _value(ask.shape)
+    return views.AskView(
+        ask_id=ask.id,
+        task_id=ask.task_id,
+        agent=ask.lane.agent,
+        environment=ask.lane.environment,
+        question=ask.text,
+        choices=shape.get("choices"),
+        answer_schema=shape.get("schema"),
+        status=ask.status,
+        answer=_value(ask.answer),
+        answered_by=ask.answered_by,
+        opened_at=ask.opened_at,
+        expires_at=ask.expires_at,
+        answered_at=ask.answered_at,
+        url=url,
     )
 
 

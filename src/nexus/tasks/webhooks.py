@@ -8,6 +8,7 @@ import asyncio
 import logging
 import ssl
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -15,7 +16,7 @@ from typing import Self
 from nexus.core import errors, principals
 from nexus.kit import clock as clocks
 from nexus.kit import egress, guard, http1
-from nexus.ports import webhook_store
+from nexus.ports import ask_store, webhook_store
 from nexus.tasks import schedule, signing, verdict
 from nexus.tasks.settings import WebhookSettings
 
@@ -35,6 +36,7 @@ class WebhookSender:
         clock: clocks.Clock,
         settings: WebhookSettings | None = None,
         tls: ssl.SSLContext | None = None,
+        ask_url: Callable[[ask_store.Ask], str] = lambda ask: "",
     ) -> None:
         self._store = store
         self._key = key
@@ -42,6 +44,7 @@ class WebhookSender:
         self._clock = clock
         self._settings = settings or WebhookSettings()
         self._tls = tls
+        self._ask_url = ask_url
         self._in_flight: Counter[str] = Counter()
         self._ailing: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -159,10 +162,13 @@ class WebhookSender:
             ),
         )
 
+    def _ask_body(self, ask: ask_store.Ask) -> bytes:
+        return signing.render_ask(ask, url=self._ask_url(ask))
+
     async def _call(self, delivery: webhook_store.Due) -> http1.Answer:
         target = egress.parse_url(delivery.url)
         addresses = await egress.resolve(target, self._allowance)
-        body = signing.render_body(delivery.task)
+        body = signing.render_body(delivery.task) if delivery.ask is None else self._ask_body(delivery.ask)
         now = int(self._clock.time())
         secrets = signing.secrets_in_use(self._key, delivery.task.lane.tenant, delivery.key)
         fields = {

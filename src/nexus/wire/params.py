@@ -114,6 +114,13 @@ class TaskChangeParams(Params):
     priority: int = Field(ge=-1000, le=1000)
 
 
+class AnswerParams(Params):
+    """Body of `POST /tasks/{id}/answer`. `ask_id` may be left out when the task asks one thing."""
+
+    answer: Any
+    ask_id: str | None = None
+
+
 class ScheduleParams(Params):
     """Body of `POST /v1/schedules`: either `cron` (five fields, read in `timezone`) or `at` (RFC 3339 with an offset).
 

@@ -247,6 +247,28 @@ class TaskView(View):
     paused: bool = False
     dead: bool = False
     origin: str | None = None
+    asking: bool = False
+    replay_of: str | None = None
+
+
+class AskView(View):
+    """A question of a task to people. `status` is open, answered or expired; `answer_schema` a JSON Schema of the answers
+    taken; `url` a link with which whoever has it can answer, without a key, once."""
+
+    ask_id: str
+    task_id: str
+    agent: str
+    environment: str
+    question: str
+    choices: list[Any] | None = None
+    answer_schema: dict[str, Any] | None = None
+    status: str
+    answer: Any = None
+    answered_by: str | None = None
+    opened_at: float
+    expires_at: float | None = None
+    answered_at: float | None = None
+    url: str | None = None
 
 
 class ScheduleView(View):

@@ -87,6 +87,8 @@ class Executor:
             attribution=self._attribution,
             recording=None if self._recorder is None else self._recorder.begin(run_id, attempt),
         )
+        if run.recording is not None:
+            run.recording.leave, run.recording.tell = run.leave, run.emit
         self.active[run_id] = run
         self.last_activity = time.time()
         run.task = guard.spawn(self._perform(run), name=run_id, owner=self._tasks)
@@ -118,9 +120,9 @@ class Executor:
             with self._tracer.span(run) if self._tracer is not None else contextlib.nullcontext():
                 outcome = await self._work(run, session)
         except asyncio.CancelledError as error:
-            outcome = run.stopped_outcome() if run.stop_reason else self._failed(run, error)
+            outcome = run.stopped_outcome() if run.stop_reason or run.waits else self._failed(run, error)
         except BaseException as error:  # noqa: BLE001 - SystemExit of an author must not end the worker
-            outcome = run.stopped_outcome() if run.stop_reason else self._failed(run, error)
+            outcome = run.stopped_outcome() if run.stop_reason or run.waits else self._failed(run, error)
         if session.users == 1 or (len(held) > 1 and self._config.on_message != "parallel"):
             session.forget()
         if self._capture is not None:
@@ -151,6 +153,8 @@ class Executor:
         if self.adapter.uses_state:
             await session.load()
         value = await self.adapter.run(run)
+        if run.waits:
+            return run.waiting_outcome()
         output = outputs.encode(value)
         await session.keep()
         input_tokens, output_tokens = await self._usage(run)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nexus.core import errors, names
 from nexus.kit import http_client
+from nexus.ports import run as ports
 from nexus.wire import headers as header_names
 from nexus.wire import problem
 from nexus.worker import steps
@@ -222,6 +223,10 @@ class Relay:
             call = await recording.open_call(head.line[1], body)
         except errors.NexusError as error:
             await _refuse(writer, error)
+            return False
+        except ports.Asked as asked:
+            waits = errors.Conflict("this call waits for a person's decision", code="ask.waiting", cause=str(asked)[:200])
+            await _refuse(writer, waits)
             return False
         if call.head is not None:
             answered = [(str(name), str(value)) for name, value in call.head["headers"]]

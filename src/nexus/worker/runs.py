@@ -15,7 +15,7 @@ from nexus.core import errors
 from nexus.wire import runs as wire
 from nexus.worker import bodies, outputs, sessions, steps
 
-Stop = Literal["client", "timeout", "shutdown", "interrupted"]
+Stop = Literal["client", "timeout", "shutdown", "interrupted", "asked"]
 _MOST_PENDING = 10_000
 _MOST_PENDING_BYTES = 64 * 1024 * 1024
 _EASY_PENDING = 128
@@ -25,19 +25,21 @@ _MERCY_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`output` is JSON text. With `error`, `cancelled` tells a run that was stopped from one that failed."""
+    """`output` is JSON text. With `error`, `cancelled` tells a run that was stopped from one that failed. With `asks` it has no
+    end yet: it waits for people."""
 
     output: str = "null"
     metadata: Mapping[str, Any] | None = None
     error: errors.NexusError | None = None
     cancelled: bool = False
+    asks: tuple[Mapping[str, Any], ...] = ()
 
 
 class Run:
     """Implements `nexus.ports.run.Run`. `deadline_s` is monotonic; `done` resolves exactly once."""
 
     __slots__ = (
-        "_attribution", "_bytes", "_loop", "_pending", "_room", "_thread", "_thread_room", "_usage", "call", "context",
+        "_asks", "_attribution", "_bytes", "_loop", "_pending", "_room", "_thread", "_thread_room", "_usage", "call", "context",
         "deadline_s", "done", "leftover", "recording", "run_id", "session", "session_id", "started_s", "stop_reason", "streaming",
         "task", "timeout_s", "trace_id", "traceparent", "wake",
     )  # fmt: skip
@@ -74,6 +76,7 @@ class Run:
         self._pending: deque[tuple[str, str]] = deque()
         self._bytes = 0
         self._usage = [0, 0]
+        self._asks: list[Mapping[str, Any]] = []
         self.recording = recording
         self._attribution = attribution
 
@@ -112,6 +115,19 @@ class Run:
     def stopping(self) -> bool:
         return self.stop_reason is not None or self.done.done()
 
+    @property
+    def waits(self) -> bool:
+        """Whether it asked a person and has to end here, whatever its code goes on to do."""
+        return bool(self._asks)
+
+    def waiting_outcome(self) -> Outcome:
+        return Outcome(asks=tuple(self._asks))
+
+    def leave(self, ask: Mapping[str, Any]) -> None:
+        """End for now: the question is stored. Code that catches what is raised for this is stopped after a moment."""
+        self._asks.append(ask)
+        self._loop.call_soon_threadsafe(self._loop.call_later, _MERCY_S, self.stop, "asked")
+
     def stop(self, reason: Stop) -> None:
         """Cancel the run; code that ignores it is left behind after a moment, and the caller answered all the same."""
         if self.stopping:
@@ -133,6 +149,8 @@ class Run:
                 event.set()
 
     def stopped_outcome(self) -> Outcome:
+        if self._asks:
+            return self.waiting_outcome()
         if self.stop_reason == "timeout":
             error: errors.NexusError = errors.Exhausted(
                 f"the run took longer than {self.timeout_s:g} s",

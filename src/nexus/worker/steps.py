@@ -2,7 +2,8 @@
 
 `Recorder` belongs to the worker and speaks with the door; a `Recording` belongs to one run. Only tasks are recorded. A model
 call is known by its path and body and by how often the run has made it before; the first one that is not found ends the
-recording of model calls, a named step is looked for in any case. Called from the run's loop and from the relay's thread.
+recording of model calls, a named step is looked for in any case. Called from the run's loop, from the threads of synchronous
+code and from the relay's thread.
 """
 
 import base64
@@ -10,65 +11,82 @@ import hashlib
 import json
 import logging
 import threading
+import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from nexus.core import errors, ids
+from nexus.kit import http_client
+from nexus.ports import run as ports
 from nexus.wire import problem
+from nexus.worker import asks
 from nexus.worker import door as doors
 
 _LOG = logging.getLogger("nexus.worker")
 MOST_RECORDED = 8 * 1024 * 1024
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
+T = TypeVar("T")
+# What is to be said to the door, one call at a time: (method, path, body) out, the answer in.
+Talk = Generator[tuple[str, str, bytes], http_client.Answer, T]
+
 
 class Recording:
-    """The recorded calls of one run. `attempt` is told to the host, which refuses those of an attempt that was replaced."""
+    """The recorded calls of one run. `attempt` is told to the host, which refuses those of an attempt that was replaced.
+
+    `leave` is called when the run asked a person and has to end until there is an answer.
+    """
 
     def __init__(self, door: doors.Door, task_id: str, attempt: int) -> None:
         self._door, self._task_id, self._attempt = door, task_id, attempt
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._live = attempt <= 1
+        self.leave: Callable[[Mapping[str, Any]], None] = lambda ask: None
+        self.tell: Callable[[str, Mapping[str, Any]], None] = lambda name, data: None
 
     async def step(self, name: str, work: Callable[[], Awaitable[Any]]) -> Any:
         """The recorded result of this step, or that of `work`, recorded. Results are JSON."""
-        key = self._key("step", "".join(letter if letter in _PLAIN else quote(letter) for letter in name)[:200])
-        found = await self._open(key, live=False)
+        key = self._key("step", _safe(name))
+        found = await self._say(self._open(key, live=False))
         if found["status"] == "done":
             return json.loads(base64.b64decode(found["body"]))
         try:
             value = await work()
         except Exception:
             self._take_back(key)
-            await self._close_quietly(key, b"")
+            await self._say(self._forget(key))
             raise
+        return await self._say(self._finish(name, key, value))
+
+    def step_blocking(self, name: str, work: Callable[[], Any]) -> Any:
+        """The same for code in a thread of its own."""
+        key = self._key("step", _safe(name))
+        found = self._say_blocking(self._open(key, live=False))
+        if found["status"] == "done":
+            return json.loads(base64.b64decode(found["body"]))
         try:
-            body = json.dumps(value, allow_nan=False).encode()
-        except (TypeError, ValueError, RecursionError) as error:
-            await self._close_quietly(key, b"")
-            raise errors.AgentFailed(
-                f"the result of step {name[:64]!r} is not JSON",
-                code="step.unserialisable",
-                cause=f"{type(error).__name__}: {error}",
-                next_step="return strings, numbers, lists and objects from a step",
-            ) from error
-        if len(body) > MOST_RECORDED:
-            raise errors.Exhausted(
-                f"the result of step {name[:64]!r} has more than {MOST_RECORDED} bytes",
-                code="step.too_large",
-                next_step="store it elsewhere and return where",
-            )
-        await self._close(key, {}, body)
-        return json.loads(body)
+            value = work()
+        except Exception:
+            self._take_back(key)
+            self._say_blocking(self._forget(key))
+            raise
+        return self._say_blocking(self._finish(name, key, value))
+
+    async def ask(self, question: ports.Question) -> Any:
+        """The answer of a person; `Asked` is raised as long as there is none. Raises `Exhausted` (`ask.timeout`)."""
+        return await self._say(self._ask(self._key("ask", asks.name_of(question)), question))
+
+    def ask_blocking(self, question: ports.Question) -> Any:
+        return self._say_blocking(self._ask(self._key("ask", asks.name_of(question)), question))
 
     async def open_call(self, path: str, body: bytes) -> "Call":
         """A model call that is about to be made: its recorded answer, or the place where to record it."""
         digest = hashlib.sha256(path.encode() + b"\0" + body).hexdigest()[:32]
         key = self._key("model", digest)
-        found = await self._open(key, live=self._live)
+        found = await self._say(self._open(key, live=self._live, request=path.encode() + b"\n" + body))
         if found["status"] != "done":
             if not self._live:
                 _LOG.info("the recording of task %s ends here; model calls are live again", self._task_id)
@@ -89,28 +107,107 @@ class Recording:
             if self._seen[name] == int(number) + 1:
                 self._seen[name] -= 1
 
-    async def _open(self, key: str, *, live: bool) -> dict[str, Any]:
-        answer = await self._door.call("POST", self._path(key) + ("&live=true" if live else ""))
-        _check(answer.status, answer.body)
-        value = json.loads(answer.body)
-        if not isinstance(value, dict) or value.get("status") not in ("done", "new", "unknown"):
-            raise errors.Unavailable("the platform's door gave an answer nobody understands", code="door.refused")
-        return value
+    def _open(self, key: str, *, live: bool, request: bytes = b"") -> Talk[dict[str, Any]]:
+        sent = zlib.compress(request, 1) if request else b""
+        path = self._path("steps", key)
+        answer = yield "POST", path + ("&live=true" if live else ""), sent
+        found = _value(answer, "done", "new", "unknown", "ask")
+        if found["status"] != "ask":
+            return found
+        question = asks.unknown_outcome(key, int(found.get("attempt", 0)))
+        decided = yield from self._ask(f"ask/{asks.name_of(question)}/0", question)
+        if decided == "fail":
+            raise asks.given_up(key)
+        answer = yield "POST", path + "&repeat=true", sent
+        found = _value(answer, "done", "new", "unknown")
+        if isinstance(decided, dict) and found["status"] != "done":
+            body = json.dumps(decided["result"]).encode()
+            yield from self._close(key, {}, body)
+            return {"status": "done", "head": {}, "body": base64.b64encode(body)}
+        return found
 
-    async def _close(self, key: str, head: dict[str, Any], body: bytes) -> None:
-        sent = json.dumps({"head": head, "body": base64.b64encode(body).decode()}).encode()
-        answer = await self._door.call("PUT", self._path(key), sent)
-        _check(answer.status, answer.body)
+    def _ask(self, key: str, question: ports.Question) -> Talk[Any]:
+        answer = yield "POST", self._path("asks", key), asks.render(question)
+        found = _value(answer, "open", "answered", "expired")
+        told = {"ask_id": found["ask_id"], "question": question.text}
+        if found["status"] == "open":
+            if found.get("unused"):
+                _LOG.warning(
+                    "task %s asks %r, and an answer it was given before is not used: it asked in other words then; give the "
+                    "question a name that stays the same",
+                    self._task_id,
+                    question.text[:80],
+                )
+            self.tell("ask.opened", {**told, **{name: found[name] for name in ("choices", "expires_at") if found.get(name)}})
+            self.leave(told)
+            raise ports.Asked(question.text)
+        if found.get("fresh"):
+            self.tell(f"ask.{found['status']}", {"ask_id": found["ask_id"], "answer": found.get("answer")})
+        return asks.read(question, found)
 
-    async def _close_quietly(self, key: str, body: bytes) -> None:
+    def _finish(self, name: str, key: str, value: Any) -> Talk[Any]:
         try:
-            answer = await self._door.call("PUT", self._path(key), body)
-            _check(answer.status, answer.body)
+            body = json.dumps(value, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            yield from self._forget(key)
+            raise errors.AgentFailed(
+                f"the result of step {name[:64]!r} is not JSON",
+                code="step.unserialisable",
+                cause=f"{type(error).__name__}: {error}",
+                next_step="return strings, numbers, lists and objects from a step",
+            ) from error
+        if len(body) > MOST_RECORDED:
+            raise errors.Exhausted(
+                f"the result of step {name[:64]!r} has more than {MOST_RECORDED} bytes",
+                code="step.too_large",
+                next_step="store it elsewhere and return where",
+            )
+        yield from self._close(key, {}, body)
+        return json.loads(body)
+
+    def _close(self, key: str, head: dict[str, Any], body: bytes) -> Talk[None]:
+        sent = json.dumps({"head": head, "body": base64.b64encode(body).decode()}).encode()
+        answer = yield "PUT", self._path("steps", key), sent
+        _check(answer)
+
+    def _forget(self, key: str) -> Talk[None]:
+        """Take a failed call from the recording; if that fails too, the next attempt finds it with an unknown outcome."""
+        try:
+            answer = yield "PUT", self._path("steps", key), b""
+            _check(answer)
         except errors.NexusError as error:
             _LOG.warning("a failed call could not be taken from the recording: %s", error.cause or error.message)
 
-    def _path(self, key: str) -> str:
-        return f"/door/runs/{self._task_id}/steps?key={quote(key, safe='')}&attempt={self._attempt}"
+    async def _say(self, talk: Talk[T]) -> T:
+        try:
+            wanted = next(talk)
+            while True:
+                try:
+                    answer = await self._door.call(*wanted)
+                except errors.NexusError as error:
+                    wanted = talk.throw(error)
+                else:
+                    wanted = talk.send(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    def _say_blocking(self, talk: Talk[T]) -> T:
+        try:
+            wanted = next(talk)
+            while True:
+                try:
+                    answer = self._door.call_blocking(*wanted)
+                except errors.NexusError as error:
+                    wanted = talk.throw(error)
+                else:
+                    wanted = talk.send(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    def _path(self, what: str, key: str) -> str:
+        return f"/door/runs/{self._task_id}/{what}?key={quote(key, safe='')}&attempt={self._attempt}"
 
 
 class Call:
@@ -122,11 +219,12 @@ class Call:
 
     async def keep(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         """The whole answer has come. Only good ones are kept: a failure is tried again by the next attempt."""
+        recording = self._recording
         if 200 <= status < 300 and len(body) <= MOST_RECORDED:
-            await self._recording._close(self._key, {"status": status, "headers": headers}, body)
+            await recording._say(recording._close(self._key, {"status": status, "headers": headers}, body))
         else:
-            self._recording._take_back(self._key)
-            await self._recording._close_quietly(self._key, b"")
+            recording._take_back(self._key)
+            await recording._say(recording._forget(self._key))
 
 
 class Recorder:
@@ -150,10 +248,22 @@ class Recorder:
         return self._open.get(run_id)
 
 
-def _check(status: int, body: bytes) -> None:
-    if status < 300:
+def _safe(name: str) -> str:
+    return "".join(letter if letter in _PLAIN else quote(letter) for letter in name)[:200]
+
+
+def _value(answer: http_client.Answer, *known: str) -> dict[str, Any]:
+    _check(answer)
+    value = json.loads(answer.body)
+    if not isinstance(value, dict) or value.get("status") not in known:
+        raise errors.Unavailable("the platform's door gave an answer nobody understands", code="door.refused")
+    return value
+
+
+def _check(answer: http_client.Answer) -> None:
+    if answer.status < 300:
         return
     try:
-        raise problem.parse(json.loads(body))
+        raise problem.parse(json.loads(answer.body))
     except (ValueError, AttributeError):
-        raise errors.Unavailable(f"the platform's door answered {status}", code="door.refused") from None
+        raise errors.Unavailable(f"the platform's door answered {answer.status}", code="door.refused") from None

@@ -18,11 +18,11 @@ from fastapi.responses import StreamingResponse
 from nexus.api import app as api_app
 from nexus.api import services as api_services
 from nexus.core import deployments, errors, ids
-from nexus.kit import home
+from nexus.kit import clock, home
 from nexus.ports import task_store as port
 from nexus.stores.postgres import engine as engines
-from nexus.stores.postgres import task_step_store
-from nexus.tasks import recordings
+from nexus.stores.postgres import task_ask_store, task_step_store
+from nexus.tasks import asks, recordings
 from nexus.worker import door, relay, steps
 
 LANE = port.Lane(tenant="default", agent="echo", environment="production")
@@ -45,8 +45,8 @@ class Bench:
         )
 
     @contextlib.asynccontextmanager
-    async def attempt(self) -> AsyncIterator["Attempt"]:
-        """A new worker life. At its end the attempt is lost, as after a kill."""
+    async def attempt(self, *, lost: bool = True) -> AsyncIterator["Attempt"]:
+        """A new worker life. At its end the attempt is lost, as after a kill, unless the test ends it itself."""
         (claim,) = await self.rig.store.claim("o", limit=1, per_lane=9, paused=())
         recorder = steps.Recorder(door.Door(str(self.socket), "instance"))
         recording = recorder.begin(self.task_id, claim.attempt)
@@ -58,7 +58,9 @@ class Bench:
                 yield Attempt(client, recording, claim)
         finally:
             await asyncio.to_thread(one.stop)
-            await self.rig.store.write([port.Release(task_id=claim.id, fence=claim.fence, pause_s=0, began=True, strike=True)])
+            if lost:
+                release = port.Release(task_id=claim.id, fence=claim.fence, pause_s=0, began=True, strike=True)
+                await self.rig.store.write([release])
 
     async def model(self, request: Request) -> Response:
         prompt = (await request.json())["prompt"]
@@ -86,8 +88,8 @@ class Attempt:
         return await self.client.post("/chat/completions", json={"prompt": prompt}, headers=headers)
 
 
-@pytest.fixture
-async def bench(rig: rigs.Rig, sockets: Path) -> AsyncIterator[Bench]:
+@contextlib.asynccontextmanager
+async def opened(rig: rigs.Rig, sockets: Path) -> AsyncIterator[Bench]:
     made = Bench(rig, sockets / "control.sock")
     async with engines.open_engine(rig.url, pool_size=4) as engine:
         services = api_services.Services(
@@ -96,6 +98,9 @@ async def bench(rig: rigs.Rig, sockets: Path) -> AsyncIterator[Bench]:
             secrets=None,
             home=home.Home(sockets),
             recordings=recordings.Recordings(store=task_step_store.PostgresStepStore(engine)),
+            asks=asks.Asks(
+                store=task_ask_store.PostgresAskStore(engine), key=b"l" * 32, origin="http://host", clock=clock.SystemClock()
+            ),
         )
         app = api_app.create_app(services)
         app.post("/v1/chat/completions")(made.model)
@@ -109,6 +114,12 @@ async def bench(rig: rigs.Rig, sockets: Path) -> AsyncIterator[Bench]:
         finally:
             server.should_exit = True
             await serving
+
+
+@pytest.fixture
+async def bench(rig: rigs.Rig, sockets: Path) -> AsyncIterator[Bench]:
+    async with opened(rig, sockets) as made:
+        yield made
 
 
 async def test_a_new_attempt_goes_on_where_the_last_one_died(bench: Bench) -> None:

@@ -64,14 +64,16 @@ class Api:
 
 @asynccontextmanager
 async def opened(url: str, folder: Path, environ: dict[str, str]) -> AsyncIterator[Api]:
-    environment = control_tasks.read_environment(environ, database_url=url, service_token="nxs_test", webhook_key=b"k" * 32)
+    environment = control_tasks.read_environment(
+        environ, database_url=url, service_token="nxs_test", webhook_key=b"k" * 32, link_key=b"l" * 32, origin="http://host"
+    )
     async with (
         engines.open_engine(url, pool_size=8) as engine,
         control_tasks.run_tasks(
             engine, environment=environment, door_sockets=lambda: [folder / "door-0.sock"], resolve_target=resolve
         ) as parts,
     ):
-        names = ("tasks", "webhooks", "schedules", "recordings", "telemetry", "metrics", "traces", "runs", "sessions")
+        names = ("tasks", "webhooks", "schedules", "recordings", "asks", "telemetry", "metrics", "traces", "runs", "sessions")
         services = api_services.Services(
             identity=Identity(),
             hosting=None,
@@ -198,5 +200,7 @@ async def test_traces_are_taken_politely_without_a_collector(api: Api) -> None:
 @pytest.mark.parametrize("environ", [{"NEXUS_EGRESS_ALLOW": "localhost"}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}])
 def test_a_setting_that_cannot_be_used_is_named(environ: dict[str, str]) -> None:
     with pytest.raises(errors.Invalid) as caught:
-        control_tasks.read_environment(environ, database_url="postgresql://", service_token="x", webhook_key=b"k")
+        control_tasks.read_environment(
+            environ, database_url="postgresql://", service_token="x", webhook_key=b"k", link_key=b"l", origin="http://host"
+        )
     assert caught.value.code == "setting.invalid"

@@ -2,5 +2,6 @@
 
 from nexus.ai.agents.agent import Agent
 from nexus.ai.agents.llm import Llm, Reply
+from nexus.ai.agents.work import ask, step
 
-__all__ = ["Agent", "Llm", "Reply"]
+__all__ = ["Agent", "Llm", "Reply", "ask", "step"]

@@ -1,12 +1,12 @@
 """`Agent`: the class authors subclass. Nothing is kept per run on the object, so one object serves many runs at once."""
 
-import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from nexus.ai.agents import llm
+from nexus.ai.agents import work as work_of_tasks
 from nexus.ports import run as runs
 
 _LOG = logging.getLogger("agent")
@@ -103,21 +103,22 @@ class Agent:
         run = runs.CURRENT.get()
         return "" if run is None else run.run_id
 
-    async def step(self, name: str, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
-        """`await self.step("charge", charge, order)`: in a task, done once over all its attempts, its JSON result recorded.
+    def step(self, name: str, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
+        """`await self.step("charge", charge, order)`: in a task, done once over all its attempts; see `work.step`."""
+        return work_of_tasks.step(name, work, *arguments, **named)
 
-        Steps of the same name are told apart by their order. `work` may be plain or async. Where an attempt was lost inside
-        a step nobody knows how it ended, and `hosting.tasks.unknown` decides: `repeat` it, or `fail`.
-        """
-
-        async def done() -> Any:
-            value = work(*arguments, **named)
-            return await value if inspect.isawaitable(value) else value
-
-        run = runs.CURRENT.get()
-        if run is None or run.recording is None:
-            return await done()
-        return await run.recording.step(name, done)
+    def ask(
+        self,
+        question: str,
+        *,
+        choices: Sequence[Any] | None = None,
+        schema: Any = None,
+        timeout: float | str | None = None,
+        default: Any = work_of_tasks.NO_DEFAULT,
+        name: str | None = None,
+    ) -> Any:
+        """`await self.ask("Refund?", choices=["yes", "no"])`: in a task, a person's answer, days later; see `work.ask`."""
+        return work_of_tasks.ask(question, choices=choices, schema=schema, timeout=timeout, default=default, name=name)
 
     def progress(self, percent: float, message: str | None = None) -> None:
         """How far this run is, 0 to 100; a task's status shows it."""

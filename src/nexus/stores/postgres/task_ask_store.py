@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from nexus.core import errors, ids
 from nexus.core.phases import RunPhase, is_terminal
-from nexus.ports import ask_store, task_store
-from nexus.stores.postgres import task_listener, task_queue, task_session
+from nexus.ports import ask_store, step_store, task_store
+from nexus.stores.postgres import task_listener, task_queue, task_session, task_step_store
 
 _SELECT = """
     SELECT a.id, a.task_id, a.tenant, t.agent, t.environment, a.key, a.question, a.shape, a.status, a.answer, a.answered_by,
@@ -56,6 +56,7 @@ _OUTBOX = sa.text(
     FROM tasks t WHERE t.id = :id AND t.webhook_url IS NOT NULL RETURNING id
     """
 )
+_COUNT = sa.text("SELECT count(*) FROM run_steps WHERE task_id = :id")
 _UNUSED = sa.text("SELECT count(*) FROM task_asks WHERE task_id = :id AND status = 'answered' AND NOT used")
 _USE = sa.text("UPDATE task_asks SET used = true, told = true WHERE id = :ask")
 _HOLD = sa.text(
@@ -81,17 +82,19 @@ class PostgresAskStore:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def open(self, place: ask_store.Place, question: ask_store.Question, *, most: int) -> ask_store.Opened:
+    async def open(self, place: ask_store.Place, question: ask_store.Question, *, most: int) -> ask_store.Opened | None:
         async with task_session.begin(self._engine, "asking a person") as connection:
             task = (await connection.execute(_TASK, _values(place))).first()
             if task is None:
                 raise _fenced(place)
-            source = task.replay_of or place.task_id
-            row = (await connection.execute(_BY_KEY, {"id": source, "key": place.key})).mappings().first()
-            if row is not None:
-                return await self._known(connection, row, replay=task.replay_of is not None)
             if task.replay_of is not None:
-                raise _diverged()
+                return await self._replayed(connection, place, question, task.replay_of)
+            row = (await connection.execute(_BY_KEY, {"id": place.task_id, "key": place.key})).mappings().first()
+            if row is not None:
+                if row["status"] == "open":
+                    return ask_store.Opened(ask=_read(row))
+                await connection.execute(_USE, {"ask": row["id"]})
+                return ask_store.Opened(ask=_read(row), fresh=not row["told"])
             if task.asked >= most:
                 raise errors.Exhausted(f"a task may ask {most} questions", code="ask.too_many")
             await _insert(connection, place, question)
@@ -99,13 +102,16 @@ class PostgresAskStore:
             row = (await connection.execute(_BY_KEY, {"id": place.task_id, "key": place.key})).mappings().one()
             return ask_store.Opened(ask=_read(row), unused=int(unused))
 
-    async def _known(self, connection: AsyncConnection, row: Mapping[Any, Any], *, replay: bool) -> ask_store.Opened:
-        if replay and row["status"] == "open":
-            raise _diverged()
-        if row["status"] == "open" or replay:
-            return ask_store.Opened(ask=_read(row))
-        await connection.execute(_USE, {"ask": row["id"]})
-        return ask_store.Opened(ask=_read(row), fresh=not row["told"])
+    async def _replayed(
+        self, connection: AsyncConnection, place: ask_store.Place, question: ask_store.Question, original: str
+    ) -> ask_store.Opened | None:
+        row = (await connection.execute(_BY_KEY, {"id": original, "key": place.key})).mappings().first()
+        known = row is not None and row["status"] != "open"
+        noted = step_store.Place(lane=place.lane, task_id=place.task_id, attempt=place.attempt, kind="ask", key=place.key)
+        count = (await connection.execute(_COUNT, {"id": place.task_id})).scalar_one()
+        status, request = ("done" if known else "absent"), question.text.encode()
+        await task_step_store.note_replayed(connection, noted, status=status, request=request, position=count)
+        return ask_store.Opened(ask=_read(row)) if row is not None and known else None
 
     async def settle(
         self, tenant: str, ask_id: str, *, answer: str | None, by: str, event: str
@@ -211,7 +217,3 @@ def _fenced(place: ask_store.Place) -> errors.Conflict:
         code="task.fenced",
         next_step="stop: another attempt has taken over",
     )
-
-
-def _diverged() -> errors.Conflict:
-    return errors.Conflict("the original run asked nobody this", code="replay.diverged", next_step="see what the replay reports")
