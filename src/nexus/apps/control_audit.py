@@ -1,7 +1,7 @@
 """Composes the audit trail for the control process: its settings, its store, and its place on the way of the records."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -14,7 +14,7 @@ from nexus.secrets.service import SecretService
 from nexus.stores.postgres import audit_store
 
 Sink = Callable[[Sequence[Any]], Awaitable[None]]
-CONTENT_MODES = ("never", "off", "on")
+CONTENT_MODES: tuple[Literal["never", "off", "on"], ...] = ("never", "off", "on")
 _MOST_DAYS = 36_500
 
 
@@ -56,12 +56,13 @@ def read_settings(environ: Mapping[str, str], home: Home) -> AuditSettings:
     )
 
 
-def read_content_mode(environ: Mapping[str, str]) -> str:
+def read_content_mode(environ: Mapping[str, str]) -> Literal["never", "off", "on"]:
     """`never`, `off` (only agents that ask for it), or `on` (every call)."""
     mode = environ.get("NEXUS_AUDIT_CONTENT", "").strip().lower() or "off"
-    if mode not in CONTENT_MODES:
-        raise errors.Invalid(f"NEXUS_AUDIT_CONTENT cannot be {mode[:20]!r}", code="setting.invalid", next_step="never, off or on")
-    return mode
+    for known in CONTENT_MODES:
+        if mode == known:
+            return known
+    raise errors.Invalid(f"NEXUS_AUDIT_CONTENT cannot be {mode[:20]!r}", code="setting.invalid", next_step="never, off or on")
 
 
 def _days(environ: Mapping[str, str], name: str, default: float) -> float:

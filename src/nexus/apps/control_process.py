@@ -358,6 +358,7 @@ def _settings_entry(environ: Mapping[str, str], default_model: str | None) -> fe
         "origins": _words(environ.get("NEXUS_ALLOWED_ORIGINS", "")),
         "default_model": default_model,
         "max_body_bytes": MAX_BODY_BYTES,
+        "audit_content": control_audit.read_content_mode(environ),
     }
 
 

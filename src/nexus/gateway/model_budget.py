@@ -117,7 +117,11 @@ def refusal(lack: Shortage, now: float) -> errors.Exhausted:
     held = f", {amount(lack.reserved, budget.unit)} reserved by calls under way" if lack.reserved else ""
     return errors.Exhausted(
         f"the budget {budget.id!r} of {whose} is used up: {amount(budget.limit, budget.unit)} {_per(budget.period)}",
-        code="budget.pending" if pending else "budget.rate" if budget.period == "minute" and not lack.begun else "budget.exhausted",
+        code="budget.pending"
+        if pending
+        else "budget.rate"
+        if budget.period == "minute" and not lack.begun
+        else "budget.exhausted",
         cause=f"{amount(lack.spent, budget.unit)} spent{held}; this call needs {amount(lack.wanted, budget.unit)}{until}",
         retry_after_s=retry,
         next_step=f"raise it with `nexus models budget set {budget.id} …`, or see what used it: nexus models usage",

@@ -60,7 +60,8 @@ class ModelCall:
     its prompt. `chain` holds where the call may go, best first; `target` is where it is (or was last), `attempts` how many were
     tried, `attempted` whether it was sent at all, `on` what lets it go to the next. `ready` ends the way early.
     `output_reserved` is what it may give before more is reserved (`holds`: in which budgets); `capped` the limit put on its
-    output, `trimmed` how many messages were left out. `provider_status` is of the provider's answer (0: none came); `copy` that
+    output, `trimmed` how many messages were left out; `copies`: a stream is copied too,
+    `audits`: for the audit trail. `provider_status` is of the provider's answer (0: none came); `copy` that
     answer when it is not streamed, up to a bound (empty when it was longer: `copied` tells how long).
     `tokens` is the provider's word, or an estimate when `estimated`; `cost_nano` counts 10⁻⁹ US dollars (None: no price known).
     `outcome`, `status` and `code` are those of the exchange.
@@ -105,6 +106,8 @@ class ModelCall:
     policy: model_policy.Policy = model_policy.NO_POLICY
     cache_place: tuple[tuple[str, str, str], bytes, Target] | None = None
     merge: "Merge | None" = field(default=None, repr=False)
+    copies: bool = False
+    audits: bool = False
 
     started_at: float = 0.0
     began: float = 0.0

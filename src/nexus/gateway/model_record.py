@@ -2,7 +2,7 @@
 
 import json
 
-from nexus.gateway import usage
+from nexus.gateway import model_audit, usage
 from nexus.gateway.model_call import ModelCall
 from nexus.gateway.world import World
 from nexus.wire import runs as wire_runs
@@ -15,7 +15,8 @@ def tell_run(call: ModelCall, world: World) -> None:
 
 
 def report(call: ModelCall, world: World) -> None:
-    world.outbox.add(json.dumps(render(call), separators=(",", ":")).encode())
+    record = {**render(call), **model_audit.render_content(call, world)}
+    world.outbox.add(json.dumps(record, separators=(",", ":")).encode())
 
 
 def render(call: ModelCall) -> wire_runs.ModelRecord:

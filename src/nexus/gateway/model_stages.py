@@ -8,7 +8,18 @@ No stage waits; none does I/O. How to add one: docs/explain/models.md.
 
 from collections.abc import Callable
 
-from nexus.gateway import model_record, model_request, model_reserve, model_routing, model_stop, model_trim
+from nexus.gateway import (
+    model_audit,
+    model_cache,
+    model_embeddings,
+    model_policy,
+    model_record,
+    model_request,
+    model_reserve,
+    model_routing,
+    model_stop,
+    model_trim,
+)
 from nexus.gateway.model_call import ModelCall
 from nexus.gateway.world import World
 
@@ -16,16 +27,22 @@ Stage = Callable[[ModelCall, World], None]
 
 BEFORE: tuple[Stage, ...] = (
     model_stop.check,
+    model_policy.find,
     model_trim.trim,
     model_routing.resolve,
     model_routing.choose,
+    model_cache.look,
+    model_embeddings.look,
     model_reserve.reserve,
     model_request.ask_for_usage,
+    model_audit.decide,
 )
 AFTER: tuple[Stage, ...] = (
     model_reserve.price,
     model_reserve.settle,
     model_record.tell_run,
+    model_cache.keep,
+    model_embeddings.keep,
     model_record.report,
 )
 

@@ -12,7 +12,9 @@ from nexus.gateway import (
     breaker,
     http1,
     mint,
+    model_cache,
     model_counting,
+    model_embeddings,
     model_errors,
     model_request,
     model_reserve,
@@ -112,6 +114,7 @@ class ModelHandler(Handler):
         self._circuit.note_start(model_routing.THRESHOLD)
         self.exchange.deadline = self.world.loop.time() + min(target.first_byte_s, target.timeout_s)
         self.world.counts.model_calls += 1
+        model_embeddings.prepare(self.model_call)
         return model_request.render(self.model_call, self._raw)
 
     def _note(self, *, failed: bool | None) -> None:
@@ -193,9 +196,12 @@ class ModelHandler(Handler):
             if named.get(b"content-type", b"").startswith(b"text/event-stream"):
                 self._counter.begin_stream()
                 self.rewrites = True
+            elif model_embeddings.joins(call):
+                self.rewrites = True
             else:
                 self.watches = True
         kept.extend(model_sending.told(call))
+        kept.extend(model_cache.told(call))
         if self.call.origin is not None:
             kept.extend(answers.cors(self.call))
         return kept
@@ -208,7 +214,8 @@ class ModelHandler(Handler):
         """A stream shows life with every part, so its deadline moves on; what it used is known before its end is passed on."""
         stream, call = self._counter.stream, self.model_call
         if stream is None:
-            return part
+            self.watch(part)
+            return b""
         self._note_first_byte()
         self.exchange.deadline = self.world.loop.time() + self._target.timeout_s
         passed = stream.feed(part)
@@ -220,6 +227,8 @@ class ModelHandler(Handler):
             except errors.NexusError as error:
                 self._over = True
                 self.world.loop.call_soon(self._cut, error)
+        if call.copies:
+            self._counter.keep(passed)
         return passed
 
     def _note_first_byte(self) -> None:
@@ -227,7 +236,10 @@ class ModelHandler(Handler):
             self.model_call.first_byte = self.world.loop.time()
 
     def last(self) -> bytes:
-        return self._counter.stream.flush() if self._counter.stream is not None else b""
+        if self._counter.stream is not None:
+            return self._counter.stream.flush()
+        merge = self.model_call.merge
+        return merge.join(bytes(self.model_call.copy)) if merge is not None else b""
 
     def _tell(self, tokens: usage.Tokens, *, estimated: bool) -> None:
         call = self.model_call

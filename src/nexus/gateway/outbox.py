@@ -9,10 +9,14 @@ import collections
 BATCH = 500
 _MOST_PENDING = 50_000
 _MOST_UNACKNOWLEDGED = 8
+_MOST_BATCH_BYTES = 4 * 1024 * 1024
 
 
 class Outbox:
-    """When control is away for long, the oldest records are dropped and counted; a run is never held up for its record."""
+    """When control is away for long, the oldest records are dropped and counted; a run is never held up for its record.
+
+    `weight`: bytes of all that is not acknowledged.
+    """
 
     def __init__(self, *, most: int = _MOST_PENDING) -> None:
         self._waiting: collections.deque[bytes] = collections.deque()
@@ -21,6 +25,7 @@ class Outbox:
         self._next = 1
         self._empty = True
         self.dropped = 0
+        self.weight = 0
         self.full_batch = asyncio.Event()
         self.all_stored = asyncio.Event()
         self.all_stored.set()
@@ -32,10 +37,11 @@ class Outbox:
     def add(self, record: bytes) -> None:
         waiting = self._waiting
         waiting.append(record)
+        self.weight += len(record)
         if len(waiting) >= BATCH:
             self.full_batch.set()
             if len(waiting) > self._most:
-                waiting.popleft()
+                self.weight -= len(waiting.popleft())
                 self.dropped += 1
         if self._empty:
             self._empty = False
@@ -46,7 +52,11 @@ class Outbox:
         self.full_batch.clear()
         if not self._waiting or len(self._sent) >= _MOST_UNACKNOWLEDGED:
             return None
-        batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        batch: list[bytes] = []
+        size = 0
+        while self._waiting and len(batch) < BATCH and size < _MOST_BATCH_BYTES:
+            batch.append(self._waiting.popleft())
+            size += len(batch[-1])
         number, self._next = self._next, self._next + 1
         self._sent[number] = batch
         return number, batch
@@ -56,7 +66,7 @@ class Outbox:
         return list(self._sent.items())
 
     def acknowledge(self, number: int) -> None:
-        self._sent.pop(number, None)
+        self.weight -= sum(map(len, self._sent.pop(number, ())))
         if self._waiting:
             if len(self._waiting) >= BATCH:
                 self.full_batch.set()

@@ -154,6 +154,7 @@ class RouteTable:
     stops: Mapping[str, wire_feed.StopEntry] = field(default_factory=dict)
     default_model: str | None = None
     refuse_unknown: bool = False
+    audit_content: str = "off"
     max_body_bytes: int = DEFAULT_MAX_BODY
 
     @property
@@ -229,6 +230,7 @@ def _compile(
         origins=frozenset(str(name).lower() for name in settings.get("origins", ())),
         default_model=settings.get("default_model"),
         refuse_unknown=settings.get("unknown_model") == "refuse",
+        audit_content=str(settings.get("audit_content", "off")),
         max_body_bytes=int(settings.get("max_body_bytes") or DEFAULT_MAX_BODY),
     )
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from nexus.gateway import model_policy
+
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _SIZE = re.compile(r"(\d{1,15})\s*([kmg]?)i?b?", re.IGNORECASE)
@@ -48,6 +50,7 @@ class Options:
     split: Split | None = None
     compression: str = "auto"
     isolated: bool = False
+    models: model_policy.Policy = model_policy.NO_POLICY
 
 
 def parse_options(value: Mapping[str, Any], *, where: str) -> Options:
@@ -76,6 +79,7 @@ def parse_options(value: Mapping[str, Any], *, where: str) -> Options:
         split=_read_split(value, read),
         compression=read("compression", _compression, "auto"),
         isolated=value.get("isolation") == "session",
+        models=model_policy.parse_policy(value.get("models"), where=where),
     )
 
 

@@ -12,6 +12,7 @@ from nexus.gateway import (
     kept,
     limits,
     mint,
+    model_cache,
     model_spend,
     outbox,
     routes,
@@ -59,6 +60,7 @@ class World:
     draw: Callable[[], float] = random.random
     minter: mint.Minter = field(default_factory=mint.Minter)
     table: routes.RouteTable = field(default_factory=routes.RouteTable)
+    shelves: model_cache.Shelves = field(default_factory=model_cache.Shelves, repr=False)
     counts: Counts = field(default_factory=Counts)
     connections: "set[server.ClientConnection]" = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)

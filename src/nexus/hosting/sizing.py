@@ -117,6 +117,8 @@ def plan_edge(hosting: project.Hosting, options: dict[str, Any]) -> dict[str, An
         edge |= {"circuit_breaker": True, "failure_threshold": hosting.circuit_breaker.failure_threshold}
     if hosting.requests_per_minute is not None:
         edge["requests_per_minute"] = hosting.requests_per_minute
+    if hosting.models is not None and (models := hosting.models.plan()):
+        edge["models"] = models
     edge |= {name: options.pop(name) for name in _EDGE_OPTIONS if name in options}
     for name, parse in (("cache_ttl", quantity.parse_duration), ("cache_size", quantity.parse_bytes)):
         if isinstance(edge.get(name), str):

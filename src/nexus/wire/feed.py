@@ -43,7 +43,8 @@ class DeploymentEntry(TypedDict):
     `options` the gateway knows (others are ignored): `requests_per_minute`; `circuit_breaker` (bool), `failure_threshold`;
     `cache_responses` (bool), `cache_ttl` (seconds or `300s`), `cache_size` (bytes or `100MB`), `cache_headers` (names that
     are part of the key); `compression` (`auto`, `gzip` or `none`); `split` (`[{"version", "weight"}]`), `split_by` (`session` or
-    `user`), `split_name`; `isolation` (`session`: the supervisor is asked for each session's own address).
+    `user`), `split_name`; `models` (for `gateway.model_policy`);
+    `isolation` (`session`: the supervisor is asked for each session's own address).
     """
 
     id: str
@@ -156,13 +157,15 @@ class StopEntry(TypedDict):
 
 class SettingsEntry(TypedDict):
     """`hosts`: names that `Host` may hold besides loopback; `origins`: CORS origins allowed; `default_model`: what the name
-    `default` and an unknown name lead to (None: unknown names are refused, as with `unknown_model` `refuse`)."""
+    `default` and an unknown name lead to (None: unknown names are refused, as with `unknown_model` `refuse`);
+    `audit_content`: whose calls are reported with their text: nobody's, those of agents that ask for it, everybody's."""
 
     hosts: list[str]
     origins: list[str]
     default_model: str | None
     max_body_bytes: int
     unknown_model: NotRequired[Literal["default", "refuse"]]
+    audit_content: NotRequired[Literal["never", "off", "on"]]
 
 
 class Snapshot(TypedDict):
