@@ -133,6 +133,7 @@ async def run_tasks(
         allowance=environment.egress_allow,
         submitted=runner.wake,
         settings=environment.tasks,
+        runner=runner,
     )
     ears = task_listener.Listener(
         url=environment.database_url, channels=_CHANNELS, receive=_hear(runner, sender, wakeups), owner=owner

@@ -209,10 +209,12 @@ class Depth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tended:
-    """What looking after the queue did. `due`: tasks whose time had come; `expired`: ended because theirs was over."""
+    """What looking after the queue did. `due`: tasks whose time had come; `expired`: ended because theirs was over; `next_s`:
+    seconds until the next one starts, None when none waits for its time."""
 
     due: int
     expired: int
+    next_s: float | None = None
 
 
 class TaskStore(Protocol):
@@ -317,6 +319,14 @@ class TaskStore(Protocol):
     ) -> Sequence[Claim]:
         """Up to `limit` tasks, spread over tenants and their lanes; a lane never has more than `per_lane` running, nor more
         than its own limit. No task is claimed twice."""
+        ...
+
+    async def has_backlog(self) -> bool:
+        """Whether a task stands in the queue, be it that its lane may not run."""
+        ...
+
+    async def held(self, owner: str) -> Sequence[tuple[str, int]]:
+        """Id and fence of every task the owner has in hand."""
         ...
 
     async def write(self, writes: Sequence[Write]) -> Sequence[bool]:

@@ -1,6 +1,6 @@
-"""The dispatcher's way into a gateway: `POST /agents/{name}/run` over its door socket, one connection for one run.
+"""The dispatcher's way into a gateway: `POST /agents/{name}/run` over its door socket.
 
-Closing the connection is how a run is cancelled, so connections are not shared. The caller reads the answer inside the context.
+Connections are kept from one run to the next; leaving before the run's end closes its connection, which cancels the run.
 """
 
 import asyncio
@@ -9,9 +9,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from nexus.core import errors
-from nexus.kit import http1
+from nexus.kit import http1, http1_kept
 from nexus.ports import task_store
 from nexus.wire import headers
+
+_KEPT_S = 20.0  # far below the time after which a gateway closes an idle connection
+_MOST_KEPT = 256
+_END_S = 1.0  # for the end of an answer whose terminal event was read
 
 
 class GatewayDoor:
@@ -22,31 +26,63 @@ class GatewayDoor:
         self._token = token
         self._timeout_s = connect_timeout_s
         self._turn = 0
+        self._idle: dict[Path, list[http1_kept.Connection]] = {}
 
     @asynccontextmanager
-    async def run(self, claim: task_store.Claim) -> AsyncIterator[http1.AnswerStream]:
+    async def run(self, claim: task_store.Claim) -> AsyncIterator[http1_kept.Connection]:
         """The answer, its head read. Raises `Unavailable`: `gateway.unreachable` if nothing was sent, else `upstream.failed`."""
-        reader, writer = await self._connect()
+        path, connection = await self._connect()
+        over = False
         try:
-            writer.write(render_request(claim, token=self._token))
-            await writer.drain()
-            stream = http1.AnswerStream(reader)
-            await stream.head()
-            yield stream
+            connection.send(render_request(claim, token=self._token))
+            await connection.head()
+            yield connection
+            over = True
         except (http1.Broken, OSError) as error:
             raise errors.Unavailable("the run was lost on its way", code="upstream.failed", cause=str(error)) from error
         finally:
-            writer.transport.abort()
+            if over:
+                connection.when_done(_END_S, lambda: self._put_back(path, connection))
+            else:
+                connection.abort()
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    def close(self) -> None:
+        """Close what is idle."""
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.abort()
+        self._idle.clear()
+
+    def _put_back(self, path: Path, connection: http1_kept.Connection) -> None:
+        idle = self._idle.setdefault(path, [])
+        if connection.reusable and len(idle) < _MOST_KEPT:
+            connection.used = asyncio.get_running_loop().time()
+            idle.append(connection)
+        else:
+            connection.abort()
+
+    def _kept(self, path: Path) -> http1_kept.Connection | None:
+        idle, now = self._idle.get(path, []), asyncio.get_running_loop().time()
+        while idle:
+            connection = idle.pop()
+            if not connection.closed and now - connection.used < _KEPT_S:
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self) -> tuple[Path, http1_kept.Connection]:
         sockets = list(self._sockets())
         self._turn += 1
         causes = []
         for step in range(len(sockets)):
             path = sockets[(self._turn + step) % len(sockets)]
+            if (kept := self._kept(path)) is not None:
+                return path, kept
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    return await asyncio.open_unix_connection(path, limit=256 * 1024)
+                    loop = asyncio.get_running_loop()
+                    _, made = await loop.create_unix_connection(http1_kept.Connection, str(path))
+                    return path, made
             except (OSError, TimeoutError) as error:
                 causes.append(f"{path.name}: {type(error).__name__}")
         raise errors.Unavailable("no gateway takes runs at the moment", code="gateway.unreachable", cause=", ".join(causes))
@@ -60,7 +96,6 @@ def render_request(claim: task_store.Claim, *, token: str) -> bytes:
         "Content-Type": "application/json",
         "Content-Length": str(len(claim.body)),
         "Accept": "text/event-stream",
-        "Connection": "close",
         headers.TENANT: claim.lane.tenant,
         headers.ENVIRONMENT: claim.lane.environment,
         headers.RUN_ID: claim.id,

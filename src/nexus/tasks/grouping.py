@@ -39,6 +39,12 @@ class Grouped(Generic[T, R]):
         await self._queue.put((item, future))
         return future
 
+    def enqueue_now(self, item: T) -> "asyncio.Future[R]":
+        """The same at once; `asyncio.QueueFull` where `enqueue` would wait."""
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait((item, future))
+        return future
+
     async def run(self) -> None:
         group: list[tuple[T, asyncio.Future[R]]] = []
         try:

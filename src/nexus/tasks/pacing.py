@@ -27,6 +27,9 @@ class Pacing:
     def paused(self, *, now: float) -> list[Lane]:
         return [lane for lane, (until, _) in self._resting.items() if until > now]
 
+    def is_resting(self, lane: Lane, *, now: float) -> bool:
+        return lane in self._resting and self._resting[lane][0] > now
+
     def next_wake_s(self, *, now: float) -> float | None:
         """Seconds until the next lane may be tried again; None when none rests."""
         waits = [until - now for until, _ in self._resting.values() if until > now]

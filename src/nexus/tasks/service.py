@@ -10,7 +10,7 @@ from nexus.core import errors, ids, principals
 from nexus.core.phases import RunPhase, is_terminal
 from nexus.kit import egress, guard
 from nexus.ports import task_store
-from nexus.tasks import grouping, submission, tail, verdict, views
+from nexus.tasks import grouping, intake, submission, tail, verdict, views
 from nexus.tasks.settings import TaskPolicy, TaskSettings
 from nexus.wire import params
 from nexus.wire import views as wire_views
@@ -30,7 +30,8 @@ _MOST_LIMITS = 10_000
 
 
 class TaskService:
-    """An async context manager: inside it submissions are committed in groups. `submitted` is called after each commit."""
+    """An async context manager: inside it submissions are committed in groups. Tasks begin at once where
+    `runner` has room; `submitted` is called when others were committed."""
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class TaskService:
         submitted: Callable[[], None] = lambda: None,
         settings: TaskSettings | None = None,
         policy_of: PolicyOf = no_policy,
+        runner: intake.Runner | None = None,
     ) -> None:
         self._store = store
         self._resolve_target = resolve_target
@@ -52,9 +54,8 @@ class TaskService:
         self._policy_of = policy_of
         self._limits: dict[task_store.Lane, int | None] = {}
         self._depths = submission.Depths(store)
-        self._inbox: grouping.Grouped[task_store.Submission, tuple[task_store.Task, bool]] = grouping.Grouped(
-            store.submit, patient=False
-        )
+        self._intake = intake.Intake(store=store, submitted=submitted, runner=runner)
+        self._inbox: grouping.Grouped[task_store.Submission, intake.Made] = grouping.Grouped(self._intake.store, patient=False)
         self._life = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -108,7 +109,7 @@ class TaskService:
         await submission.settle_depth(
             self._depths, lane, most=self._settings.max_pending, most_of_lane=policy.max_pending, count=len(wanted)
         )
-        made = await self._store.submit(wanted)
+        made = await self._intake.store(wanted)
         return [views.render_task(self._taken(entry, *found)) for entry, found in zip(wanted, made, strict=True)]
 
     async def _target(
@@ -148,7 +149,6 @@ class TaskService:
     def _taken(self, wanted: task_store.Submission, task: task_store.Task, created: bool) -> task_store.Task:
         if created:
             self._depths.add(wanted.lane, due=task.run_at is None)
-            self._submitted()
         elif task.digest != wanted.digest:
             raise errors.Conflict(
                 "this Idempotency-Key was used for another request",
@@ -229,7 +229,7 @@ class TaskService:
 
     def _render(self, task_id: str, task: task_store.Task | None) -> wire_views.TaskView:
         if task is None:
-            raise _missing(task_id)
+            raise missing(task_id)
         return views.render_task(task)
 
     async def show(self, caller: principals.Principal, task_id: str) -> wire_views.TaskView:
@@ -271,7 +271,7 @@ class TaskService:
         caller.require(principals.Action.RUN, agent=found.lane.agent)
         task = await self._store.request_cancel(caller.tenant, task_id, event_data=verdict.cancelled().data)
         if task is None:
-            raise _missing(task_id)
+            raise missing(task_id)
         if is_terminal(task.phase) and task.phase is not RunPhase.CANCELLED:
             raise _finished(task)
         return views.render_task(task)
@@ -304,16 +304,16 @@ class TaskService:
     async def _find(self, caller: principals.Principal, task_id: str) -> task_store.Task:
         caller.require(principals.Action.READ)
         task = await self._store.fetch(caller.tenant, task_id) if ids.is_id(task_id, ids.TASK) else None
-        if task is None or not _visible(caller, task):
-            raise _missing(task_id)
+        if task is None or not visible(caller, task):
+            raise missing(task_id)
         return task
 
 
-def _visible(caller: principals.Principal, task: task_store.Task) -> bool:
+def visible(caller: principals.Principal, task: task_store.Task) -> bool:
     return (caller.agents is None or task.lane.agent in caller.agents) and caller.environment in (None, task.lane.environment)
 
 
-def _missing(task_id: str) -> errors.NotFound:
+def missing(task_id: str) -> errors.NotFound:
     return errors.NotFound(
         f"there is no task {task_id[:64]!r}", code="task.not_found", next_step="list what there is: nexus ai agent task list"
     )

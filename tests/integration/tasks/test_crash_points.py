@@ -17,12 +17,12 @@ POINTS = [
 
 
 async def chatty(call: rigs.Call) -> None:
-    """Several durable writes for each run, and one attempt that fails on the way."""
+    """Several durable writes for each run, as it takes its time between events, and one attempt that fails on the way."""
     call.begin()
     call.send("run.started", {})
-    await call.writer.drain()
+    await asyncio.sleep(0.05)
     call.send("progress", {"percent": 50}, 2)
-    await call.writer.drain()
+    await asyncio.sleep(0.05)
     if call.attempt == 1 and call.body["input"] == 0:
         return  # lost: it is released and tried again
     call.send("run.completed", {"output": call.body["input"], "metadata": {}}, 3)

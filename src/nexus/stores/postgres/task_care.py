@@ -56,6 +56,7 @@ _DUE = sa.text(
       ORDER BY available_at LIMIT 1000 FOR UPDATE SKIP LOCKED)
     """
 )
+_NEXT = sa.text("SELECT min(available_at) - nexus_now() FROM tasks WHERE phase = 'pending' AND parked")
 _EXPIRE = sa.text(
     """
     UPDATE tasks SET phase = 'failed', dead = true, fence = fence + 1, last_seq = last_seq + 1, owner = NULL,
@@ -147,7 +148,8 @@ class TaskCare:
             late = (await connection.execute(_EXPIRE, {"total": _problem(total=True), "queue": _problem(total=False)})).all()
             ended = [(row.id, task_store.TaskEvent(seq=row.last_seq, name="run.failed", data=row.error)) for row in late]
             await task_queue.add_endings(connection, ended)
-            return task_store.Tended(due=due, expired=len(late))
+            next_s = (await connection.execute(_NEXT)).scalar_one_or_none()
+            return task_store.Tended(due=due, expired=len(late), next_s=next_s)
 
     async def sweep(self, *, keep_completed_s: float, keep_failed_s: float, limit: int) -> int:
         async with task_session.begin(self._engine, "deleting old tasks") as connection:

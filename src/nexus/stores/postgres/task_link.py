@@ -17,6 +17,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from nexus.core import errors
 from nexus.stores.postgres import task_session
 
 Row = Mapping[str, Any]
@@ -40,6 +41,13 @@ class Link:
         """Execute and commit. Errors as from `task_session.begin`; `doing` stands in their text."""
         async with self._lent(doing) as connection:
             return await rows(connection, statement, values)
+
+    async def look(self, doing: str, statement: str, values: Values) -> list[Row]:
+        """The same for what only reads, so that a connection that was cut costs a second look and not an error."""
+        try:
+            return await self.rows(doing, statement, values)
+        except errors.Unavailable:
+            return await self.rows(doing, statement, values)
 
     @asynccontextmanager
     async def begin(self, doing: str) -> AsyncIterator[Connection]:

@@ -32,6 +32,8 @@ _PAGE = sa.text(
 )
 _FETCH = f"{task_rows.SELECT} WHERE t.tenant = %(tenant)s AND t.id = %(id)s"
 _EVENTS = "SELECT seq, name, data FROM task_events WHERE task_id = %(id)s AND seq > %(seq)s ORDER BY seq LIMIT %(limit)s"
+_BACKLOG = "SELECT EXISTS (SELECT 1 FROM tasks WHERE phase = 'pending' AND NOT parked) AS any"
+_HELD = "SELECT id, fence FROM tasks WHERE phase = 'running' AND owner = %(owner)s"
 _UNLIMITED = 1_000_000_000
 
 
@@ -49,7 +51,7 @@ class PostgresTaskStore(task_care.TaskCare):
         return await task_submit.store(self._link, submissions, owner=owner, start=start)
 
     async def fetch(self, tenant: str, task_id: str) -> task_store.Task | None:
-        found = await self._link.rows("reading a task", _FETCH, {"tenant": tenant, "id": task_id})
+        found = await self._link.look("reading a task", _FETCH, {"tenant": tenant, "id": task_id})
         return task_rows.read(found[0]) if found else None
 
     async def page(
@@ -108,7 +110,7 @@ class PostgresTaskStore(task_care.TaskCare):
             }
 
     async def events_after(self, task_id: str, seq: int, *, limit: int) -> Sequence[task_store.TaskEvent]:
-        rows = await self._link.rows("reading events", _EVENTS, {"id": task_id, "seq": seq, "limit": limit})
+        rows = await self._link.look("reading events", _EVENTS, {"id": task_id, "seq": seq, "limit": limit})
         return [task_store.TaskEvent(seq=row["seq"], name=row["name"], data=row["data"]) for row in rows]
 
     async def enlist(self, owner: str) -> None:
@@ -160,6 +162,13 @@ class PostgresTaskStore(task_care.TaskCare):
     ) -> Sequence[task_store.Claim]:
         most = _UNLIMITED if per_tenant is None else per_tenant
         return await self._claims.take(owner, limit=limit, per_lane=per_lane, per_tenant=most, paused=paused)
+
+    async def has_backlog(self) -> bool:
+        return bool((await self._link.look("looking at the queue", _BACKLOG, {}))[0]["any"])
+
+    async def held(self, owner: str) -> Sequence[tuple[str, int]]:
+        rows = await self._link.look("looking for a dispatcher's tasks", _HELD, {"owner": owner})
+        return [(row["id"], row["fence"]) for row in rows]
 
     async def write(self, writes: Sequence[task_store.Write]) -> Sequence[bool]:
         return await task_queue.write(self._link, self._engine, writes)
