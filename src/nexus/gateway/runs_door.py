@@ -5,7 +5,7 @@ import json
 import re
 
 from nexus.core import errors
-from nexus.gateway import answers, balance, coding, ends, http1, kept, lines, routes, sessions, stages, waiting, waking
+from nexus.gateway import answers, balance, coding, endings, ends, http1, kept, lines, routes, sessions, stages, waiting, waking
 from nexus.gateway.call import Call
 from nexus.gateway.exchange import Exchange
 from nexus.gateway.handler import Handler, Phase
@@ -22,9 +22,6 @@ _UNTRUSTED_ANSWER = http1.HOP | {
     b"report-to", b"reporting-endpoints", b"service-worker-allowed", b"public-key-pins", b"www-authenticate", b"refresh",
     b"content-security-policy", b"x-content-type-options", b"x-powered-by", b"location",
 }  # fmt: skip
-_TERMINAL_EVENT = re.compile(rb"^event: run\.(failed|cancelled)\r?$", re.MULTILINE)
-_EVENT_CODE = re.compile(rb'"code": ?"([a-z0-9_.]{1,80})"')
-_CODE = re.compile(rb"[a-z0-9_.]{1,80}")
 _IDEMPOTENCY_KEY = re.compile(rb"[!-~]{1,255}")
 _NOT_TO_KEEP = re.compile(rb"no-store|no-cache|private")
 _MOST_ATTEMPTS = 2
@@ -77,8 +74,7 @@ class RunHandler(Handler):
         self._began = self.world.loop.time()
         self._sent_at = self._began
         self._holding = False
-        self._outcome = ""
-        self._code = ""
+        self._ending = endings.Ending()
         self._latency_s = 0.0
         self._scans = False
         self._place: sessions.Place | None = None
@@ -350,8 +346,7 @@ class RunHandler(Handler):
             if name in _UNTRUSTED_ANSWER or name in hop or name[:14] == b"access-control":
                 continue
             if name[:5] == b"nexus":
-                if name == b"nexus-error-code" and _CODE.fullmatch(value):
-                    self._code = value.decode("ascii")
+                self._ending.read_header(name, value)
                 continue
             if name == b"content-type" and value.startswith((b"text/event-stream", b"application/problem+json")):
                 self._scans = self.watches = True
@@ -370,20 +365,14 @@ class RunHandler(Handler):
         return out
 
     def watch(self, part: bytes) -> None:
-        """A stream ends in one terminal event; one that is not `run.completed` is how this run ended. A problem says its code."""
         if self._copy is not None:
             self._copy = self._copy + part if len(self._copy) + len(part) <= kept.LONGEST_KEPT else None
         if not self._scans:
             return
         if self.exchange.status >= 400:
-            code = None if self._code else _EVENT_CODE.search(part)
-            self._code = code[1].decode("ascii") if code is not None else self._code
-            return
-        found = _TERMINAL_EVENT.search(part) if b"event: run." in part else None
-        if found is not None:
-            self._outcome = found[1].decode("ascii")
-            code = _EVENT_CODE.search(part, found.end())
-            self._code = code[1].decode("ascii") if code is not None else f"run.{self._outcome}"
+            self._ending.read_problem(part)
+        else:
+            self._ending.read_events(part)
 
     def expired(self) -> None:
         deployment = self.call.deployment
@@ -441,18 +430,18 @@ class RunHandler(Handler):
         call, instance, deployment = self.call, self.call.instance, self.call.deployment
         if self.exchange.phase is Phase.DONE:
             self.world.waiting.leave(self, self._deployment_id)
-        failed = status >= 500 or self._outcome == "failed"
+        failed = status >= 500 or self._ending.outcome == "failed"
         if self._holding and instance is not None and outcome != "cancelled":
             balance.note_answer(instance, latency_s=self._latency_s, failed=status >= 500)
-        self._give_back(failed=None if outcome == "cancelled" or self._outcome == "cancelled" else failed)
+        self._give_back(failed=None if outcome == "cancelled" or self._ending.outcome == "cancelled" else failed)
         self._keep(whole=not code, status=status)
         if self._replayed:
             return
         self.world.counts.runs += 1
-        code = code or self._code
+        code = code or self._ending.code
         final: wire_runs.Outcome = outcome  # type: ignore[assignment]
-        if outcome == "completed" and self._outcome:
-            final = "cancelled" if self._outcome == "cancelled" else "failed"
+        if outcome == "completed" and self._ending.outcome:
+            final = "cancelled" if self._ending.outcome == "cancelled" else "failed"
         record = wire_runs.RunRecord(
             kind="run",
             id=call.run_id,
@@ -475,6 +464,8 @@ class RunHandler(Handler):
         )
         if code:
             record["code"] = code
+        if self._ending.cpu_s is not None:
+            record["cpu_s"] = self._ending.cpu_s
         self.world.outbox.add(json.dumps(record, separators=(",", ":")).encode())
 
     def _keep(self, *, whole: bool, status: int) -> None:

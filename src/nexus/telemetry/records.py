@@ -113,6 +113,9 @@ def parse_record(value: Any) -> Any:
     parsed = {"kind": kind, **cleaned, **{name: value[name] for name in (*_WHOLE[kind], *_TIME)}}
     if kind == "run" and isinstance(code := value.get("code"), str) and code:
         parsed["code"] = _clean(code)
+    cpu_s: Any = value.get("cpu_s")
+    if kind == "run" and _is_finite(cpu_s) and 0 <= cpu_s < _BIGGEST:
+        parsed["cpu_s"] = cpu_s
     return parsed
 
 
@@ -144,6 +147,9 @@ def render_run(run: run_store.FinishedRun) -> views.RunView:
         input_tokens=run.input_tokens,
         output_tokens=run.output_tokens,
         trace_id=record["trace_id"],
+        bytes_in=record["bytes_in"],
+        bytes_out=record["bytes_out"],
+        cpu_s=record.get("cpu_s"),
     )
 
 

@@ -36,7 +36,8 @@ Mode = Literal["sync", "stream", "task"]
 
 
 class RunRecord(TypedDict):
-    """One finished run, as the gateway saw it. Times are seconds since the epoch, durations seconds, sizes bytes."""
+    """One finished run, as the gateway saw it. Times are seconds since the epoch, durations seconds, sizes bytes. `cpu_s` is
+    told by workers that serve one session."""
 
     kind: Literal["run"]
     id: str
@@ -57,6 +58,7 @@ class RunRecord(TypedDict):
     bytes_in: int
     bytes_out: int
     trace_id: str
+    cpu_s: NotRequired[float]
 
 
 class ModelRecord(TypedDict):

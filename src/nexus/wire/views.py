@@ -344,6 +344,9 @@ class RunView(View):
     input_tokens: int = 0
     output_tokens: int = 0
     trace_id: str = ""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    cpu_s: float | None = None
 
 
 class Page(View):

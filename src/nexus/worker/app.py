@@ -8,7 +8,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from nexus.core import errors, ids, names
@@ -153,9 +153,9 @@ class App:
         if outcome.asks:
             raise errors.Conflict("the run waits for a person", code="ask.waiting", next_step="follow the task's events")
         if outcome.error is not None:
-            await _send_problem(send, outcome.error, run_id=run.run_id)
+            await _send_problem(send, outcome.error, run_id=run.run_id, more=_used(run))
             return
-        await _send(send, 200, _JSON, _result(outcome).encode())
+        await _send(send, 200, [*_JSON, *_used(run)], _result(outcome, run).encode())
 
     async def _stream(self, run: one_run.Run, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _STREAM})
@@ -215,11 +215,16 @@ def _last(run: one_run.Run, outcome: one_run.Outcome) -> list[tuple[str, str]]:
     if metadata.get("tokens_used"):
         usage = {name: metadata[name] for name in ("input_tokens", "output_tokens")}
         events.append((wire.USAGE, json.dumps(usage)))
-    return [*events, (wire.RUN_COMPLETED, _result(outcome))]
+    return [*events, (wire.RUN_COMPLETED, _result(outcome, run))]
 
 
-def _result(outcome: one_run.Outcome) -> str:
-    return f'{{"output":{outcome.output},"metadata":{json.dumps(outcome.metadata)}}}'
+def _result(outcome: one_run.Outcome, run: one_run.Run) -> str:
+    metadata = outcome.metadata if run.cpu_s is None else {**(outcome.metadata or {}), "cpu_s": round(run.cpu_s, 6)}
+    return f'{{"output":{outcome.output},"metadata":{json.dumps(metadata)}}}'
+
+
+def _used(run: one_run.Run) -> list[tuple[bytes, bytes]]:
+    return [] if run.cpu_s is None else [(b"nexus-usage", f"cpu_s={run.cpu_s:.6f}".encode())]
 
 
 def _attempt(headers: dict[bytes, bytes]) -> int:
@@ -257,8 +262,11 @@ def _too_large(limit: int) -> errors.Invalid:
     )
 
 
-async def _send_problem(send: Send, error: errors.NexusError, *, run_id: str | None = None) -> None:
+async def _send_problem(
+    send: Send, error: errors.NexusError, *, run_id: str | None = None, more: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
     headers = [
+        *more,
         (b"content-type", problem.CONTENT_TYPE.encode()),
         (b"nexus-error-code", error.code.encode("ascii", "replace")),
     ]

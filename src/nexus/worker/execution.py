@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from nexus.core import errors
 from nexus.kit import guard
 from nexus.ports import run as ports
-from nexus.worker import adapters, bodies, faults, logs, outputs, sessions, settings, steps, turns
+from nexus.worker import adapters, bodies, cpu, faults, logs, outputs, sessions, settings, steps, turns
 from nexus.worker import door as doors
 from nexus.worker import runs as one_run
 
@@ -55,6 +55,7 @@ class Executor:
         self._sessions = sessions.Sessions(door)
         self._slots = asyncio.Semaphore(config.concurrency) if config.concurrency else None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._cpu = cpu.Meter() if config.session_id is not None else None
 
     def begin(
         self,
@@ -150,6 +151,16 @@ class Executor:
             release()
 
     async def _work(self, run: one_run.Run, session: sessions.Session) -> one_run.Outcome:
+        if self._cpu is None:
+            return await self._do(run, session)
+        self._cpu.begin()
+        try:
+            outcome = await self._do(run, session)
+        finally:
+            run.cpu_s = self._cpu.end()
+        return outcome
+
+    async def _do(self, run: one_run.Run, session: sessions.Session) -> one_run.Outcome:
         if self.adapter.uses_state:
             await session.load()
         value = await self.adapter.run(run)

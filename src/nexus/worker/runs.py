@@ -40,8 +40,8 @@ class Run:
 
     __slots__ = (
         "_asks", "_attribution", "_bytes", "_loop", "_pending", "_room", "_thread", "_thread_room", "_usage", "call", "context",
-        "deadline_s", "done", "leftover", "recording", "run_id", "session", "session_id", "started_s", "stop_reason", "streaming",
-        "task", "timeout_s", "trace_id", "traceparent", "wake",
+        "cpu_s", "deadline_s", "done", "leftover", "recording", "run_id", "session", "session_id", "started_s", "stop_reason",
+        "streaming", "task", "timeout_s", "trace_id", "traceparent", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +76,7 @@ class Run:
         self._pending: deque[tuple[str, str]] = deque()
         self._bytes = 0
         self._usage = [0, 0]
+        self.cpu_s: float | None = None
         self._asks: list[Mapping[str, Any]] = []
         self.recording = recording
         self._attribution = attribution

@@ -176,3 +176,21 @@ def test_a_stream_whose_session_does_not_wake_ends_with_the_reason(isolated):
 
 async def _event():
     return asyncio.Event()
+
+
+async def _used(server, request, reader, writer):
+    from tests.integration.gateway import conftest
+
+    writer.write(conftest.plain(b"{}", "Nexus-Usage: cpu_s=0.125"))
+    await writer.drain()
+    return True
+
+
+def test_what_a_session_says_a_run_used_stands_in_its_record(isolated):
+    node, _ = isolated
+    run(node, "one")
+    node.workers[-1].does["echo"] = _used
+    answer = run(node, "one")
+    assert answer.header("Nexus-Usage") is None
+    node.control.next_record(kind="run")
+    assert node.control.next_record(kind="run")["cpu_s"] == 0.125
