@@ -28,6 +28,7 @@ OPTIONAL = (
     "importlib_metadata",
     "zipp",
 )
+BOX = ("__init__", "box_calls", "box_filter", "box_landlock", "box_relay", "box_root", "box_session")  # of drivers.process
 _SKIPPED_SUFFIXES = (".pyc", ".pyi", ".pyx", ".pxd", ".c", ".h")
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "tests", "test"})
 
@@ -64,6 +65,11 @@ def _collect() -> Iterator[tuple[str, Path]]:
     """Every file of the copy: its name inside, and where it comes from."""
     package = Path(nexus.__file__).resolve().parent
     yield "boot.py", package / "worker" / "boot.py"
+    driver = package / "drivers" / "process"
+    yield "session_boot.py", driver / "session_boot.py"
+    yield "lib/nexus/drivers/__init__.py", package / "drivers" / "__init__.py"
+    for name in BOX:
+        yield f"lib/nexus/drivers/process/{name}.py", driver / f"{name}.py"
     yield "lib/nexus/__init__.py", package / "__init__.py"
     for part in LIGHT:
         for path in sorted((package / part).rglob("*")):

@@ -26,13 +26,46 @@ def headers_for(url: str) -> Mapping[str, str]:
         return {}
 
 
+_MOVED: dict[int, int] = {}
+_LOOPBACK = ("127.0.0.1", "localhost")
+
+
+def move_relay(old: int, new: int) -> None:
+    """Clients that were made while the relay's port was another one are led to where it is now."""
+    _MOVED[old] = new
+
+
+def moved_url(url: str) -> str:
+    """The address to ask instead; the same one unless the relay has moved away from there."""
+    if not _MOVED or not url.startswith("http://"):
+        return url
+    try:
+        parts = urllib.parse.urlsplit(url)
+        new = _MOVED.get(parts.port or 80) if parts.hostname in _LOOPBACK else None
+    except ValueError:
+        return url
+    return url if new is None else parts._replace(netloc=f"{parts.hostname}:{new}").geturl()
+
+
+def _prepare_httpx(request: Any) -> None:
+    url = str(request.url)
+    if (moved := moved_url(url)) != url:
+        request.url = type(request.url)(moved)
+    request.headers.update(headers_for(moved))
+
+
 def _patch_httpx(module: ModuleType) -> None:
     for cls in (module.Client, module.AsyncClient):
-        _wrap(cls, "send", lambda request: request.headers.update(headers_for(str(request.url))))
+        _wrap(cls, "send", _prepare_httpx)
+
+
+def _prepare_requests(request: Any) -> None:
+    request.url = moved_url(request.url)
+    request.headers.update(headers_for(request.url))
 
 
 def _patch_requests(module: ModuleType) -> None:
-    _wrap(module.Session, "send", lambda request: request.headers.update(headers_for(str(request.url))))
+    _wrap(module.Session, "send", _prepare_requests)
 
 
 def _wrap(cls: Any, name: str, prepare: Callable[[Any], None]) -> None:
@@ -52,6 +85,12 @@ def _patch_urllib(module: ModuleType) -> None:
     @functools.wraps(original)
     def open_url(self: Any, fullurl: Any, *arguments: Any, **more: Any) -> Any:
         url = fullurl if isinstance(fullurl, str) else fullurl.full_url
+        if (moved := moved_url(url)) != url:
+            url = moved
+            if isinstance(fullurl, str):
+                fullurl = moved
+            else:
+                fullurl.full_url = moved
         if added := headers_for(url):
             data = arguments[0] if arguments else more.get("data")
             fullurl = module.Request(url, data) if isinstance(fullurl, str) else fullurl
@@ -67,7 +106,10 @@ def _patch_aiohttp(module: ModuleType) -> None:
 
     @functools.wraps(original)
     async def request(self: Any, method: str, str_or_url: Any, **more: Any) -> Any:
-        if added := headers_for(str(str_or_url)):
+        url = str(str_or_url)
+        if (moved := moved_url(url)) != url:
+            str_or_url = url = moved
+        if added := headers_for(url):
             given = more.get("headers")
             pairs = list(given.items()) if isinstance(given, Mapping) else list(given or ())
             more["headers"] = [*pairs, *added.items()]

@@ -20,6 +20,7 @@ from nexus.ports import run as runs
 LONGEST = 16 * 1024
 _PIECE = select.PIPE_BUF
 _PATIENCE_S = 1.0
+SESSION = ""  # the one session of a process that has only one: its lines outside of runs say so
 _LEVELS = ((50, "critical"), (40, "error"), (30, "warning"), (20, "info"))
 
 
@@ -75,7 +76,7 @@ def _cut(text: str, length: int) -> str:
 def _of_run() -> dict[str, str]:
     run = runs.CURRENT.get()
     if run is None:
-        return {}
+        return {"session_id": SESSION} if SESSION else {}
     names = {"run_id": run.run_id, "session_id": run.session_id}
     if trace_id := getattr(run, "trace_id", ""):
         names["trace_id"] = trace_id

@@ -6,8 +6,10 @@ import faulthandler
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from nexus.core import errors
@@ -31,10 +33,10 @@ def main() -> None:
     capture = logs.install(config.log_level)
     code = Worker(config, capture).live()
     capture.flush_open()
-    _leave(code)
+    leave(code)
 
 
-def _leave(code: int) -> None:
+def leave(code: int) -> None:
     """Exit as Python does, and without ceremony when the author's threads will not end."""
     last_resort = threading.Timer(2.0, os._exit, (code,))
     last_resort.daemon = True
@@ -43,10 +45,21 @@ def _leave(code: int) -> None:
 
 
 class Worker:
-    """One process, one agent."""
+    """One process, one agent. `relay_port` 0: any that is free; `relay_key`: what model clients show that were made before."""
 
-    def __init__(self, config: settings.Settings, capture: logs.Capture) -> None:
+    def __init__(
+        self,
+        config: settings.Settings,
+        capture: logs.Capture,
+        *,
+        relay_port: int = 0,
+        relay_key: str = "",
+        on_relay: Callable[[int], None] | None = None,
+        on_ready: Callable[[], None] | None = None,
+    ) -> None:
         self._config, self._capture = config, capture
+        self._relay_port, self._relay_key = relay_port, relay_key
+        self._on_relay, self._on_ready = on_relay, on_ready
         self._door = doors.Door(config.door, config.token or "") if config.door else None
         self._relay: relay.Relay | None = None
         self._traces: Any = None
@@ -56,14 +69,22 @@ class Worker:
     def live(self) -> int:
         """Everything, in order; the exit code."""
         status.write(self._config.status_file, "importing")
-        try:
+
+        def load() -> adapters.Adapter:
             os.chdir(self._config.source)
-            self._open_doors()
             entry.add_to_path(self._config.source)
-            adapter = entry.load(self._config.entrypoint, self._config.source)
+            return entry.load(self._config.entrypoint, self._config.source)
+
+        return self.live_with(load, lambda: serving.bind(self._config))
+
+    def live_with(self, load: Callable[[], adapters.Adapter], listen: Callable[[], socket.socket]) -> int:
+        """The same with an agent that is imported already, say, and a socket from elsewhere."""
+        try:
+            self._open_doors()
+            adapter = load()
             factory = serving.loop_factory(self._config)
             with asyncio.Runner(loop_factory=factory) as runner:
-                runner.run(self._serve(adapter))
+                runner.run(self._serve(adapter, listen))
         except errors.NexusError as error:
             return self._failed(error)
         except OSError as error:
@@ -91,9 +112,18 @@ class Worker:
             return
         self._recorder = steps.Recorder(self._door)
         own = [os.environ.get(name, "") for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY")]
-        self._relay = relay.Relay(config.door, config.token, keys=own, active_runs=self._active_runs, recorder=self._recorder)
+        self._relay = relay.Relay(
+            config.door,
+            config.token,
+            keys=[self._relay_key, *own],
+            active_runs=self._active_runs,
+            recorder=self._recorder,
+            port=self._relay_port,
+        )
         self._relay.start()
-        relay.export(relay.environment(self._relay.port, config.token, os.environ))
+        if self._on_relay is not None:
+            self._on_relay(self._relay.port)
+        relay.export(relay.environment(self._relay.port, self._relay_key or config.token, os.environ))
         hooks.install()
         if config.traces:
             try:
@@ -109,7 +139,7 @@ class Worker:
     def _attribution(self, run: runs.Run, host: str, port: int) -> dict[str, str]:
         return {} if self._relay is None else self._relay.attribution(run.run_id, host, port)
 
-    async def _serve(self, adapter: adapters.Adapter) -> None:
+    async def _serve(self, adapter: adapters.Adapter, listen: Callable[[], socket.socket]) -> None:
         config = self._config
         executor = self._executor = execution.Executor(
             config,
@@ -123,14 +153,17 @@ class Worker:
         )
         asgi = app.App(config, executor)
         server = serving.build(asgi, config)
-        listener = serving.bind(config)
+        listener = listen()
         listener.listen(2048)
         signals: asyncio.Queue[int] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, signals.put_nowait, number)
+        if self._on_ready is not None:
+            self._on_ready()
         status.write(config.status_file, "ready", f"listening with the {adapter.name} adapter")
-        _LOG.info("ready: %s %s (%s)", config.agent, config.version, adapter.name)
+        if config.session_id is None:
+            _LOG.info("ready: %s %s (%s)", config.agent, config.version, adapter.name)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.serve(sockets=[listener]), name="server")
             await signals.get()
@@ -139,6 +172,7 @@ class Worker:
             drained = tasks.create_task(executor.drain(config.grace_s), name="drain")
             hurried = tasks.create_task(_hurry(signals, executor), name="second signal")
             await drained
+            await asgi.close()
             hurried.cancel()
             server.should_exit = True
 

@@ -64,8 +64,9 @@ class Relay:
         keys: Sequence[str],
         active_runs: Callable[[], Sequence[str]],
         recorder: steps.Recorder | None = None,
+        port: int = 0,
     ) -> None:
-        self.port = 0
+        self.port = port
         self._target = http_client.Target(unix=door, host="door")
         self._token = token
         self._key = secrets.token_urlsafe(24)
@@ -108,7 +109,7 @@ class Relay:
     def _thread(self) -> None:
         loop = self._loop = asyncio.new_event_loop()
         try:
-            server = loop.run_until_complete(loop.create_server(lambda: self._protocol(loop), "127.0.0.1", 0))
+            server = loop.run_until_complete(loop.create_server(lambda: self._protocol(loop), "127.0.0.1", self.port))
             self.port = server.sockets[0].getsockname()[1]
         except BaseException as error:  # noqa: BLE001 - told to whoever waits in start
             self._error = error

@@ -14,7 +14,9 @@ from nexus.worker import bundle
 
 def test_a_copy_has_what_the_box_needs_and_nothing_of_the_host(tmp_path: Path) -> None:
     copy = bundle.build_worker_copy(tmp_path)
-    assert {path.name for path in (copy / "lib" / "nexus").iterdir() if not path.name.startswith("_")} == set(bundle.LIGHT)
+    packages = {path.name for path in (copy / "lib" / "nexus").iterdir() if not path.name.startswith("_")}
+    assert packages == {*bundle.LIGHT, "drivers"}
+    assert {path.stem for path in (copy / "lib" / "nexus" / "drivers" / "process").glob("*.py")} == set(bundle.BOX)
     assert (copy / "site" / "uvicorn").is_dir()
     assert not (copy / "site" / "pydantic").exists()
     assert not (copy / "lib" / "nexus" / "hosting").exists()

@@ -55,6 +55,10 @@ def _number(index: int) -> int:
     return _NUMBERS[machine][index]
 
 
+def number_of_clone() -> int:
+    return _number(0)
+
+
 def _done(result: int, layer: str, what: str) -> int:
     if result < 0:
         raise Denied(layer, what, ctypes.get_errno())

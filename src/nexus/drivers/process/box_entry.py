@@ -19,6 +19,7 @@ from nexus.drivers.process import box_calls, box_filter, box_landlock, box_relay
 
 EXIT_BOX = 71
 _LINK = 3
+EXTRA = 4  # where the agent's program finds the one descriptor that it may be given
 _FORWARDED = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGABRT, signal.SIGWINCH,
 )  # fmt: skip
@@ -67,7 +68,8 @@ def confine(plan: "box_calls.Plan") -> "list[box_relay.Listener]":
     if "landlock" in layers:
         box_landlock.restrict(plan["landlock_read"], plan["landlock_write"], files=plan["landlock_files"])
     if "seccomp" in layers:
-        box_calls.set_filter(box_filter.build(box_calls.machine, restricted=plan["restricted"]))
+        restricted = plan["restricted"] and not plan["zygote"]
+        box_calls.set_filter(box_filter.build(box_calls.machine, restricted=restricted, furnishes=plan["zygote"]))
     return ways
 
 
@@ -138,7 +140,7 @@ def _live(plan: "box_calls.Plan", link: _socket.socket) -> None:
         link.close()
         box_relay.serve(ways, plan["way"])
     link.close()
-    _keep(worker, watched)
+    _keep(worker, watched, lingers=plan["zygote"])
 
 
 def confine_alone(plan: "box_calls.Plan", link: _socket.socket) -> None:
@@ -158,10 +160,14 @@ def _start(plan: "box_calls.Plan", link: _socket.socket) -> None:
         _fail(link, "command", f"{plan['command'][0]}: {error.strerror}", error.errno or 0)
 
 
-def _keep(worker: int, watched: "set[int]") -> None:
-    """Pid 1: reap every orphan, hand signals on, end as the worker ends (128 + the signal, as a shell tells it)."""
+def _keep(worker: int, watched: "set[int]", *, lingers: bool) -> None:
+    """Pid 1: reap every orphan, hand signals on, end as the worker ends (128 + the signal, as a shell tells it).
+
+    `lingers`: the sessions that a zygote forked outlive it, and this process outlives them.
+    """
     box_calls.close_from(0)
     forwarded = set(_FORWARDED)
+    outcome = EXIT_BOX
     while True:
         number = signal.sigwait(watched)
         if number in forwarded:
@@ -175,12 +181,14 @@ def _keep(worker: int, watched: "set[int]") -> None:
             try:
                 ended, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                os._exit(EXIT_BOX)
+                os._exit(outcome)
             if ended == 0:
                 break
             if ended == worker:
                 code = os.waitstatus_to_exitcode(status)
-                os._exit(code if code >= 0 else 128 - code)
+                outcome = code if code >= 0 else 128 - code
+                if not lingers:
+                    os._exit(outcome)
 
 
 def _take_descriptors(
@@ -192,10 +200,16 @@ def _take_descriptors(
     os.dup2(out, 1)
     os.dup2(out, 2)
     ours = link.detach()
+    if plan["extra"] >= 0:
+        extra = os.dup(plan["extra"])
+        if ours == EXTRA:
+            ours = os.dup(ours)
+        os.dup2(extra, EXTRA)
     if ours != _LINK:
         os.dup2(ours, _LINK, inheritable=False)
-    ways = box_relay.settle(ways, _LINK + 1)
-    box_calls.close_from(_LINK + 1 + len(ways))
+    first = EXTRA if plan["extra"] < 0 else EXTRA + 1
+    ways = box_relay.settle(ways, first)
+    box_calls.close_from(first + len(ways))
     return _socket.socket(fileno=_LINK), ways
 
 

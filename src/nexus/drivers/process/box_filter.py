@@ -41,14 +41,20 @@ RESTRICTED = {
     "chroot": (161, 51), "kcmp": (312, 272), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "ptrace": (101, 117), "unshare": (272, 97),
 }  # fmt: skip
+FURNISHING = frozenset({"mount", "open_tree", "move_mount", "mount_setattr", "sethostname", "unshare"})
 _CLONE3, _CLONE, _SOCKET = 435, (56, 220), (41, 198)
 _SOCKETPAIR, _IOCTL, _PERSONALITY = (53, 199), (16, 29), (135, 92)
 
 
-def build(machine: str, *, restricted: bool) -> bytes:
-    """The program for this machine; KeyError for one it is not written for."""
+def build(machine: str, *, restricted: bool, furnishes: bool = False) -> bytes:
+    """The program for this machine; KeyError for one it is not written for.
+
+    `furnishes`: for a zygote, whose children mount what is a session's own in namespaces of their own.
+    """
     column = 0 if machine == "x86_64" else 1
     denied = {**ALWAYS, **(RESTRICTED if restricted else {})}
+    if furnishes:
+        denied = {name: numbers for name, numbers in denied.items() if name not in FURNISHING}
     code = [
         _op(_LD_W_ABS, _ARCH),
         _op(_JEQ, ARCHES[machine], 1, 0),

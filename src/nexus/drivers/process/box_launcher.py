@@ -57,10 +57,10 @@ class BoxLauncher:
         if plan.wish is None:
             raise errors.Internal("a launch without a box was planned", code="driver.defect", phase="start")
         layers = self.look()
-        owner = plan_owner(plan.instance_id) if layers.boxed else None
+        owner = plan_owner(plan.instance_id) if layers.boxed and not plan.wish.own_user else None
         group = cgroups.make(
             self._layout,
-            plan.group or plan.instance_id,
+            plan.box or plan.instance_id,
             memory_bytes=plan.memory_bytes,
             cpu_millis=plan.cpu_millis,
             processes=plan.allowed.processes,
@@ -117,6 +117,7 @@ class BoxLauncher:
             groups=group.paths(),
             instance_id=plan.instance_id,
             worker=entered.worker if boxed else 0,
+            box=plan.box,
         )
         return launcher.Running(handle, pidfd=os.pidfd_open(pid), group=group, child=None if boxed else first, ours=True)
 

@@ -19,7 +19,7 @@ ETC_FILES = (
 _NET_FILES = ("/etc/resolv.conf", "/etc/hosts")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _LINKS = (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"))
-_HIDDEN = (
+HIDDEN = (
     "acpi", "asound", "bus", "cmdline", "config.gz", "driver", "fs", "interrupts", "iomem", "ioports", "irq", "kallsyms", "kcore",
     "key-users", "keys", "kmsg", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats", "modules", "partitions",
     "sched_debug", "scsi", "slabinfo", "sysrq-trigger", "sysvipc", "timer_list", "timer_stats", "tty", "vmallocinfo",
@@ -44,6 +44,8 @@ def build(plan: "box_calls.Plan") -> None:
     _etc(root, plan)
     _dev(root)
     _proc(root)
+    if plan["zygote"]:
+        _hold_proc(root)
     for path in _SHOWN_OF_SYS:
         _bind(root, path, _READ | ATTR_NOEXEC)
     for path in plan["read"]:
@@ -145,7 +147,7 @@ def _proc(root: str) -> None:
     os.makedirs(empty)
     box_calls.mount("tmpfs", empty, "tmpfs", box_calls.MS_NOSUID | box_calls.MS_NODEV | box_calls.MS_NOEXEC, _NONE)
     box_calls.bind(at + "/sys", at + "/sys", ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)
-    for name in _HIDDEN:
+    for name in HIDDEN:
         path = f"{at}/{name}"
         if os.path.isdir(path):
             box_calls.bind(empty, path, _READ | ATTR_NOEXEC)
@@ -153,3 +155,13 @@ def _proc(root: str) -> None:
             box_calls.bind("/dev/null", path, ATTR_NOSUID | ATTR_NOEXEC | ATTR_RDONLY)
     box_calls.unmount(empty)
     os.rmdir(empty)
+
+
+def _hold_proc(root: str) -> None:
+    """A `/proc` in which nothing is hidden, out of everybody's reach below an empty file system: where a mount namespace has
+    none, the kernel lets no session mount a `/proc` of its own (mount_too_revealing in fs/namespace.c).
+    """
+    at = root + "/.held"
+    os.makedirs(at + "/proc")
+    box_calls.mount("proc", at + "/proc", "proc", box_calls.MS_NOSUID | box_calls.MS_NODEV | box_calls.MS_NOEXEC)
+    box_calls.mount("tmpfs", at, "tmpfs", box_calls.MS_NOSUID | box_calls.MS_NODEV | box_calls.MS_NOEXEC, _NONE)

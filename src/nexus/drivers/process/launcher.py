@@ -22,7 +22,8 @@ _REAP_S = 5.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything a launch needs. `output` is a descriptor the child inherits as standard output and error, `extra` one more that
-    it finds as `box_entry.EXTRA`. `group` names its control group, where that is not the instance's id."""
+    it finds as `box_entry.EXTRA`. `box` names a zygote's box, of which an instance may have several in turn, and its control group.
+    """
 
     instance_id: str
     command: Sequence[str]
@@ -33,7 +34,7 @@ class Plan:
     cpu_millis: int | None
     wish: sandbox.Wish | None = None
     extra: int | None = None
-    group: str = ""
+    box: str = ""
     allowed: limits.Limits = field(default_factory=limits.Limits)
 
 
@@ -50,6 +51,7 @@ class Handle:
     groups: Mapping[str, str] = field(default_factory=dict)
     instance_id: str = ""
     worker: int = 0
+    box: str = ""
 
     @property
     def shown(self) -> int:

@@ -83,6 +83,17 @@ class LogWriter:
         self._take(self._splitter.drain())
         self._report_dropped()
 
+    def store(self, lines: list[bytes], *, session_id: str) -> None:
+        """Lines of one session's worker, read elsewhere: they are that session's, whatever they say of themselves."""
+        now = self._now()
+        parsed = [log_lines.parse_line(self.redaction.apply(raw), self._origin, now=now) for raw in lines]
+        for line in parsed:
+            if session_id:
+                line["session_id"] = session_id
+            else:
+                line.pop("session_id", None)
+        self._emit(parsed)
+
     def note(self, message: str, *, level: str = "warning", run_id: str = "", session_id: str = "") -> None:
         """A line of the host's own."""
         line = log_lines.notice(message, self._origin, now=self._now(), level=level, run_id=run_id, session_id=session_id)

@@ -1,5 +1,6 @@
 """What is told when an instance does not start, ends, or stops answering: pure, with phase, cause and next step."""
 
+import signal
 from collections.abc import Mapping, Sequence
 
 from nexus.core import errors, instances
@@ -89,6 +90,20 @@ def exceeded(spec: instances.InstanceSpec, excess: limits.Excess, tail: Sequence
         next_step=f"write less, or raise the limit: nexus ai agent deploy {spec.agent} --disk-limit {more}",
         log_tail=tail,
         extra={"limit": excess.limit, "seen": excess.seen},
+    )
+
+
+def session_ended(spec: instances.InstanceSpec, *, code: int | None, out_of_memory_: bool) -> errors.NexusError:
+    """Why the worker of one session ended unasked; `code` None when nobody could tell."""
+    if out_of_memory_:
+        return out_of_memory(spec, (), phase="run")
+    exit_ = launcher.Exit(code=code) if code is None or code <= 128 else launcher.Exit(signal=code - 128)
+    return errors.AgentFailed(
+        f"the worker of a session of {spec.agent} ended by itself",
+        code="session.exited",
+        phase="run",
+        cause=exit_.text() if code is None or code <= 128 or code - 128 in signal.valid_signals() else f"exit code {code}",
+        next_step=_LOGS.format(agent=spec.agent),
     )
 
 

@@ -30,7 +30,7 @@ _TEMPORARY = 1024 * _MIB
 _LEAST_TEMPORARY = 16 * _MIB
 _FIRST_USER, _USERS = 0x70000000, 2**27
 _SMALL_FIRST_USER = 20_000
-_OWN_TREES = ("/tmp", "/dev", "/proc")  # noqa: S108 - the box's own
+OWN_TREES = ("/tmp", "/dev", "/proc")  # noqa: S108 - the box's own
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/shm")  # noqa: S108 - shared, and said so
 _SYSTEM = (
     "/proc",
@@ -46,7 +46,8 @@ _SYSTEM = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """Paths are the same inside and outside. `write` are the instance's own; `links` are symbolic links to make; `way` is the
-    socket of the egress broker, `pins` the hosts behind loopback ports of their own (`egress_rules.plan_pins`)."""
+    socket of the egress broker, `pins` the hosts behind loopback ports of their own (`egress_rules.plan_pins`). `zygote`: the
+    program in it forks session workers, each into a box of its own (`box_session`). `own_user`: it stays our user outside."""
 
     stage: Path
     folder: Path
@@ -62,8 +63,9 @@ class Wish:
     way: Path | None = None
     pins: Sequence[tuple[str, str, int]] = ()
     memory_bytes: int | None = None
-
     zygote: bool = False
+    own_user: bool = False
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
@@ -96,11 +98,13 @@ def plan(
     """The JSON that `box_entry` works from. `owner`: the host's user to become, None when we are not root ourselves.
     `processes`: how many the box may have, where no control group counts them.
     """
-    temporary = _temporary_bytes(wish.memory_bytes)
+    temporary = temporary_bytes(wish.memory_bytes)
     boxed = layers.boxed
     writable = [str(path) for path in wish.write]
     return {
         "layers": sorted(layers.held),
+        "zygote": wish.zygote and boxed,
+        "extra": -1,
         "restricted": wish.context == RESTRICTED,
         "limits": {name: list(pair) for name, pair in limits.items()},
         "processes": processes or 0,
@@ -123,10 +127,10 @@ def plan(
         "read": outermost([str(path) for path in wish.read]),
         "write": [*writable, str(wish.output)],
         "links": [list(link) for link in wish.links],
-        "landlock_files": wish.context == RESTRICTED or not boxed,
+        "landlock_files": (wish.context == RESTRICTED and not wish.zygote) or not boxed,
         "landlock_read": ["/"] if boxed else _visible(wish),
         "landlock_write": [
-            *writable, str(wish.output), *(_OWN_TREES if boxed else _DEVICES),
+            *writable, str(wish.output), *(OWN_TREES if boxed else _DEVICES),
             *(["/"] if boxed and not wish.read_only_root else []),
         ],
     }  # fmt: skip
@@ -185,7 +189,7 @@ def interpreter(python: Path, *, private: Path) -> tuple[list[Path], list[tuple[
     return [prefix], links
 
 
-def _temporary_bytes(memory: int | None) -> int:
+def temporary_bytes(memory: int | None) -> int:
     return _TEMPORARY if memory is None else max(_LEAST_TEMPORARY, min(_TEMPORARY, memory // 2))
 
 

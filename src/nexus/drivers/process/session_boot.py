@@ -1,0 +1,57 @@
+"""The program in a zygote's box: `python -P <copy>/session_boot.py`. Puts the session's box and the zygote together.
+
+It lies in the worker copy beside `boot.py`. `NEXUS_ORDERS` is the number of the descriptor where the supervisor connects,
+`NEXUS_SESSION_BOX` the plan of a session's box as JSON.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+
+class Boxing:
+    """`worker.zygote.Boxing` over `box_session`."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        from nexus.drivers.process import box_session
+
+        self._box = box_session
+        self._plan = {**plan, "hidden": box_session.find_hidden()}
+        self._ways: list[Any] = []
+        self.isolated = bool(plan["isolated"])
+
+    def fork(self) -> int:
+        return self._box.fork(self._plan)
+
+    def furnish(self) -> None:
+        self._ways = self._box.furnish({**self._plan, "host": f"session-{os.urandom(3).hex()}"})
+
+    def close(self) -> None:
+        self._box.close(self._plan)
+
+    def serve_ways(self) -> None:
+        if self._ways and os.fork() == 0:
+            self._box.serve_ways(self._plan, self._ways)
+        for way in self._ways:
+            way[0].close()
+
+    def be_private(self) -> None:
+        self._box.be_private()
+
+    def be_open(self) -> None:
+        self._box.be_open()
+
+
+def boot() -> None:
+    folder = os.path.dirname(os.path.abspath(__file__))
+    lib, site = os.path.join(folder, "lib"), os.path.join(folder, "site")
+    sys.path[:] = [lib, *(entry for entry in sys.path if entry not in (lib, site, folder, "")), site]
+    from nexus.worker import zygote
+
+    plan = json.loads(os.environ.pop("NEXUS_SESSION_BOX"))
+    zygote.run(Boxing(plan), int(os.environ.pop("NEXUS_ORDERS")))
+
+
+if __name__ == "__main__":
+    boot()

@@ -1,0 +1,86 @@
+"""What a version's settings say of its sessions, as the supervisor uses it: pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nexus.core import instances
+from nexus.drivers.process import cgroups, paths, sandbox
+
+ISOLATION, SESSION = "isolation", "session"
+_MOST = 10_000
+_WORK_BYTES = 256 * 1024**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How long sessions live and what is kept of them; durations in seconds. `warm` None: as many spares as the demand wants."""
+
+    freeze_after_s: float = 10.0
+    stop_after_s: float = 900.0
+    max_lifetime_s: float = 8 * 3600.0
+    persist: bool = True
+    work_bytes: int = _WORK_BYTES
+    most: int = _MOST
+    warm: int | None = None
+
+
+def parse_policy(options: Mapping[str, object]) -> Policy:
+    """From an instance's options; what is absent or of another kind is the default."""
+    given = options.get("session")
+    if not isinstance(given, Mapping):
+        return Policy()
+    usual = Policy()
+
+    def number(name: str, default: float) -> float:
+        value = given.get(name)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
+
+    warm = given.get("warm")
+    return Policy(
+        freeze_after_s=number("freeze_after_s", usual.freeze_after_s),
+        stop_after_s=number("stop_after_s", usual.stop_after_s),
+        max_lifetime_s=number("max_lifetime_s", usual.max_lifetime_s),
+        persist=given.get("persist") is not False,
+        work_bytes=int(number("work_bytes", usual.work_bytes)),
+        most=int(number("most", usual.most)),
+        warm=warm if isinstance(warm, int) and not isinstance(warm, bool) else None,
+    )
+
+
+def is_isolated(spec: instances.InstanceSpec) -> bool:
+    return spec.options.get(ISOLATION) == SESSION
+
+
+def reason_against_forking(wish: sandbox.Wish, layers: sandbox.Layers, *, is_root: bool) -> str | None:
+    """Why sessions are not forked here but started from the beginning, each in a whole box; None when they are forked."""
+    if wish.untrusted:
+        return "the version is marked untrusted"
+    if not layers.boxed:
+        return "this machine has no namespaces for the box"
+    if is_root and "user" not in layers.held:
+        return "this machine has no user namespaces"
+    return None
+
+
+def render_box(
+    wish: sandbox.Wish, at: paths.InstancePaths, layers: sandbox.Layers, policy: Policy, *, layout: cgroups.Layout
+) -> dict[str, Any]:
+    """The plan of a session's box, as `box_session` reads it."""
+    temporary = sandbox.temporary_bytes(wish.memory_bytes)
+    return {
+        "layers": sorted(layers.held),
+        "restricted": wish.context == sandbox.RESTRICTED,
+        "isolated": wish.network != "host",
+        "way": str(wish.way) if wish.way is not None else "",
+        "pins": [list(pin) for pin in wish.pins] if wish.way is not None else [],
+        "inner": sandbox.INNER_USER,
+        "work": str(at.work),
+        "work_bytes": policy.work_bytes,
+        "tmp_bytes": temporary,
+        "shm_bytes": temporary,
+        "hide": [str(at.shared), str(at.temporary), str(at.output)],
+        "landlock_write": [str(at.work), *sandbox.OWN_TREES],
+        "read_only_root": wish.read_only_root,
+        "processes": 0 if layout.has("pids") else cgroups.PROCESSES,
+    }

@@ -1,0 +1,193 @@
+"""The processes of one session: a keeper, pid 1 of its box, and the worker. Kill them, freeze them, count what they use."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nexus.drivers.process import cgroups, launcher
+
+_FREEZE = "cgroup.freeze"
+_END_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handle:
+    """What a new supervisor needs to find a session's box again. `name` is the worker's own, `pid` its keeper's."""
+
+    name: str
+    pid: int
+    born: int
+    boot: str
+    worker: int = 0
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """`code` is None when nobody could tell; a signal is negative. `memory`/`processes`: how often that limit was hit."""
+
+    code: int | None = None
+    memory: int = 0
+    processes: int = 0
+
+
+class Process:
+    """Takes over `pidfd`. `code` is set by whoever hears it from the zygote."""
+
+    def __init__(self, handle: Handle, *, pidfd: int, group: cgroups.Group) -> None:
+        self.handle = handle
+        self.group = group
+        self.code: int | None = None
+        self.frozen = False
+        self._pidfd = pidfd
+        self._cpu = 0.0
+        self._ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(pidfd, self._on_end)
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
+    async def wait(self) -> Ended:
+        """Returns once the keeper, and with it everything in the box, has ended."""
+        await self._ended.wait()
+        return Ended(code=self.code, memory=self.group.memory_kills(), processes=_refused_forks(self.group))
+
+    def send(self, number: signal.Signals) -> None:
+        """To the keeper, which hands it to the worker."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def hold(self, number: signal.Signals) -> None:
+        """SIGSTOP or SIGCONT to the worker alone; the keeper goes on."""
+        if self.handle.worker and not self.ended:
+            with contextlib.suppress(OSError):
+                os.kill(self.handle.worker, number)
+
+    def kill(self) -> None:
+        """Everything in the box: the kernel ends a process namespace with its first process."""
+        if self.frozen:
+            self.thaw()
+        self.send(signal.SIGKILL)
+
+    def freeze(self) -> bool:
+        """No CPU for anything in the box until `thaw`. False: it cannot be done here, or has ended."""
+        if self.ended:
+            return False
+        if self.group.unified is not None:
+            try:
+                (self.group.unified / _FREEZE).write_text("1")
+            except OSError:
+                return False
+        else:
+            for pid in self._tree():
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGSTOP)
+        self.frozen = True
+        return True
+
+    def thaw(self) -> None:
+        if not self.frozen:
+            return
+        self.frozen = False
+        if self.group.unified is not None:
+            with contextlib.suppress(OSError):
+                (self.group.unified / _FREEZE).write_text("0")
+        else:
+            for pid in reversed(self._tree()):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGCONT)
+
+    def cpu_s(self) -> float:
+        """CPU seconds of everything in the box so far; never less than what was said before."""
+        counted = self.group.cpu_s()
+        if counted is None:
+            counted = sum(_cpu_of(pid) for pid in self._tree())
+        self._cpu = max(self._cpu, counted)
+        return self._cpu
+
+    def memory_bytes(self) -> int:
+        counted = self.group.memory_bytes()
+        return counted if counted is not None else sum(_memory_of(pid) for pid in self._tree())
+
+    async def close(self) -> None:
+        """Kill what is left and forget it: no process, no control group, no descriptor. May be called again."""
+        if self._pidfd < 0:
+            return
+        self.kill()
+        with contextlib.suppress(TimeoutError):  # a process stuck in the kernel cannot be waited for
+            async with asyncio.timeout(_END_S):
+                await self._ended.wait()
+        if not self.ended:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        if not self.group.remove():
+            await asyncio.to_thread(cgroups.wait_removed, self.group)
+
+    def detach(self) -> None:
+        """Leave it running for the next supervisor."""
+        if self._pidfd >= 0:
+            if not self.ended:
+                asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _on_end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        self._ended.set()
+
+    def _tree(self) -> list[int]:
+        """Where no control group tells: the keeper and all below it, parents first."""
+        found = [self.handle.pid]
+        for pid in found:
+            with contextlib.suppress(OSError):
+                found += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return found
+
+
+def find(handle: Handle) -> Process | None:
+    """The session's box that an earlier supervisor started, or None when it has ended."""
+    if handle.boot != launcher.boot_id() or launcher.born(handle.pid) != handle.born:
+        return None
+    try:
+        pidfd = os.pidfd_open(handle.pid)
+    except OSError:
+        return None
+    if launcher.born(handle.pid) != handle.born:
+        os.close(pidfd)
+        return None
+    return Process(handle, pidfd=pidfd, group=cgroups.from_paths(handle.groups))
+
+
+def _refused_forks(group: cgroups.Group) -> int:
+    folder = group.v1.get("pids") or group.unified
+    if folder is None:
+        return 0
+    try:
+        lines = (folder / "pids.events").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("max ")), 0)
+
+
+def _cpu_of(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _memory_of(pid: int) -> int:
+    """Resident pages that are not a file's; those shared with the zygote count for everybody."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text().split()
+    except OSError:
+        return 0
+    return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")

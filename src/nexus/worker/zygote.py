@@ -1,0 +1,358 @@
+"""The zygote of a version: imports the agent once, freezes its heap, and forks a worker for each session, each into its own box.
+
+One thread, no event loop: nothing that a fork would break. It listens twice. On `NEXUS_SOCKET` it answers `GET /health` and
+`GET /status`, so that to the supervisor it is an instance like any other; on the descriptor it was started with it hears the
+supervisor's orders (`session_link`):
+
+    {"do": "fork", "id"} + [talk, commands, output]     forks; what becomes of it is said on `talk` by the child itself
+    {"is": "zygote", "reason"}                          at once: whether it may be forked (`reason` null), else why not
+    {"is": "ended", "id", "code"}                       a session's first process has ended
+
+What the child does in its box is `boxing`'s, handed in by the program that starts us (`drivers.process.session_boot`).
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import faulthandler
+import gc
+import json
+import logging
+import os
+import secrets
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any, NoReturn, Protocol
+
+from nexus.core import errors
+from nexus.wire import problem
+from nexus.worker import (
+    adapters,
+    app,
+    entry,
+    execution,
+    hooks,
+    logs,
+    main,
+    relay,
+    serving,
+    session_forkable,
+    session_keeper,
+    session_link,
+    session_worker,
+    settings,
+    status,
+    work_folder,  # noqa: F401 - what a session may need is imported once, for all of them
+)
+
+_LOG = logging.getLogger("nexus.worker")
+_BACKLOG = 256
+_MOST_LINKS = 4
+_REQUEST_S = 1.0
+
+
+class Boxing(Protocol):
+    """A session's box. Each call raises an Exception that says which layer failed."""
+
+    isolated: bool
+
+    def fork(self) -> int:
+        """As `os.fork`, into new namespaces."""
+        ...
+
+    def furnish(self) -> None:
+        """In the child: its file tree."""
+        ...
+
+    def close(self) -> None:
+        """In the child: no privilege is left afterwards."""
+        ...
+
+    def serve_ways(self) -> None:
+        """In the child: whatever processes the way out needs."""
+        ...
+
+    def be_private(self) -> None: ...
+
+    def be_open(self) -> None: ...
+
+
+def run(boxing: Boxing, orders: int) -> NoReturn:
+    """Never returns. `orders`: the descriptor of the listening socket where the supervisor connects."""
+    faulthandler.enable(file=2)
+    try:
+        config = settings.parse_settings(os.environ)
+    except ValueError as error:
+        print(f"nexus zygote: {error}", file=sys.stderr)  # noqa: T201 - the log is not there yet
+        sys.exit(main.EXIT_FAILED)
+    capture = logs.install(config.log_level)
+    try:
+        Zygote(config, capture, boxing, socket.socket(fileno=orders)).live()
+    except errors.NexusError as error:
+        status.write(config.status_file, "failed", error.message, problem=problem.render(error))
+        _LOG.critical("%s: %s", error.message, error.cause or error.code)
+        for line in error.log_tail:
+            _LOG.error("%s", line)
+        capture.flush_open()
+        main.leave(main.EXIT_FAILED)
+    sys.exit(0)
+
+
+class Zygote:
+    """One version, imported."""
+
+    def __init__(self, config: settings.Settings, capture: logs.Capture, boxing: Boxing, orders: socket.socket) -> None:
+        self._config, self._capture, self._boxing = config, capture, boxing
+        self._orders = orders
+        self._links: dict[int, socket.socket] = {}
+        self._children: dict[int, str] = {}
+        self._started = time.time()
+        self._relay_socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._relay_key = "nxl_" + secrets.token_urlsafe(24)
+
+    def live(self) -> None:
+        """Import, look whether we may be forked, and serve until SIGTERM."""
+        config = self._config
+        status.write(config.status_file, "importing")
+        os.chdir(config.source)
+        self._lead_models_here()
+        entry.add_to_path(config.source)
+        adapter = entry.load(config.entrypoint, config.source)
+        _warm(config, adapter)
+        own = {self._orders.fileno(), self._relay_socket.fileno()}
+        self._reason = session_forkable.find_reason(own=own)
+        if self._boxing.isolated:
+            self._relay_socket.close()
+        self._inherited = session_worker.Inherited(
+            config=config,
+            capture=self._capture,
+            adapter=lambda: adapter,
+            relay_port=self._relay_port,
+            relay_key=self._relay_key,
+            own_network=self._boxing.isolated,
+        )
+        self._face = serving.bind(config)
+        self._face.listen(_BACKLOG)
+        self._wake, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, _ignore)
+        signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+        self._wakes = wakes
+        _settle_heap()
+        said = f"forks sessions with the {adapter.name} adapter" if self._reason is None else f"sessions: exec ({self._reason})"
+        _LOG.info("ready: %s %s (%s)", config.agent, config.version, said)
+        status.write(config.status_file, "ready", said)
+        self._serve()
+
+    def _lead_models_here(self) -> None:
+        """Addresses and keys for model clients that are made while importing. The port is held and nobody listens: not here."""
+        self._relay_socket.bind(("127.0.0.1", 0))
+        self._relay_port = self._relay_socket.getsockname()[1]
+        if self._config.door is not None:
+            relay.export(relay.environment(self._relay_port, self._relay_key, os.environ))
+            hooks.install()
+            if self._config.traces:
+                with contextlib.suppress(ImportError):
+                    from nexus.worker import traces  # noqa: F401 - imported once, for all sessions
+
+    # orders
+
+    def _serve(self) -> None:
+        ready = self._ready = select.poll()
+        for number in (self._wake, self._orders.fileno(), self._face.fileno()):
+            ready.register(number, select.POLLIN)
+        while True:
+            for number, _ in ready.poll():
+                if number == self._wake:
+                    if set(os.read(self._wake, 256)) & {signal.SIGTERM, signal.SIGINT}:
+                        return
+                    self._reap()
+                elif number == self._face.fileno():
+                    self._answer()
+                elif number == self._orders.fileno():
+                    self._welcome()
+                elif (link := self._links.get(number)) is not None:
+                    self._hear(link)
+
+    def _welcome(self) -> None:
+        link, _ = self._orders.accept()
+        if len(self._links) >= _MOST_LINKS:
+            link.close()
+            return
+        self._links[link.fileno()] = link
+        self._ready.register(link.fileno(), select.POLLIN)
+        self._say({"is": "zygote", "reason": self._reason})
+
+    def _hear(self, link: socket.socket) -> None:
+        descriptors: list[int] = []
+        try:
+            message, descriptors = session_link.receive(link)
+            if message.get("do") == "fork" and len(descriptors) == 3:
+                self._fork(str(message["id"]), descriptors)
+        except (session_link.Gone, OSError, ValueError):
+            self._ready.unregister(link.fileno())
+            self._links.pop(link.fileno(), None)
+            link.close()
+        finally:
+            for number in descriptors:
+                os.close(number)
+
+    def _fork(self, worker_id: str, descriptors: list[int]) -> None:
+        try:
+            child = self._boxing.fork()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor has to know
+            with socket.socket(fileno=os.dup(descriptors[0])) as talk:
+                _tell_failure(talk, error)
+            return
+        if child == 0:
+            self._become_session(descriptors)
+        self._children[child] = worker_id
+
+    def _become_session(self, descriptors: list[int]) -> NoReturn:
+        """In the first process of a new box. Its box is closed before anything of the session's is known here."""
+        talk = socket.socket(fileno=descriptors[0])
+        try:
+            session_link.send(talk, {"is": "init"})
+            self._drop_zygote()
+            boxing = self._boxing
+            boxing.furnish()
+            session_link.receive(talk)  # we stand in our control groups
+            boxing.close()
+            boxing.serve_ways()
+            gc.freeze()
+            worker = os.fork()
+        except BaseException as error:  # noqa: BLE001 - told, and the end of this process
+            _tell_failure(talk, error)
+            os._exit(main.EXIT_FAILED)
+        if worker == 0:
+            self._become_worker(talk, descriptors)
+        boxing.be_private()
+        talk.close()
+        os.close(descriptors[2])
+        session_keeper.Keeper(worker, socket.socket(fileno=descriptors[1])).run()
+        os._exit(main.EXIT_FAILED)
+
+    def _become_worker(self, talk: socket.socket, descriptors: list[int]) -> NoReturn:
+        self._boxing.be_open()
+        os.close(descriptors[1])
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        gc.enable()
+        code = main.EXIT_FAILED
+        try:
+            code = session_worker.live(self._inherited, talk, descriptors[2])
+        except BaseException as error:  # noqa: BLE001 - told, and the end of this process
+            _LOG.exception("the session's worker failed")
+            _tell_failure(talk, error)
+        main.leave(code)
+        raise AssertionError
+
+    def _drop_zygote(self) -> None:
+        """What only the zygote may have."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (self._wake, self._wakes, *self._links):
+            os.close(number)
+        for listener in (self._orders, self._face, self._relay_socket):
+            listener.close()
+        for link in self._links.values():
+            link.detach()
+
+    def _reap(self) -> None:
+        while self._children:
+            try:
+                ended, code = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if ended == 0:
+                return
+            if (worker_id := self._children.pop(ended, None)) is not None:
+                self._say({"is": "ended", "id": worker_id, "code": os.waitstatus_to_exitcode(code)})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        for link in self._links.values():
+            with contextlib.suppress(OSError):
+                session_link.send(link, message)
+
+    # the instance's face
+
+    def _answer(self) -> None:
+        """One small request, at once and to its end: only the supervisor can connect here."""
+        try:
+            client, _ = self._face.accept()
+        except OSError:
+            return
+        with client:
+            client.settimeout(_REQUEST_S)
+            try:
+                line = client.recv(16 * 1024).split(b"\r\n", 1)[0].split()
+                path = line[1].decode("latin-1") if len(line) == 3 else ""
+                code, report = self._report(path)
+                body = json.dumps(report).encode()
+                head = f"HTTP/1.1 {code}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+                client.sendall(f"{head}connection: close\r\n\r\n".encode() + body)
+            except OSError:
+                return
+
+    def _report(self, path: str) -> tuple[str, dict[str, Any]]:
+        if path in (self._config.health_path, "/health"):
+            uptime = round(time.time() - self._started, 3)
+            return "200 OK", {"status": "healthy", "uptime_s": uptime, "sessions": len(self._children)}
+        if path == "/status":
+            sessions = "fork" if self._reason is None else f"exec ({self._reason})"
+            report = {"phase": "ready", "agent": self._config.agent, "version": self._config.version, "active_runs": 0}
+            return "200 OK", {**report, "sessions": sessions, "forked": len(self._children)}
+        return "404 Not Found", {}
+
+
+def _warm(config: settings.Settings, adapter: adapters.Adapter) -> None:
+    """One request through all of our own code, against no agent's: what it imports and builds, no session has to."""
+    ours, theirs = socket.socketpair()
+    bare = dataclasses.replace(config, status_file=None, session_id=None)
+
+    async def exchange() -> None:
+        loop = asyncio.get_running_loop()
+        server = serving.build(app.App(bare, execution.Executor(bare, adapter)), bare)
+        server.config.load()
+        protocol: Any = server.config.http_protocol_class
+        server.lifespan = server.config.lifespan_class(server.config)
+        await loop.connect_accepted_socket(
+            lambda: protocol(config=server.config, server_state=server.server_state, app_state={}), theirs
+        )
+        reader, writer = await asyncio.open_connection(sock=ours)
+        writer.write(b"GET /status HTTP/1.1\r\nHost: warm\r\nConnection: close\r\n\r\n")
+        async with asyncio.timeout(_REQUEST_S * 5):
+            await reader.read()
+        writer.close()
+        await asyncio.sleep(0)
+
+    factory = serving.loop_factory(config)
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(exchange())
+    except Exception as error:  # noqa: BLE001 - a warm start is a gain, not a need
+        _LOG.debug("the first request of each session is a little slower: %r", error)
+    finally:
+        for end in (ours, theirs):
+            end.close()
+
+
+def _settle_heap() -> None:
+    """Objects that are there by now are there for good: no collection touches (and so copies) their memory again."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+def _tell_failure(talk: socket.socket, error: BaseException) -> None:
+    layer = str(getattr(error, "layer", "worker"))
+    with contextlib.suppress(OSError):
+        session_link.send(talk, {"is": "failed", "layer": layer, "text": str(error) or type(error).__name__})
+
+
+def _ignore(*_: object) -> None:
+    """The loop is woken by its descriptor."""
