@@ -1,6 +1,6 @@
-"""The host's own figures: start, deploy, memory, recovery, throughput beside plain uvicorn. A table, and JSON on request.
+"""The host's own figures: start, deploy, memory, recovery, throughput beside plain uvicorn and beside the AgentCore SDK's server. A table, and JSON on request.
 
-    python benchmarks/host/run.py [--json FILE] [--only start,deploy,memory,recovery,load] [--seconds 3] [--rounds 3]
+    python benchmarks/host/run.py [--json FILE] [--only start,deploy,memory,recovery,load,agentcore] [--seconds 3] [--rounds 3]
 
 Uses a home and a port of its own; the host on this machine is not touched. Nothing is asserted: read the table.
 """
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import agentcore
 import load
 import psutil
 
@@ -27,7 +28,7 @@ from nexus.kit import home as homes
 from nexus.wire import archive
 
 ECHO = "def agent(input):\n    return input\n"
-PARTS = ("start", "deploy", "memory", "recovery", "load")
+PARTS = ("start", "deploy", "memory", "recovery", "load", "agentcore")
 REQUIREMENT = "idna>=3\n"
 
 
@@ -242,6 +243,27 @@ def measure_load(host: Host, figures: dict[str, Any], *, seconds: float, rounds:
     figures["  errors through the host"] = row(sum(one.errors for one in ours), "", "0")
 
 
+def measure_agentcore(host: Host, figures: dict[str, Any], *, seconds: float, rounds: int, connections: int) -> None:
+    """The same echo under the AgentCore SDK's server and under the whole host, in turn."""
+    port = free_port()
+    server = agentcore.start(host.folder, port)
+    try:
+        until(lambda: reachable(port), limit_s=60)
+        mine, other = agentcore.compare(
+            host.folder,
+            ours=(host.port, "/agents/hello/run", host.key()),
+            theirs=port,
+            rounds=rounds,
+            seconds=seconds,
+            connections=connections,
+        )
+    finally:
+        agentcore.wait_until_gone(server)
+    figures["echo agent through the whole host, wrk"] = row(statistics.median(mine), "requests/s", ">= 15000")
+    figures["the same echo under the AgentCore SDK's server"] = row(statistics.median(other), "requests/s", "")
+    figures["ratio to the AgentCore SDK's server"] = row(agentcore.ratio(mine, other), "×", ">= 4")
+
+
 def request(host: Host, body: bytes) -> bytes:
     head = (
         f"POST /agents/hello/run HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {host.key()}\r\n"
@@ -292,6 +314,10 @@ def main() -> None:
                 measure_deploy(host, figures)
             if "load" in wanted:
                 measure_load(host, figures, seconds=options.seconds, rounds=options.rounds, connections=options.connections)
+            if "agentcore" in wanted:
+                measure_agentcore(
+                    host, figures, seconds=options.seconds, rounds=options.rounds, connections=options.connections
+                )
             if "recovery" in wanted:
                 measure_recovery(host, figures)
         finally:
