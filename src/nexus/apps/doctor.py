@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nexus.apps import doctor_kernel, keeper, keeper_probe, keeper_record, settings
+from nexus.apps import doctor_kernel, keeper_ground, keeper_probe, keeper_record, settings
 from nexus.core import errors
 from nexus.kit.home import Home
 from nexus.stores import embedded, embedded_binaries
@@ -177,7 +177,8 @@ def _external_database(url: str) -> Finding:
 def _port(wanted: settings.HostSettings) -> Finding:
     record = keeper_record.read(wanted.home)
     if record is not None and keeper_record.is_alive(record):
-        answer = keeper_probe.ask((settings.reachable(record.host), record.port), "/health", timeout_s=2.0)
+        address, certificate = (settings.reachable(record.host), record.port), keeper_record.certificate_of(record)
+        answer = keeper_probe.ask(address, "/health", timeout_s=2.0, certificate=certificate)
         fine = answer is not None and answer[0] == 200
         return Finding(
             name="port",
@@ -186,7 +187,7 @@ def _port(wanted: settings.HostSettings) -> Finding:
             mend="nexus down, then nexus up",
         )
     try:
-        keeper.check_port(wanted.host, wanted.port)
+        keeper_ground.check_port(wanted.host, wanted.port)
     except errors.NexusError as error:
         return Finding(name="port", level="fail", detail=f"{error.message}: {error.cause}", mend=error.next_step or "")
     return Finding(name="port", level="ok", detail=f"{wanted.port} on {wanted.host} is free")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import nexus
 from nexus.apps import keeper_logs, keeper_probe, keeper_record, keeper_sweep, settings
 from nexus.core import errors
 from nexus.kit.home import Home
@@ -20,22 +21,30 @@ KEEPER = (sys.executable, "-P", "-m", "nexus.apps.keeper")
 _START_S, _STOP_S = 90.0, 90.0
 
 
-def become_keeper(environ: Mapping[str, str]) -> None:
-    """Turn this process into the keeper in the foreground; does not return."""
+def is_of_another_version(home: Home) -> bool:
+    """Whether a host runs on this home that another version of this program started: `nexus up` then takes it over."""
+    record = keeper_record.read(home)
+    return record is not None and keeper_record.is_alive(record) and record.version != nexus.__version__
+
+
+def become_keeper(environ: Mapping[str, str], *, replace: bool = False) -> None:
+    """Turn this process into the keeper in the foreground; does not return. `replace`: of a host that runs already."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(KEEPER[0], KEEPER, dict(environ))  # noqa: S606 - a shell would only be in the way
+    command = (*KEEPER, *(("--replace",) if replace else ()))
+    os.execve(command[0], command, dict(environ))  # noqa: S606 - a shell would only be in the way
 
 
-def start_detached(environ: Mapping[str, str], *, log: Path) -> dict[str, Any]:
-    """Start a keeper in the background and wait until the host answers or has failed.
+def start_detached(environ: Mapping[str, str], *, log: Path, replace: bool = False) -> dict[str, Any]:
+    """Start a keeper in the background and wait until the host answers or has failed. `replace`: it takes over a host that
+    runs already, and brings it to this version and environment without failing a request.
 
     Answers the keeper's outcome: `{"ok": true, "lines", "origin", "pid", "port"}` or `{"ok": false, "problem"}`.
     """
     reading, writing = os.pipe()
     try:
         subprocess.run(
-            [*KEEPER, "--detached", "--ready-fd", str(writing)],
+            [*KEEPER, "--detached", "--ready-fd", str(writing), *(("--replace",) if replace else ())],
             env=dict(environ),
             pass_fds=(writing,),
             stdin=subprocess.DEVNULL,
@@ -126,7 +135,8 @@ def status(home: Home, *, api_key: str | None) -> dict[str, Any]:
     if not keeper_lives and not any(entry["alive"] for entry in processes):
         return {"running": False, "home": str(home.root), "cause": "its processes have ended without nexus down"}
     address = (settings.reachable(record.host), record.port)
-    health = keeper_probe.ask(address, "/health", timeout_s=2.0)
+    certificate = keeper_record.certificate_of(record)
+    health = keeper_probe.ask(address, "/health", timeout_s=2.0, certificate=certificate)
     result: dict[str, Any] = {
         "running": True,
         "ready": record.ready and not record.stopping,
@@ -141,7 +151,8 @@ def status(home: Home, *, api_key: str | None) -> dict[str, Any]:
     result["agents"] = {"processes": len(agents), "memory_bytes": sum(_memory(pid) for pid in agents)}
     result["memory_bytes"] = sum(_memory_of(entry) for entry in [*result["processes"], result["agents"]])
     if api_key:
-        answer = keeper_probe.ask(address, "/v1/agents", timeout_s=3.0, headers=f"Authorization: Bearer {api_key}\r\n")
+        credential = f"Authorization: Bearer {api_key}\r\n"
+        answer = keeper_probe.ask(address, "/v1/agents", timeout_s=3.0, headers=credential, certificate=certificate)
         result |= _deployments(answer)
     return result
 

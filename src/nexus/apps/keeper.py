@@ -11,16 +11,25 @@ import os
 import select
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import nexus
-from nexus.apps import keeper_children, keeper_logs, keeper_probe, keeper_record, keeper_sweep, settings
+from nexus.apps import (
+    keeper_children,
+    keeper_ground,
+    keeper_logs,
+    keeper_probe,
+    keeper_record,
+    keeper_roll,
+    keeper_sweep,
+    settings,
+)
 from nexus.core import errors
 from nexus.kit.home import Home
 from nexus.stores import embedded
@@ -30,6 +39,7 @@ _READY_WITHIN_S = 60.0
 _PATIENCE = 4  # exits of one process before the first readiness that end the start
 _TICK_S = 1.0
 _LOOK_S = 0.15
+_STOPPING = "stopping: gateways, control, supervisor and its agents, database"
 Plan = Callable[[settings.HostSettings, Mapping[str, str], str], list[keeper_children.Child]]
 
 
@@ -39,7 +49,9 @@ class Keeper:
     def __init__(self, host: settings.HostSettings, *, say: Callable[[str], None], follow: bool) -> None:
         self._host, self._say, self._follow = host, say, follow
         self._processes: list[keeper_children.Process] = []
-        self._stops = 0
+        self._aside: list[keeper_children.Process] = []
+        self._stops = self._rolls = 0
+        self._leaves = False
         self._started_at = time.time()
         self._ready = False
         self._stopping = False
@@ -62,15 +74,18 @@ class Keeper:
             database="external" if self._host.database_url else "embedded",
             boot=keeper_record.boot_id(),
             version=nexus.__version__,
-            processes=tuple(entry.record() for entry in self._processes if entry.pidfd is not None),
+            tls_certificate=None if self._host.tls_certificate is None else str(self._host.tls_certificate),
+            processes=tuple(entry.record() for entry in self._processes if entry.pidfd is not None)
+            + tuple(replace(entry.record(), name=f"{entry.child.name}-before") for entry in self._aside),
             ready=self._ready,
             stopping=self._stopping,
         )
 
     def listen(self) -> None:
-        """Take over the signals: the first asks for a graceful stop, the next one for a quick one."""
+        """Take over the signals. TERM and INT: the first asks for a graceful stop, the next one for a quick one. HUP: replace the
+        gateways (from a terminal that closes: stop). USR1: leave everything to another keeper."""
         signal.set_wakeup_fd(self._wake_in, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
     def begin(self, children: Sequence[keeper_children.Child], earlier: keeper_record.HostRecord | None) -> int:
@@ -96,29 +111,71 @@ class Keeper:
         """Return when every process answers. Raises Unavailable (`host.start_failed`) when one keeps dying or stays silent."""
         deadline = time.monotonic() + _READY_WITHIN_S
         waiting = dict(self._doors())
+        certificate = self._host.tls_certificate
         while waiting and not self._stops:
             self._step(0.02)
             for process in self._processes:
                 if process.failures >= _PATIENCE:
                     raise self._start_failed(process)
-            waiting = {name: address for name, address in waiting.items() if not _answers(address)}
+            waiting = {name: address for name, address in waiting.items() if not _answers(address, certificate)}
             if waiting and time.monotonic() > deadline:
                 raise self._start_failed(self._named(next(iter(waiting))))
         self._ready = not self._stops
         self._write()
 
-    def keep(self) -> None:
-        """Until a signal asks to stop."""
-        while not self._stops:
+    def keep(self) -> bool:
+        """Until a signal asks to stop; False when it asks to leave what runs to another keeper."""
+        while not self._stops and not self._leaves:
             self._step(_LOOK_S if self._follow else _TICK_S)
+            if self._rolls:
+                self._rolls = 0
+                self.roll()
+        return not self._leaves or self._stops > 0
+
+    def renew(self) -> None:
+        """Bring what was adopted to this version and environment: control starts again, then the gateways are replaced.
+        Supervisor, agents and PostgreSQL go on as they are. Raises Unavailable when control does not come back."""
+        control = next(entry for entry in self._processes if entry.child.name == "control")
+        if control.pidfd is not None:
+            self._say("starting control again")
+            before = control.pid
+            control.send(control.child.stop_signal)
+            deadline = time.monotonic() + control.child.grace_s
+            while control.pid == before and not self._stops:
+                if time.monotonic() > deadline:
+                    control.kill()
+                self._step(0.05)
+            self.wait_ready()
+        self.roll()
+
+    def roll(self) -> None:
+        """Replace every gateway, one after another, without failing a request."""
+        keeping = keeper_roll.Keeping(step=self._step, watch=self._watch_aside, say=self._say, stopping=lambda: self._stops > 0)
+        for at, process in enumerate(self._processes):
+            if process.pidfd is None or not process.child.name.startswith("gateway-") or self._stops:
+                continue
+            number = int(process.child.environment["NEXUS_GATEWAY"])
+            successor = keeper_roll.replace_gateway(process, self._host.home.door_socket(number), keeping)
+            if successor is not None:
+                self._aside[self._aside.index(successor)] = process
+                self._processes[at] = successor
+                successor.restarts = process.restarts
+                self._say(f"{process.child.name} was replaced: {successor.pid} serves, {process.pid} finishes what it has")
+                self._write()
+
+    def _watch_aside(self, process: keeper_children.Process) -> None:
+        self._aside.append(process)
+        self._poll.register(process.pidfd or -1, select.POLLIN)
+        self._write()
 
     def stop(self) -> None:
         """Gateways finish what they serve, then control, supervisor (which stops the agents) and PostgreSQL. Leaves nothing."""
         self._stopping = True
         self._stops = max(self._stops, 1)
         self._write()
-        for rank in sorted({entry.child.rank for entry in self._processes}):
-            group = [entry for entry in self._processes if entry.child.rank == rank and entry.pidfd is not None]
+        everything = [*self._processes, *self._aside]
+        for rank in sorted({entry.child.rank for entry in everything}):
+            group = [entry for entry in everything if entry.child.rank == rank and entry.pidfd is not None]
             self._stop_group(group)
             if rank == 2 and (killed := keeper_sweep.kill_agents(self._host.home)):
                 self._say(f"ended {killed} agent process(es) that the supervisor had left")
@@ -159,6 +216,11 @@ class Keeper:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake, 512)
         changed = False
+        for process in [one for one in self._aside if one.pidfd is not None and one.pidfd in ready]:
+            self._poll.unregister(process.pidfd or -1)
+            process.ended()
+            self._aside.remove(process)
+            changed = True
         for process in self._processes:
             if process.pidfd is not None and process.pidfd in ready:
                 self._poll.unregister(process.pidfd)
@@ -176,7 +238,7 @@ class Keeper:
         if time.monotonic() >= self._next_tick:
             self._next_tick = time.monotonic() + 2 * _TICK_S
             keeper_logs.bound([*(entry.child.log for entry in self._processes), _own_log(self._host.home)])
-            _reap_strangers({entry.pid for entry in self._processes})
+            _reap_strangers({entry.pid for entry in (*self._processes, *self._aside)})
             if not self._stopping and not self._host.home.root.is_dir():
                 self._say(f"the home {self._host.home.root} is gone: stopping")
                 self._stops += 1
@@ -228,7 +290,12 @@ class Keeper:
             self._say(f"host.json could not be written: {error}")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._stops += 1
+        if number == signal.SIGUSR1:
+            self._leaves = True
+        elif number == signal.SIGHUP and not os.isatty(0):
+            self._rolls += 1
+        else:
+            self._stops += 1
 
 
 def run(
@@ -242,20 +309,25 @@ def run(
 ) -> None:
     """Hold the lock, start or adopt, announce, keep, stop. Raises NexusError when it cannot start."""
     home = host.home
-    make_directories(home)
-    with keeper_record.hold_lock(home, patience_s=2.0 if options.adopt else 0.0):
+    keeper_ground.make_directories(home)
+    if options.replace:
+        ask_to_leave(host)
+    with keeper_record.hold_lock(home, patience_s=10.0 if options.replace else 2.0 if options.adopt else 0.0):
         earlier = keeper_record.read(home)
         alive = [entry for entry in earlier.processes if keeper_record.is_alive(entry)] if earlier else []
         if earlier and alive:
             database_url = host.database_url if earlier.database == "external" else None
             host = replace(host, host=earlier.host, port=earlier.port, gateways=earlier.gateways, database_url=database_url)
+            if not options.replace:
+                certificate, name = keeper_record.certificate_of(earlier), urlsplit(earlier.origin).hostname or ""
+                host = replace(host, tls_certificate=certificate, tls_name=name)
         elif options.stop_only or options.adopt:
             keeper_record.remove(home)
             return
         else:
             earlier = None
         if not any(entry.name.startswith("gateway") for entry in alive):
-            host = replace(host, port=check_port(host.host, host.port))
+            host = replace(host, port=keeper_ground.check_port(host.host, host.port))
         keeper = Keeper(host, say=say, follow=not options.detached and not options.stop_only)
         keeper.listen()
         url = host.database_url or embedded.locate(home).uri
@@ -263,61 +335,47 @@ def run(
         if options.stop_only:
             children = [child for child in children if child.name in {entry.name for entry in alive}]
         adopted = keeper.begin(children, earlier)
+        stops = True
         try:
             if not options.stop_only:
-                keeper.wait_ready()
+                if options.replace and adopted:
+                    renew(keeper, say)
+                else:
+                    keeper.wait_ready()
                 announce(keeper, adopted)
-                keeper.keep()
-                say("stopping: gateways, control, supervisor and its agents, database")
+                stops = keeper.keep()
+                say(_STOPPING if stops else "another keeper takes over; what runs goes on")
         finally:
-            keeper.stop()
+            if stops:
+                keeper.stop()
 
 
-def check_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. Raises Conflict (`host.port_in_use`) or Invalid (`setting.invalid`).
-
-    The gateways share their port (SO_REUSEPORT), so a stranger on it would otherwise go unnoticed.
-    """
+def renew(keeper: Keeper, say: Callable[[str], None]) -> None:
+    """Bring a running host to this version; whatever fails on the way is said, and what ran before goes on."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
-            return int(probe.getsockname()[1])
-    except socket.gaierror as error:
+        keeper.renew()
+    except errors.NexusError as error:
+        for line in settings.explain(error):
+            say(line)
+
+
+def ask_to_leave(host: settings.HostSettings) -> None:
+    """Tell the running keeper, if any, that this one takes over. Raises Invalid (`setting.invalid`) when this environment
+    could not keep that host."""
+    running = keeper_record.read(host.home)
+    if running is None or not keeper_record.is_alive(running):
+        return
+    if running.database == "external" and host.database_url is None:
         raise errors.Invalid(
-            f"{host!r} is not an address to listen on",
+            "the running host keeps its state in a database that this environment does not name",
             code="setting.invalid",
-            cause=str(error),
-            next_step="pass --host 127.0.0.1",
-        ) from error
-    except OSError as error:
-        raise errors.Conflict(
-            f"port {port} on {host} cannot be used",
-            code="host.port_in_use",
-            cause=os.strerror(error.errno or 0),
-            next_step=f"see who listens there with ss -ltnp 'sport = :{port}', or pass another --port",
-        ) from error
-
-
-def make_directories(home: Home) -> None:
-    """The home and its private directories. Raises Invalid (`home.unusable`) or Unavailable (`home.unsafe`)."""
-    try:
-        for path in (home.root, home.run, home.run / "i", home.logs):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = path.lstat()
-            if path == home.run and (found.st_uid != os.geteuid() or path.is_symlink()):
-                raise errors.Unavailable(f"{path} belongs to somebody else", code="home.unsafe", next_step=f"remove {path}")
-            if not os.access(path, os.W_OK | os.X_OK):
-                raise PermissionError(13, "no permission to write in it", str(path))
-    except OSError as error:
-        raise errors.Invalid(
-            f"the home {home.root} cannot be used",
-            code="home.unusable",
-            cause=f"{error.strerror}: {error.filename}",
-            next_step="set NEXUS_HOME to a directory that you may write",
-        ) from error
+            next_step="set NEXUS_DATABASE_URL as it was when the host was started",
+        )
+    handle = keeper_record.open_process(running.pid, running.ticks)
+    if handle is not None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGUSR1)
+        os.close(handle)
 
 
 def render_banner(record: keeper_record.HostRecord, home: Home, capabilities: object, adopted: int) -> list[str]:
@@ -338,8 +396,8 @@ def render_banner(record: keeper_record.HostRecord, home: Home, capabilities: ob
     ]
 
 
-def _answers(address: keeper_probe.Address) -> bool:
-    answer = keeper_probe.ask(address, "/health")
+def _answers(address: keeper_probe.Address, certificate: Path | None) -> bool:
+    answer = keeper_probe.ask(address, "/health", certificate=certificate)
     return answer is not None and answer[0] == 200
 
 
@@ -362,6 +420,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m nexus.apps.keeper", description=__doc__)
     parser.add_argument("--detached", action="store_true", help="go to the background, no terminal output")
     parser.add_argument("--adopt", action="store_true", help="only if processes of an earlier keeper still run")
+    parser.add_argument("--replace", action="store_true", help="take a running host over and bring it to this version")
     parser.add_argument("--stop-only", action="store_true", help="adopt what runs and stop it")
     parser.add_argument("--ready-fd", type=int, help="write the outcome of the start here as one JSON line")
     return parser.parse_args(arguments)
@@ -411,7 +470,7 @@ def main(arguments: Sequence[str] | None = None, *, plan: Plan = keeper_children
     try:
         host = settings.read_settings(os.environ)
         if options.detached:
-            make_directories(host.home)
+            keeper_ground.make_directories(host.home)
             _detach(host.home)
         run(host, dict(os.environ), say=say, options=options, announce=announce, plan=plan)
     except errors.NexusError as error:

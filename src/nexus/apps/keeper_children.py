@@ -99,6 +99,9 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
 
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+
     def record(self) -> keeper_record.ProcessRecord:
         return keeper_record.ProcessRecord(
             name=self.child.name, pid=self.pid, ticks=self.ticks, started_at=self.started_at, restarts=self.restarts

@@ -27,7 +27,10 @@ class ProcessRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRecord:
-    """What is running. `database` is `embedded` or `external`; `stopping` tells the guardian not to start a new keeper."""
+    """What is running. `database` is `embedded` or `external`; `stopping` tells the guardian not to start a new keeper.
+
+    `tls_certificate` is the file (PEM) with which the port speaks TLS; clients on this machine trust it.
+    """
 
     origin: str
     pid: int
@@ -42,7 +45,12 @@ class HostRecord:
     processes: tuple[ProcessRecord, ...] = ()
     ready: bool = False
     stopping: bool = False
+    tls_certificate: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+def certificate_of(record: HostRecord) -> Path | None:
+    return None if record.tls_certificate is None else Path(record.tls_certificate)
 
 
 def read(home: Home) -> HostRecord | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nexus.apps import host_tls
 from nexus.core import errors
 from nexus.kit.home import Home, find_home
 
@@ -26,27 +27,35 @@ EXIT_CODES: Mapping[str, int] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostSettings:
-    """What `nexus up` needs. `database_url` None: PostgreSQL is brought up from the wheel. Port 0: a free one is picked."""
+    """What `nexus up` needs. `database_url` None: PostgreSQL is brought up from the wheel. Port 0: a free one is picked.
+
+    With `tls_certificate` the port speaks TLS; `tls_name` is then what the host is called by.
+    """
 
     home: Home
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
     gateways: int = 1
     database_url: str | None = None
+    tls_certificate: Path | None = None
+    tls_name: str = ""
 
     @property
     def origin(self) -> str:
-        return render_origin(self.host, self.port)
+        return render_origin(self.host, self.port, tls_name=self.tls_name if self.tls_certificate is not None else None)
 
 
 def read_settings(environ: Mapping[str, str]) -> HostSettings:
     """Raises Invalid (`setting.invalid`) naming the variable, its value and what is expected."""
+    host, certificate = environ.get("NEXUS_HOST") or DEFAULT_HOST, host_tls.read_certificate(environ)
     return HostSettings(
         home=find_home(environ.get("NEXUS_HOME")),
-        host=environ.get("NEXUS_HOST") or DEFAULT_HOST,
+        host=host,
         port=_number(environ, "NEXUS_PORT", DEFAULT_PORT, 0, 65535),
         gateways=_number(environ, "NEXUS_GATEWAYS", count_cores(), 1, MOST_GATEWAYS),
         database_url=_database(environ.get("NEXUS_DATABASE_URL")),
+        tls_certificate=certificate,
+        tls_name="" if certificate is None else host_tls.choose_name(certificate, reachable(host)),
     )
 
 
@@ -55,10 +64,12 @@ def count_cores() -> int:
     return max(1, min(MOST_GATEWAYS, len(os.sched_getaffinity(0))))
 
 
-def render_origin(host: str, port: int) -> str:
-    """The URL a person on this machine types; an address that means "all" is shown as loopback."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{shown}:{port}"
+def render_origin(host: str, port: int, *, tls_name: str | None = None) -> str:
+    """The URL a person on this machine types; an address that means "all" is shown as loopback. `tls_name`: it speaks TLS, and
+    its certificate is for this name."""
+    name = tls_name or reachable(host)
+    shown = f"[{name}]" if ":" in name else name
+    return f"{'http' if tls_name is None else 'https'}://{shown}:{port}"
 
 
 def reachable(host: str) -> str:

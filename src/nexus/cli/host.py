@@ -25,9 +25,15 @@ def up(
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Run in the background; returns when it answers.")] = False,
     gateways: Annotated[int | None, typer.Option(help="Gateway processes (NEXUS_GATEWAYS, default one per core).")] = None,
     home: HomeOption = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Bring a running host to this environment without failing a request.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Start the host. In the foreground it shows the processes' logs, and Ctrl-C stops it."""
+    """Start the host. In the foreground it shows the processes' logs, and Ctrl-C stops it.
+
+    A host that another version started is taken over: control starts again, the gateways are replaced without failing a request.
+    """
     from nexus.apps import host as verbs
     from nexus.apps import settings
     from nexus.core import errors
@@ -39,9 +45,10 @@ def up(
     environ = dict(os.environ) | {name: str(value) for name, value in chosen.items() if value is not None}
     wanted = settings.read_settings(environ)
     environ["NEXUS_HOME"] = str(wanted.home.root)
+    replace = reload or verbs.is_of_another_version(wanted.home)
     if not detach:
-        verbs.become_keeper(environ)
-    outcome = verbs.start_detached(environ, log=wanted.home.logs / "host.log")
+        verbs.become_keeper(environ, replace=replace)
+    outcome = verbs.start_detached(environ, log=wanted.home.logs / "host.log", replace=replace)
     if not outcome["ok"]:
         raise problem.parse(outcome["problem"])
     if as_json:

@@ -18,12 +18,14 @@ DEFAULT_URL = "http://127.0.0.1:8700"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """`source` says in words where the address came from, `key_file` names the admin key's file when that is what is used."""
+    """`source` says in words where the address came from, `key_file` names the admin key's file when that is what is used,
+    `certificate` the file that the host on this machine serves with: it is trusted for that address and no other."""
 
     base_url: str
     api_key: str | None = field(repr=False)
     source: str
     key_file: Path | None = None
+    certificate: Path | None = None
 
     @property
     def is_local(self) -> bool:
@@ -57,7 +59,14 @@ def find(base_url: str | None, api_key: str | None, environ: Mapping[str, str]) 
         key_file = place.admin_key if key else None
     if key and not (key.isascii() and key.isprintable() and " " not in key):
         raise errors.Invalid("the API key holds characters no key has", code="key.invalid", next_step="copy the key again")
-    return Connection(base_url=url, api_key=key or None, source=source, key_file=key_file)
+    certificate = local.get("tls_certificate") if url == _normal(local.get("origin", "")) else None
+    return Connection(
+        base_url=url,
+        api_key=key or None,
+        source=source,
+        key_file=key_file,
+        certificate=None if certificate is None else Path(certificate),
+    )
 
 
 def check_url(url: str) -> str:
@@ -92,8 +101,8 @@ def _login(path: Path) -> dict[str, str]:
 
 
 def _local(place: home.Home) -> dict[str, str]:
-    origin = _object(place.host_record).get("origin")
-    return {"origin": origin} if isinstance(origin, str) else {}
+    record = _object(place.host_record)
+    return {name: record[name] for name in ("origin", "tls_certificate") if isinstance(record.get(name), str)}
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What both transports share: how an httpx2 client is set up, a call becomes a request, and an exception becomes one of ours."""
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ import httpx2
 
 from nexus.client import calls, connection
 from nexus.core import errors
+from nexus.kit import tls
 
 CONNECT_S = 5.0
 DEFAULT_TIMEOUT_S = 60.0
@@ -22,9 +24,24 @@ def settings(found: connection.Connection) -> dict[str, Any]:
         "base_url": found.base_url,
         "headers": sent,
         "trust_env": not found.is_local,
-        "verify": found.base_url.startswith("https:"),
+        "verify": _verification(found),
         "timeout": httpx2.Timeout(DEFAULT_TIMEOUT_S, connect=CONNECT_S),
     }
+
+
+def _verification(found: connection.Connection) -> bool | ssl.SSLContext:
+    """Whom to believe: the system's authorities, and for the host on this machine its own certificate. Raises `Invalid`."""
+    if found.certificate is None:
+        return found.base_url.startswith("https:")
+    try:
+        return tls.trusting(found.certificate)
+    except OSError as error:
+        raise errors.Invalid(
+            f"the certificate of {found.base_url} cannot be read",
+            code="url.invalid",
+            cause=f"{found.certificate}: {error.strerror or error}",
+            next_step="ask for the right to read it, or name the host in NEXUS_URL to go by the system's authorities",
+        ) from error
 
 
 def arguments(call: calls.Call, timeout_s: float) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What each kind of request does once the stages have let it through: health, a run's usage, control, preflight; runs and models
 have modules of their own."""
 
+import os
 import re
 import time
 from urllib.parse import unquote
@@ -136,6 +137,8 @@ class HealthHandler(Handler):
             "model_calls": world.counts.model_calls,
             "bad_upstream_answers": world.counts.bad_upstream,
         }
+        if self.call.inside:
+            value["pid"] = os.getpid()
         headers, body = answers.render_json(value, self.call)
         self.exchange.reply(200 if status == "ok" else 503, headers, body)
 

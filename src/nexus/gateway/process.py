@@ -203,12 +203,12 @@ async def _sweep(here: world.World) -> None:
 
 async def _drain(here: world.World, force: asyncio.Event) -> None:
     """Finish what is under way. After a handover idle connections stay open a while: their next request is answered, and told
-    to close, so that no client sends into a closed connection."""
+    to close, so that no client sends into a closed connection; and streams may go on for long, since nobody waits."""
     here.draining = True
     busy = sum(connection.is_busy() for connection in here.connections)
     _LOG.info("stopping: %d requests are being finished", busy)
     started = here.loop.time()
-    deadline = started + here.settings.drain_s
+    deadline = started + (here.settings.replaced_drain_s if here.replaced else here.settings.drain_s)
     patience = started + (here.settings.handover_patience_s if here.replaced else 0.0)
     while here.connections and here.loop.time() < deadline and not force.is_set():
         if here.loop.time() >= patience:

@@ -30,6 +30,7 @@ class Settings:
     write_stall_s: float = 60.0
     linger_s: float = 5.0
     drain_s: float = 30.0
+    replaced_drain_s: float = 3600.0
     handover_patience_s: float = 10.0
     dial_timeout_s: float = 5.0
     control_timeout_s: float = 120.0

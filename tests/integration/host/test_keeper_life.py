@@ -193,3 +193,20 @@ def rig_small(rig) -> str:
     from pathlib import Path
 
     return str(Path(__file__).with_name("small_host.py"))
+
+
+def test_a_host_is_handed_to_another_keeper_and_a_successor_that_fails_changes_nothing(rig):
+    old = rig.start()
+    record = rig.wait_ready()
+    rig.start("--detached", "--replace", NEXUS_SMALL_FAIL="gateway-1")
+    output, _ = old.communicate(timeout=30)
+    assert old.returncode == 0
+    assert "what runs goes on" in output
+    now = rig.wait_for(lambda: (found := rig.wait_ready()).pid != record.pid and found, "another keeper")
+    before = {entry.name: entry.pid for entry in record.processes}
+    rig.wait_for(lambda: "gateway-1 goes on as it is" in rig.home.logs.joinpath("host.log").read_text(), "the failure to be said")
+    assert rig.process("gateway-1").pid == before["gateway-1"]
+    assert rig.process("supervisor").pid == before["supervisor"]
+    assert rig.process("control").pid != before["control"]
+    assert verbs.stop(rig.home, force=True, environ=rig.environment(), say=lambda line: None)
+    assert not any(keeper_record.is_alive(entry) for entry in now.processes)

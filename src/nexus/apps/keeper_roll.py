@@ -1,0 +1,51 @@
+"""Replacing gateways one after another: each hands its listening sockets to its successor, so that no request fails.
+
+The successor asks the older one for the sockets (`nexus.gateway.handover`); here it is started, waited for, and the older one
+is left to finish what it serves.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nexus.apps import keeper_probe
+from nexus.apps.keeper_children import Process
+
+_SERVES_WITHIN_S = 20.0
+_LOOK_S = 0.03
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """What the keeper lends: one look at everything it keeps, watching a process, and a word to people."""
+
+    step: Callable[[float], None]
+    watch: Callable[[Process], None]
+    say: Callable[[str], None]
+    stopping: Callable[[], bool]
+
+
+def replace_gateway(old: Process, door: keeper_probe.Address, keeping: Keeping) -> Process | None:
+    """The gateway that serves in `old`'s place, which then ends by itself; None when none came to serve: `old` goes on."""
+    successor = Process(child=old.child)
+    try:
+        successor.start()
+    except OSError as error:
+        keeping.say(f"{old.child.name} could not be replaced: {error}")
+        return None
+    keeping.watch(successor)
+    deadline = time.monotonic() + _SERVES_WITHIN_S
+    while not _answers_as(door, successor.pid):
+        late = time.monotonic() > deadline
+        if successor.pidfd is None or late or keeping.stopping():
+            reason = "does not serve" if late else successor.last_exit or "was not waited for"
+            keeping.say(f"{old.child.name} goes on as it is: its successor {reason}")
+            successor.kill()
+            return None
+        keeping.step(_LOOK_S)
+    return successor
+
+
+def _answers_as(door: keeper_probe.Address, pid: int) -> bool:
+    answer = keeper_probe.ask(door, "/health")
+    return answer is not None and answer[0] == 200 and isinstance(answer[1], dict) and answer[1].get("pid") == pid
