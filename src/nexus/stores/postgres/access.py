@@ -1,7 +1,7 @@
 """`ports.vault` on PostgreSQL: sealed secrets, platform keys, tenants and API keys."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,6 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from nexus.ports import vault
 from nexus.stores.postgres import schema as t
+from nexus.stores.postgres import task_link
+
+# Asked with every call of the API.
+_BY_HASH = f"SELECT {', '.join(column.name for column in t.API_KEYS.c)} FROM api_keys WHERE hash = %(hash)s"  # noqa: S608
 
 
 class PostgresSecretStore:
@@ -101,9 +105,8 @@ class PostgresIdentityStore:
             return [_key(row) for row in found.all()]
 
     async def key_by_hash(self, key_hash: str) -> vault.KeyRow | None:
-        async with self._engine.connect() as connection:
-            row = (await connection.execute(sa.select(t.API_KEYS).where(t.API_KEYS.c.hash == key_hash))).one_or_none()
-        return _key(row) if row is not None else None
+        rows = await task_link.of(self._engine).look("looking up an API key", _BY_HASH, {"hash": key_hash})
+        return _key_of(rows[0]) if rows else None
 
     async def revoke_key(self, key_id: str, *, tenant: str | None, at: float) -> vault.KeyRow | None:
         c = t.API_KEYS.c
@@ -132,6 +135,10 @@ def _secret(row: sa.Row[Any]) -> vault.SecretRow:
 
 
 def _key(row: sa.Row[Any]) -> vault.KeyRow:
-    values = dict(row._mapping)
+    return _key_of(row._mapping)
+
+
+def _key_of(row: Mapping[Any, Any]) -> vault.KeyRow:
+    values = dict(row)
     agents = values["agents"]
     return vault.KeyRow(**{**values, "roles": tuple(values["roles"]), "agents": None if agents is None else tuple(agents)})
