@@ -156,7 +156,7 @@ async def run_tasks(
                 schedules=timed,
                 recordings=recordings.Recordings(store=task_step_store.PostgresStepStore(engine)),
                 asks=questions,
-                telemetry=records.RecordSink(store=history, metrics=counted),
+                telemetry=records.RecordSink(store=history, metrics=counted, traced=forwarder.take_model_calls),
                 runs=records.RunHistory(store=history),
                 metrics=counted,
                 traces=forwarder,

@@ -56,6 +56,8 @@ def render(call: ModelCall) -> wire_runs.ModelRecord:
         "code": call.code,
         "estimated": call.estimated,
         "trace_id": call.trace_id,
+        "parent_span_id": call.traceparent[36:52].decode("ascii") if call.trace_id else "",
+        "stream": call.streaming,
     }
     record.update({name: value for name, value in further.items() if value})  # type: ignore[typeddict-item]
     if call.cost_nano is not None:

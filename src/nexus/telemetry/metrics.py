@@ -12,6 +12,7 @@ from prometheus_client import metrics_core
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from nexus.core import principals
+from nexus.telemetry import model_metrics
 from nexus.wire import runs
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
@@ -37,14 +38,12 @@ class Metrics:
         self._latency = histogram(
             _LATENCY, "Time from a run's request to its end.", _LANE, buckets=_BUCKETS, registry=self._registry
         )
-        self._tokens = counter(
-            "agent_tokens_total", "Tokens of model calls that passed the models door.", (*_LANE, "type"), registry=self._registry
-        )
         self._errors = counter(
             "agent_errors_total", "Runs that failed, by error code.", (*_LANE, "code"), registry=self._registry
         )
         self._lanes: set[Lane] = set()
         self._codes: set[str] = set()
+        self._models = model_metrics.ModelMetrics(self._registry, self._lane)
 
     def count_runs(self, records: Sequence[runs.RunRecord]) -> None:
         ended: collections.Counter[tuple[str, ...]] = collections.Counter()
@@ -64,10 +63,7 @@ class Metrics:
             self._errors.labels(*labels).inc(number)
 
     def count_model_calls(self, records: Sequence[runs.ModelRecord]) -> None:
-        for record in records:
-            lane = self._lane((record["tenant"], record["agent"], record["environment"]))
-            self._tokens.labels(*lane, "input").inc(max(0, record["input_tokens"]))
-            self._tokens.labels(*lane, "output").inc(max(0, record["output_tokens"]))
+        self._models.count(records)
 
     def render(self, caller: principals.Principal, queue: Mapping[Lane, int]) -> bytes:
         """The exposition text (0.0.4) of what the caller may see. `queue`: waiting tasks by tenant, agent and environment."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nexus.core import errors, principals
@@ -20,14 +20,30 @@ _TEXT = {
 }  # fmt: skip
 _WHOLE = {"run": ("status", "bytes_in", "bytes_out"), "model": ("input_tokens", "output_tokens", "status")}
 _TIME = ("started_at", "duration_s")
+_FURTHER_TEXT = (
+    "id", "principal", "version", "session_id", "requested", "upstream_model", "path", "outcome", "code", "trace_id",
+    "parent_span_id",
+)  # fmt: skip
+_FURTHER_WHOLE = ("cached_tokens", "cache_written_tokens", "reasoning_tokens", "cost_nano")
+_FURTHER_TRUE = ("estimated", "cached", "stream")
 _BIGGEST = 2**53
 _GROUP = 1000
 
 
 class RecordSink:
-    """`store` is what the feed server calls; it returns once the records are committed, so that it may acknowledge them."""
+    """`store` is what the feed server calls; it returns once the records are committed, so that it may acknowledge them.
 
-    def __init__(self, *, store: run_store.RunStore, metrics: metrics.Metrics) -> None:
+    `traced` is given the model calls that were not known before.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: run_store.RunStore,
+        metrics: metrics.Metrics,
+        traced: Callable[[Sequence[runs.ModelRecord]], None] | None = None,
+    ) -> None:
+        self._traced = traced
         self._store = store
         self._metrics = metrics
 
@@ -51,7 +67,10 @@ class RecordSink:
             return
         fresh = await self._store.add(list(run_records.values()), list(model_records.items()))
         self._metrics.count_runs([entry for key, entry in run_records.items() if key in fresh])
-        self._metrics.count_model_calls([entry for key, entry in model_records.items() if key in fresh])
+        calls = [entry for key, entry in model_records.items() if key in fresh]
+        self._metrics.count_model_calls(calls)
+        if self._traced is not None and calls:
+            self._traced(calls)
 
 
 class RunHistory:
@@ -116,7 +135,15 @@ def parse_record(value: Any) -> Any:
     cpu_s: Any = value.get("cpu_s")
     if kind == "run" and _is_finite(cpu_s) and 0 <= cpu_s < _BIGGEST:
         parsed["cpu_s"] = cpu_s
-    return parsed
+    return parsed if kind == "run" else parsed | _parse_further(value)
+
+
+def _parse_further(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model record may hold besides; what is not of its type is left out."""
+    found: dict[str, Any] = {name: _clean(value[name]) for name in _FURTHER_TEXT if isinstance(value.get(name), str)}
+    found |= {name: value[name] for name in _FURTHER_WHOLE if type(value.get(name)) is int and 0 <= value[name] < _BIGGEST}
+    found |= {name: True for name in _FURTHER_TRUE if value.get(name) is True}
+    return found | ({"ttft_s": value["ttft_s"]} if _is_finite(value.get("ttft_s")) else {})
 
 
 def run_key(record: runs.RunRecord) -> str:

@@ -5,6 +5,7 @@ Bounded everywhere: what the collector cannot take in time is dropped and counte
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -13,10 +14,12 @@ from urllib.parse import unquote
 
 from nexus.core import deployments
 from nexus.kit import backoff, egress, guard, http1
-from nexus.telemetry import otlp
+from nexus.telemetry import genai, otlp
+from nexus.wire import runs
 
 _LOG = logging.getLogger(__name__)
 _RETRIED = frozenset({429, 502, 503, 504})
+_CALLS = 200
 _PAUSES = backoff.Backoff(first_s=0.5, longest_s=10.0, least_s=0.1)
 
 
@@ -82,6 +85,16 @@ class TraceForwarder:
             self._queue.put_nowait(_Batch(content_type, marked))
         except asyncio.QueueFull:
             self._drop("the queue is full")
+
+    def take_model_calls(self, records: Sequence[runs.ModelRecord]) -> None:
+        """Queue a span for each of these calls, which the models door saw."""
+        if not self.enabled:
+            return
+        for start in range(0, len(records), _CALLS):
+            try:
+                self._queue.put_nowait(_Batch(otlp.JSON, genai.render_spans(records[start : start + _CALLS])))
+            except asyncio.QueueFull:
+                self._drop("the queue is full")
 
     async def _forward(self) -> None:
         while True:

@@ -91,6 +91,8 @@ class ModelRecord(TypedDict):
     cached: NotRequired[bool]
     code: NotRequired[str]
     trace_id: NotRequired[str]
+    parent_span_id: NotRequired[str]
+    stream: NotRequired[bool]
     run_id: str
     tenant: str
     agent: str

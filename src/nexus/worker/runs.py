@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nexus.core import errors
+from nexus.wire import headers
 from nexus.wire import runs as wire
-from nexus.worker import bodies, outputs, sessions, steps
+from nexus.worker import bodies, outputs, propagation, sessions, steps
 
 Stop = Literal["client", "timeout", "shutdown", "interrupted", "asked"]
 _MOST_PENDING = 10_000
@@ -100,7 +101,9 @@ class Run:
             self._loop.call_soon_threadsafe(self._put, name, text)
 
     def outgoing_headers(self, host: str, port: int) -> Mapping[str, str]:
-        return {} if self._attribution is None else self._attribution(self, host, port)
+        found = {} if self._attribution is None else self._attribution(self, host, port)
+        traceparent = propagation.find_traceparent(self.traceparent) if found else ""
+        return {**found, headers.TRACEPARENT: traceparent} if traceparent else found
 
     def add_usage(self, *, input_tokens: int, output_tokens: int) -> None:
         self._usage[0] += input_tokens

@@ -160,6 +160,24 @@ async def test_spans_reach_the_collector_marked_and_are_tried_again(book: Book) 
     assert b"process_input" in body
 
 
+async def test_each_model_call_is_one_span_however_often_it_is_reported(postgres_url: str) -> None:
+    async with (
+        engines.open_engine(postgres_url, pool_size=2) as engine,
+        collecting(Collector()) as collector,
+        traces.TraceForwarder(settings=settings(collector)) as forwarder,
+    ):
+        store = run_store.PostgresRunStore(engine)
+        sink = records.RecordSink(store=store, metrics=metrics.Metrics(), traced=forwarder.take_model_calls)
+        call = {**MODEL, "id": "call_1", "path": "chat/completions", "trace_id": "c" * 32, "parent_span_id": "d" * 16}
+        for _ in range(3):
+            await sink.store([RUN, call])
+        await settle(forwarder, 1)
+    ((_, body),) = collector.got
+    assert body.count(b'"spanId"') == 1
+    assert b'"traceId":"%b"' % (b"c" * 32) in body
+    assert b'"parentSpanId":"%b"' % (b"d" * 16) in body
+
+
 async def test_spans_a_collector_refuses_or_cannot_take_are_dropped_and_counted() -> None:
     async with collecting(Collector(400)) as collector, traces.TraceForwarder(settings=settings(collector)) as forwarder:
         forwarder.take(OWNER, spans(), content_type="application/json")

@@ -84,6 +84,8 @@ class MyAgent(Agent):
     root, own = spans["run probe"], spans["process_input"]
     assert (root["traceId"], root["parentSpanId"], root["kind"]) == (PARENT[3:35], PARENT[36:52], 2)
     assert (own["traceId"], own["parentSpanId"]) == (root["traceId"], root["spanId"])
+    (call,) = door.model_calls()
+    assert call.headers["traceparent"] == f"00-{own['traceId']}-{own['spanId']}-01", "a model call hangs on the author's span"
     assert {"key": "numbers", "value": {"arrayValue": {"values": [{"intValue": "1"}, {"intValue": "2"}]}}} in own["attributes"]
     resource = {
         entry["key"]: entry["value"].get("stringValue") for entry in sent[0]["resourceSpans"][0]["resource"]["attributes"]
@@ -91,6 +93,18 @@ class MyAgent(Agent):
     assert (resource["service.name"], resource["service.version"], resource["deployment.environment.name"]) == (
         "probe", "1.2.3", "staging",
     )  # fmt: skip
+
+
+async def test_without_tracing_a_model_call_still_belongs_to_the_runs_trace(hosted: Any, door: Any) -> None:
+    code = """
+from nexus.ai.agents import Agent
+class MyAgent(Agent):
+    async def process(self, input: str):
+        return await self.llm.generate(input)
+"""
+    worker = await hosted(code)
+    await worker.run("hi", traceparent=PARENT)
+    assert door.model_calls()[0].headers["traceparent"] == PARENT
 
 
 async def test_without_tracing_opentelemetry_is_not_imported(hosted: Any) -> None:

@@ -28,7 +28,8 @@ def run(tenant: str = "default", agent: str = "echo", **more: Any) -> Any:
 
 
 def call(tenant: str = "default", agent: str = "echo", **more: Any) -> Any:
-    return {"tenant": tenant, "agent": agent, "environment": "production", "input_tokens": 7, "output_tokens": 5, **more}
+    base = {"tenant": tenant, "agent": agent, "environment": "production", "model": "m", "provider": "p"}
+    return {**base, "input_tokens": 7, "output_tokens": 5, "status": 200, "duration_s": 0.1, **more}
 
 
 def samples(text: bytes) -> dict[tuple[str, str], float]:
