@@ -166,20 +166,40 @@ class WebhookSender:
         return signing.render_ask(ask, url=self._ask_url(ask))
 
     async def _call(self, delivery: webhook_store.Due) -> http1.Answer:
-        target = egress.parse_url(delivery.url)
-        addresses = await egress.resolve(target, self._allowance)
         body = signing.render_body(delivery.task) if delivery.ask is None else self._ask_body(delivery.ask)
+        return await self._send(delivery.url, delivery.task.lane.tenant, delivery.key, message_id=delivery.id, body=body)
+
+    async def post(self, tenant: str, url: str, *, message_id: str, body: bytes) -> tuple[int | None, str | None, float | None]:
+        """One signed attempt for a room that keeps its own outbox: the status, why it failed (None: delivered) and, with an
+        error, how many seconds the receiver asks to be left alone."""
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                answer = await self._send(url, tenant, await self._store.key_state(tenant), message_id=message_id, body=body)
+        except egress.Refused as refusal:
+            return None, f"the address is refused: {refusal}", None
+        except TimeoutError:
+            return None, f"the receiver did not answer within {self._settings.timeout_s:g} s", None
+        except (OSError, http1.Broken, ValueError) as failure:
+            return None, verdict.clean(f"{type(failure).__name__}: {failure}")[:500], None
+        if schedule.is_delivered(answer.status):
+            return answer.status, None, None
+        asked = answer.fields.get("retry-after", "")
+        return answer.status, schedule.describe(answer.status), float(asked) if asked.isascii() and asked.isdigit() else None
+
+    async def _send(self, url: str, tenant: str, key: webhook_store.KeyState, *, message_id: str, body: bytes) -> http1.Answer:
+        target = egress.parse_url(url)
+        addresses = await egress.resolve(target, self._allowance)
         now = int(self._clock.time())
-        secrets = signing.secrets_in_use(self._key, delivery.task.lane.tenant, delivery.key)
+        secrets = signing.secrets_in_use(self._key, tenant, key)
         fields = {
             "Host": target.authority,
             "User-Agent": "nexus-webhooks/1",
             "Content-Type": "application/json",
             "Accept": "*/*",
-            "webhook-id": delivery.id,
+            "webhook-id": message_id,
             "webhook-timestamp": str(now),
             "webhook-signature": " ".join(
-                signing.sign(secret, message_id=delivery.id, timestamp=now, body=body) for secret in secrets
+                signing.sign(secret, message_id=message_id, timestamp=now, body=body) for secret in secrets
             ),
         }
         return await http1.post(
