@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(PY) -m pytest -p no:cacheprovider
 TOWNCRIER := $(PY) -m towncrier
 
-.PHONY: help setup demo test test-fast check format dev bench bench-gateway bench-streams fuzz-gateway bench-tasks drill escape frameworks docs lock changelog ci clean FORCE
+.PHONY: help setup demo test test-fast check format dev bench bench-gateway bench-streams fuzz-gateway bench-tasks bench-sessions drill escape frameworks docs lock changelog ci clean FORCE
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -62,6 +62,9 @@ drill: setup ## the longer tests: kill, fill, flood; NAME=kill-storm for one dri
 
 bench-tasks: setup ## the task queue against procrastinate on the same PostgreSQL
 	@$(PY) -m benchmarks.tasks.run $(BENCH_ARGS)
+
+bench-sessions: setup ## a session's start beside bubblewrap and runc, its memory, its freezing
+	@$(PY) -m benchmarks.sessions.run $(BENCH_ARGS)
 
 escape: setup ## a hostile agent in every tier of isolation, against the table of what it may do
 	@$(PYTEST) tests/escape
