@@ -16,6 +16,7 @@ _FURTHER = (
     "nexus.api.schedules",
     "nexus.api.recordings",
     "nexus.api.asks",
+    "nexus.api.replays",
     "nexus.api.runs",
     "nexus.api.sessions",
     "nexus.api.audit",

@@ -38,6 +38,7 @@ class Services:
     schedules: Any = None
     recordings: Any = None
     asks: Any = None
+    replays: Any = None
     telemetry: Any = None
     metrics: Any = None
     traces: Any = None

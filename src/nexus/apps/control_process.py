@@ -194,6 +194,7 @@ async def _run(
         schedules=work.schedules,
         recordings=work.recordings,
         asks=work.asks,
+        replays=work.replays,
         telemetry=work.telemetry,
         metrics=work.metrics,
         traces=work.traces,

@@ -22,12 +22,13 @@ from nexus.stores.postgres import (
     session_store,
     task_ask_store,
     task_listener,
+    task_replay_store,
     task_schedule_store,
     task_step_store,
     task_store,
     task_webhook_store,
 )
-from nexus.tasks import asks, dispatcher, door, recordings, schedules, service, sessions, tail, webhooks
+from nexus.tasks import asks, dispatcher, door, recordings, replays, schedules, service, sessions, tail, webhooks
 from nexus.tasks.settings import TaskPolicy, TaskSettings, WebhookSettings
 from nexus.telemetry import metrics, records, traces
 from nexus.telemetry.traces import TraceSettings
@@ -46,6 +47,7 @@ class TaskParts:
     schedules: schedules.Schedules
     recordings: recordings.Recordings
     asks: asks.Asks
+    replays: replays.Replays
     telemetry: records.RecordSink
     runs: records.RunHistory
     metrics: metrics.Metrics
@@ -109,6 +111,7 @@ async def run_tasks(
     store, wakeups = task_store.PostgresTaskStore(engine), tail.Wakeups()
     gateway = door.GatewayDoor(sockets=door_sockets, token=environment.service_token)
     runner = dispatcher.Dispatcher(store=store, door=gateway, owner=owner, clock=clock, settings=environment.tasks)
+    steps = task_step_store.PostgresStepStore(engine)
     questions = asks.Asks(
         store=task_ask_store.PostgresAskStore(engine),
         key=environment.link_key,
@@ -154,8 +157,15 @@ async def run_tasks(
                 tasks=rooms,
                 webhooks=sender,
                 schedules=timed,
-                recordings=recordings.Recordings(store=task_step_store.PostgresStepStore(engine)),
+                recordings=recordings.Recordings(store=steps),
                 asks=questions,
+                replays=replays.Replays(
+                    store=task_replay_store.PostgresReplayStore(engine),
+                    tasks=store,
+                    steps=steps,
+                    resolve_target=resolve_target,
+                    submitted=runner.wake,
+                ),
                 telemetry=records.RecordSink(store=history, metrics=counted, traced=forwarder.take_model_calls),
                 runs=records.RunHistory(store=history),
                 metrics=counted,

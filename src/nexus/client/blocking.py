@@ -10,7 +10,17 @@ from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx2
 
-from nexus.client import audit_operations, calls, connection, feeds, operations, session_operations, task_operations, transport
+from nexus.client import (
+    audit_operations,
+    calls,
+    connection,
+    feeds,
+    operations,
+    replay_operations,
+    session_operations,
+    task_operations,
+    transport,
+)
 from nexus.core import errors
 
 P = ParamSpec("P")
@@ -173,6 +183,7 @@ class Agents(_Room):
     set_priority = _verb(task_operations.set_priority)
     asks = _verb(task_operations.asks)
     answer = _verb(task_operations.answer)
+    replay = _verb(replay_operations.replay)
     requeue = _verb(task_operations.requeue)
     purge = _verb(task_operations.purge)
     events = _stream(operations.events)

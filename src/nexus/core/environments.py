@@ -1,5 +1,6 @@
 """Environments and the replica bounds each one brings (document 1, table "Environments")."""
 
+import re
 from dataclasses import dataclass
 
 from nexus.core import errors
@@ -23,8 +24,19 @@ DEFAULT_BOUNDS = {
 }
 
 
+_SCRATCH = re.compile(r"replay-[0-9a-f]{8}")
+_ONE = Bounds(minimum=1, maximum=1)
+
+
+def is_scratch(environment: str) -> bool:
+    """Whether it was made for one replay. Such an environment is never meant by who names none."""
+    return _SCRATCH.fullmatch(environment) is not None
+
+
 def default_bounds(environment: str) -> Bounds:
     """The bounds of a known environment, or `NotFound` (code `environment.unknown`) naming those that exist."""
+    if is_scratch(environment):
+        return _ONE
     try:
         return DEFAULT_BOUNDS[environment]
     except KeyError:

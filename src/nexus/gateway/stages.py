@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-from nexus.core import errors, names, principals
+from nexus.core import environments, errors, names, principals
 from nexus.gateway import balance, breaker, http1, limits, mint, paths, routes, sessions
 from nexus.gateway.call import RUNS, Call, Door, Match
 from nexus.gateway.world import World
@@ -289,8 +289,9 @@ def _pick(deployed: Mapping[str, routes.Deployment], wanted: str | None, agent: 
         return found
     if "production" in deployed:
         return deployed["production"]
-    if len(deployed) == 1:
-        return next(iter(deployed.values()))
+    meant = [name for name in deployed if not environments.is_scratch(name)]
+    if len(meant) == 1:
+        return deployed[meant[0]]
     raise errors.Invalid(
         f"agent {agent!r} is deployed in several environments",
         code="environment.required",

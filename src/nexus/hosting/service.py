@@ -315,6 +315,8 @@ class HostingService:
         if asked is not None:
             environments.default_bounds(asked)
         chosen = asked or caller.environment
+        if chosen is None:
+            deployed = [name for name in deployed if not environments.is_scratch(name)]
         if chosen is None and len(deployed) > 1 and "production" not in deployed:
             raise errors.Invalid(
                 f"agent {agent!r} is deployed in {' and '.join(deployed)}",

@@ -121,6 +121,12 @@ class AnswerParams(Params):
     ask_id: str | None = None
 
 
+class ReplayParams(Params):
+    """Body of `POST /tasks/{id}/replay`: where it runs, the original's environment by default."""
+
+    environment: str | None = None
+
+
 class ScheduleParams(Params):
     """Body of `POST /v1/schedules`: either `cron` (five fields, read in `timezone`) or `at` (RFC 3339 with an offset).
 

@@ -170,8 +170,9 @@ class Tasks(Section):
     queue_timeout: Duration | None = Field(default=None, gt=0, description="The longest a task may wait for its start")
     run_timeout: Duration | None = Field(default=None, gt=0, description="The longest one attempt may take")
     total_timeout: Duration | None = Field(default=None, gt=0, description="The longest from its submission to its end")
-    unknown: Literal["repeat", "fail"] = Field(
-        default="repeat", description="What a new attempt does with a call that was sent and whose answer nobody saw"
+    unknown: Literal["repeat", "fail", "ask"] = Field(
+        default="repeat",
+        description="What a new attempt does with a call that was sent and whose answer nobody saw; ask: a person decides",
     )
 
 

@@ -271,6 +271,31 @@ class AskView(View):
     url: str | None = None
 
 
+class DifferenceView(View):
+    """The first difference of a replay: at its call number `index` (from 1). `kind` is model, step, ask or end; `recorded` None:
+    nothing of this was recorded; `asked` None: it was not asked any more. `diff` is unified."""
+
+    index: int
+    kind: str
+    recorded: dict[str, Any] | None = None
+    asked: dict[str, Any] | None = None
+    diff: list[str] = Field(default_factory=list)
+
+
+class ReplayView(View):
+    """How a replay compares with its original; `same` when it asked the same and ended alike."""
+
+    task_id: str
+    replay_id: str
+    same: bool
+    recorded_calls: int
+    replayed_calls: int
+    recorded_version: str | None = None
+    replayed_version: str | None = None
+    status: str
+    difference: DifferenceView | None = None
+
+
 class ScheduleView(View):
     """A schedule; `upcoming` are its next times, `missed` counts those passed over."""
 

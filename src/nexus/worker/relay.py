@@ -202,8 +202,8 @@ class Relay:
                 self._calls[run_id] += 1
 
     def _recording_of(self, head: http_client.Head, run_id: str) -> steps.Recording | None:
-        """Where this call is to be recorded; None for calls of plain runs, and for bodies too large to be compared."""
-        if self._recorder is None or not _is_model_call(head) or (head.length or 0) > steps.MOST_RECORDED:
+        """Where this call is to be recorded; None for calls of plain runs."""
+        if self._recorder is None or not _is_model_call(head):
             return None
         return self._recorder.find(run_id)
 

@@ -86,7 +86,7 @@ class Recording:
         """A model call that is about to be made: its recorded answer, or the place where to record it."""
         digest = hashlib.sha256(path.encode() + b"\0" + body).hexdigest()[:32]
         key = self._key("model", digest)
-        found = await self._say(self._open(key, live=self._live, request=path.encode() + b"\n" + body))
+        found = await self._say(self._open(key, live=self._live, request=_kept(path, body)))
         if found["status"] != "done":
             if not self._live:
                 _LOG.info("the recording of task %s ends here; model calls are live again", self._task_id)
@@ -246,6 +246,11 @@ class Recorder:
 
     def find(self, run_id: str) -> Recording | None:
         return self._open.get(run_id)
+
+
+def _kept(path: str, body: bytes) -> bytes:
+    """What a replay compares; of a huge request only where it went."""
+    return path.encode() + b"\n" + (body if len(body) <= MOST_RECORDED else b"")
 
 
 def _safe(name: str) -> str:

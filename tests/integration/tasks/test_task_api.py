@@ -73,7 +73,19 @@ async def opened(url: str, folder: Path, environ: dict[str, str]) -> AsyncIterat
             engine, environment=environment, door_sockets=lambda: [folder / "door-0.sock"], resolve_target=resolve
         ) as parts,
     ):
-        names = ("tasks", "webhooks", "schedules", "recordings", "asks", "telemetry", "metrics", "traces", "runs", "sessions")
+        names = (
+            "tasks",
+            "webhooks",
+            "schedules",
+            "recordings",
+            "asks",
+            "replays",
+            "telemetry",
+            "metrics",
+            "traces",
+            "runs",
+            "sessions",
+        )
         services = api_services.Services(
             identity=Identity(),
             hosting=None,

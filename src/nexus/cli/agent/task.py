@@ -7,7 +7,7 @@ import typer
 
 from nexus import client
 from nexus.cli import connect, screen
-from nexus.cli.agent import inputs, running, task_asks, task_queue
+from nexus.cli.agent import inputs, running, task_asks, task_queue, task_replay
 from nexus.cli.options import Agent, Environment, Json
 from nexus.core import errors
 from nexus.wire import problem
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
         task.command(name)(command)
     task_queue.register(task)
     task_asks.register(task)
+    task_replay.register(task)
     app.add_typer(task, name="task")
 
 
