@@ -135,7 +135,7 @@ async def _send(writer: asyncio.StreamWriter, message: bytes) -> None:
 def write_cache(path: Path, table: routes.RouteTable) -> None:
     """Replace the cache by this table's entries (0600, atomically). Models that carry a credential are left out: a
     provider's key is not put on disk in clear; such a model is back as soon as control is."""
-    kept = {name: value for name, value in table.entries.items() if not (name.startswith("model/") and value.get("headers"))}
+    kept = {name: value for name, value in table.entries.items() if not (name.startswith("model/") and _holds_secret(value))}
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -144,6 +144,10 @@ def write_cache(path: Path, table: routes.RouteTable) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def _holds_secret(model: Mapping[str, Any]) -> bool:
+    return bool(model.get("headers") or (model.get("options") or {}).get("auth"))
 
 
 def read_cache(path: Path) -> routes.RouteTable | None:

@@ -108,6 +108,7 @@ class ModelCall:
     merge: "Merge | None" = field(default=None, repr=False)
     copies: bool = False
     audits: bool = False
+    signed: list[http1.Header] = field(default_factory=list, repr=False)
 
     started_at: float = 0.0
     began: float = 0.0

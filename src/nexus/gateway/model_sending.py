@@ -1,6 +1,6 @@
 """What goes to a provider and what of its answer comes back: headers, the host's credential in, everybody's private ones out."""
 
-from nexus.gateway import http1
+from nexus.gateway import http1, model_auth
 from nexus.gateway.model_call import ModelCall
 
 _PRIVATE = http1.HOP | {
@@ -8,17 +8,11 @@ _PRIVATE = http1.HOP | {
     b"via", b"x-real-ip", b"openai-organization", b"openai-project", b"content-length", b"content-encoding", b"traceparent",
     b"tracestate", b"baggage",
 }  # fmt: skip
+_OTHERS = (b"x-forwarded", b"x-amz-")
 _PROVIDERS_OWN = http1.HOP | {
     b"set-cookie", b"server", b"via", b"alt-svc", b"strict-transport-security", b"openai-organization", b"openai-project",
     b"anthropic-organization-id", b"cf-ray", b"cf-cache-status", b"nel", b"report-to",
 }  # fmt: skip
-
-
-def render_target(call: ModelCall) -> bytes:
-    """The request target: the provider's prefix, then what follows `/v1`."""
-    target = call.target
-    prefix = target.prefix if target is not None else ""
-    return prefix.encode("ascii") + call.call.head.target[len(b"/v1") :]
 
 
 def render_head(call: ModelCall, framing: bytes) -> bytes:
@@ -28,12 +22,12 @@ def render_head(call: ModelCall, framing: bytes) -> bytes:
     given = target.entry["headers"] if target is not None else {}
     added = {name.lower().encode("latin-1"): text.encode("latin-1") for name, text in given.items()}
     host = target.host.encode("ascii") if target is not None else b"localhost"
-    lines = [b"POST %b HTTP/1.1\r\nHost: %b\r\n" % (render_target(call), host)]
+    lines = [b"POST %b HTTP/1.1\r\nHost: %b\r\n" % (model_auth.render_target(call), host)]
     for name, value in head.headers:
-        if name in _PRIVATE or name in hop or name in added or name[:5] == b"nexus" or name[:11] == b"x-forwarded":
+        if name in _PRIVATE or name in hop or name in added or name[:5] == b"nexus" or name.startswith(_OTHERS):
             continue
         lines.append(b"%b: %b\r\n" % (name, value))
-    lines.extend(b"%b: %b\r\n" % header for header in added.items())
+    lines.extend(b"%b: %b\r\n" % header for header in (*added.items(), *call.signed))
     lines.append(b"accept-encoding: identity\r\n")
     lines.append(framing)
     lines.append(b"\r\n")

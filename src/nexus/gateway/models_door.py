@@ -12,6 +12,7 @@ from nexus.gateway import (
     breaker,
     http1,
     mint,
+    model_auth,
     model_cache,
     model_counting,
     model_embeddings,
@@ -115,7 +116,9 @@ class ModelHandler(Handler):
         self.exchange.deadline = self.world.loop.time() + min(target.first_byte_s, target.timeout_s)
         self.world.counts.model_calls += 1
         model_embeddings.prepare(self.model_call)
-        return model_request.render(self.model_call, self._raw)
+        body = model_request.render(self.model_call, self._raw)
+        model_auth.sign(self.model_call, body, self.world.clock())
+        return body
 
     def _note(self, *, failed: bool | None) -> None:
         """What an attempt says about its provider; once for each."""
