@@ -15,7 +15,7 @@ from nexus.core import errors, ids, names
 from nexus.kit import guard
 from nexus.wire import problem
 from nexus.wire import runs as wire
-from nexus.worker import bodies, execution, settings, vitals
+from nexus.worker import bodies, execution, settings, sockets, vitals
 from nexus.worker import runs as one_run
 
 Scope = MutableMapping[str, Any]
@@ -40,9 +40,21 @@ class App:
         self._config, self._executor = config, executor
         self._vitals = vitals.Vitals()
         self._watchers: set[asyncio.Task[None]] = set()
+        self._sockets = sockets.Sockets(config, executor)
         self.phase = "ready"
 
+    @property
+    def takes_sockets(self) -> bool:
+        return self._sockets.wanted
+
+    async def close(self) -> None:
+        """After the last run: what an app has to end by itself."""
+        await self._sockets.close()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
+            return
         if scope["type"] != "http":
             return
         try:
@@ -60,11 +72,10 @@ class App:
         elif path in ("/health", self._config.health_path):
             _only(method, "GET", path)
             report = self._vitals.read(runs=self._executor.finished)
-            report["active_runs"] = len(self._executor.active)
-            await _send(send, 200, _JSON, json.dumps(report).encode())
+            await _send(send, 200, _JSON, json.dumps(report | await self._active()).encode())
         elif path == "/status":
             _only(method, "GET", path)
-            await _send(send, 200, _JSON, json.dumps(self._status()).encode())
+            await _send(send, 200, _JSON, json.dumps(self._status() | await self._active()).encode())
         else:
             raise errors.NotFound(
                 f"an agent has no {path[:200]}", code="route.not_found", next_step="POST /run, GET /health or GET /status"
@@ -75,7 +86,6 @@ class App:
             "phase": self.phase,
             "agent": self._config.agent,
             "version": self._config.version,
-            "active_runs": len(self._executor.active),
             "runs": [
                 {"run_id": run.run_id, "session_id": run.session_id}
                 for run in itertools.islice(self._executor.active.values(), _MOST_SHOWN)
@@ -83,6 +93,21 @@ class App:
             "last_activity": self._executor.last_activity,
             "adapter": self._executor.adapter.name,
         }
+
+    async def _active(self) -> dict[str, Any]:
+        """`background`: an app says that it works without a run. That counts as one, so that it is not taken for idle."""
+        is_busy = await self._sockets.is_busy()
+        return {"active_runs": len(self._executor.active) + is_busy, "background": is_busy}
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        try:
+            ids_ = {"run_id": _run_id(headers), "session_id": _session_id(headers)}
+            if self.phase != "ready":
+                raise errors.Unavailable("this instance is stopping", code="instance.stopping")
+            await self._sockets.serve(scope, receive, send, **ids_)
+        except errors.NexusError as error:
+            await send({"type": "websocket.close", "code": 1008, "reason": error.code})
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.phase != "ready":

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from nexus.core import errors
@@ -94,6 +94,42 @@ class Executor:
         self.last_activity = time.time()
         run.task = guard.spawn(self._perform(run), name=run_id, owner=self._tasks)
         return run
+
+    def accompany(
+        self,
+        work: Callable[[one_run.Run], Awaitable[None]],
+        *,
+        call: bodies.Call,
+        run_id: str,
+        session_id: str,
+        timeout_s: float,
+        traceparent: str,
+    ) -> one_run.Run:
+        """A run that takes no turn of its session and has no output: `work` is all of it."""
+        run = one_run.Run(
+            run_id=run_id,
+            session_id=session_id,
+            call=call,
+            streaming=False,
+            timeout_s=timeout_s,
+            traceparent=traceparent,
+            attribution=self._attribution,
+        )
+        self.active[run_id] = run
+        self.last_activity = time.time()
+        run.task = guard.spawn(self._accompany(run, work), name=run_id, owner=self._tasks)
+        return run
+
+    async def _accompany(self, run: one_run.Run, work: Callable[[one_run.Run], Awaitable[None]]) -> None:
+        ports.CURRENT.set(run)
+        outcome = one_run.Outcome()
+        try:
+            with self._tracer.span(run) if self._tracer is not None else contextlib.nullcontext():
+                await work(run)
+        except BaseException as error:  # noqa: BLE001 - SystemExit of an author must not end the worker
+            outcome = run.stopped_outcome() if run.stop_reason else self._failed(run, error)
+        run.finish(outcome)
+        self._release_after(run, [])
 
     async def drain(self, grace_s: float) -> None:
         """Let runs finish for `grace_s`, then stop them and wait a moment for their clean-up."""

@@ -60,7 +60,7 @@ def build(app: Any, config: settings.Settings) -> Server:
             app,
             http=parser,
             loop="none",
-            ws="none",
+            ws="auto" if getattr(app, "takes_sockets", False) else "none",
             lifespan="off",
             interface="asgi3",
             log_config=None,

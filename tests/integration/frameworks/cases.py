@@ -17,8 +17,8 @@ class Case:
 
     `plain` ones call the model by themselves: their text does not stream. `remembers` is what a later run knows.
     `first` is the first event of a stream of words, which begins once the model said `words_after`. `counts`: the framework
-    tells tokens itself. Another entry point of a framework has `code` of its own and names what it is `of`, whose environment
-    it shares.
+    tells tokens itself; `refused` is what it says when its provider refuses. Another entry point of a framework has `code` of
+    its own and names what it is `of`, whose environment it shares.
     """
 
     call: dialects.ToolCall | None = None
@@ -39,6 +39,7 @@ class Case:
     of: str = ""
     code: str = ""
     counts: bool = True
+    refused: str = "scripted failure 400"
 
     @property
     def script(self) -> list[str | dialects.ToolCall]:
@@ -83,8 +84,8 @@ CASES = {
         call=dialects.ToolCall(name="monthly_rate", arguments={"amount": 1200, "years": 1, "percent": 0}), shows="100.00 a month"
     ),
     "llama-index": Case(before=("a part",), plain=True, remembers=SAID, counts=False),
-    "foundry": Case(entrypoint="agent:app", counts=False),
-    "agentcore": Case(plain=True, entrypoint="agent:app", counts=False),
+    "foundry": Case(entrypoint="agent:app", counts=False, refused="internal server error"),
+    "agentcore": Case(entrypoint="agent:app", counts=False),
     "anthropic": Case(
         call=dialects.ToolCall(name="search", arguments={"pattern": "ERROR"}),
         shows="2: ERROR disk full",

@@ -25,7 +25,7 @@ from nexus.worker.adapters import (
     smolagents,
     strands,
 )
-from nexus.worker.adapters.contract import Adapter, type_names
+from nexus.worker.adapters.contract import Adapter, AppAdapter, type_names
 
 _TABLE: tuple[ModuleType, ...] = (
     langgraph,
@@ -52,7 +52,7 @@ ACCEPTED = (
     "Agent Framework (Agent or Workflow), LlamaIndex (a workflow), or any ASGI app, AgentCore's and Foundry's among them"
 )
 
-__all__ = ["ACCEPTED", "Adapter", "choose"]
+__all__ = ["ACCEPTED", "Adapter", "AppAdapter", "choose"]
 
 
 def choose(target: object) -> Adapter:

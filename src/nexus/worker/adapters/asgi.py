@@ -7,6 +7,7 @@ Source: https://asgi.readthedocs.io/en/latest/specs/www.html.
 """
 
 import asyncio
+import gc
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
@@ -23,6 +24,7 @@ _PARAMETERS = ["scope", "receive", "send"]
 _PATHS = ("/run", "/invocations", "/responses", "/invoke", "/chat", "/")
 _SOCKETS = ("/ws", "/invocations_ws")
 _PING = "/ping"
+_SETTLE_S = 0.5  # what an app left open hangs on a generator that nobody closes: it closes when that is collected
 
 
 def matches(target: object, names: tuple[str, ...]) -> bool:
@@ -96,7 +98,11 @@ class AsgiAdapter:
             "accept": accept,
             **self._headers(run),
         }
-        await self._app(self._scope("POST", self._path, headers, self._query(run)), _receiver(body), answer.take)
+        try:
+            await self._app(self._scope("POST", self._path, headers, self._query(run)), _receiver(body), answer.take)
+        except asyncio.CancelledError:
+            asyncio.get_running_loop().call_later(_SETTLE_S, gc.collect)
+            raise
         return answer
 
     def _body(self, run: runs.Run) -> Any:

@@ -1,8 +1,8 @@
 """What an adapter is, and how whatever an author returned or yielded becomes events and one output."""
 
 import inspect
-from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 from nexus.core import errors
 from nexus.wire import runs as wire
@@ -17,6 +17,26 @@ class Adapter(Protocol):
 
     async def run(self, run: runs.Run) -> Any:
         """Execute the author's code for `run.call`, emit its events, and return the output."""
+        ...
+
+
+@runtime_checkable
+class AppAdapter(Protocol):
+    """What an adapter of an app can do beside runs."""
+
+    @property
+    def takes_sockets(self) -> bool: ...
+
+    async def socket(self, run: runs.Run, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        """Talk to one WebSocket client, until either side closes. `run` is what its model calls are counted for."""
+        ...
+
+    async def busy(self) -> bool:
+        """Whether the app works without a run; it should not be stopped then."""
+        ...
+
+    async def aclose(self) -> None:
+        """The app's own shut-down."""
         ...
 
 
