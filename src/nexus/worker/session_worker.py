@@ -1,11 +1,13 @@
 """The worker of one session: forked in its box, waits until it is given a session, then serves that session's runs alone."""
 
+import atexit
 import dataclasses
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from nexus.worker import adapters, hooks, logs, main, session_fresh, session_link, settings, work_folder
 
@@ -61,6 +63,17 @@ def _serve(inherited: Inherited, bound: dict[str, Any], descriptors: list[int], 
     code = worker.live_with(inherited.adapter, lambda: listener)
     inherited.capture.flush_open()
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """Exit without unwinding into the zygote's own code, after what the session's libraries registered for their exit."""
+    last_resort = threading.Timer(2.0, os._exit, (code,))
+    last_resort.daemon = True
+    last_resort.start()
+    try:
+        atexit._run_exitfuncs()
+    finally:
+        os._exit(code)
 
 
 def _move(old: int, new: int) -> None:

@@ -30,7 +30,6 @@ from typing import Any, NoReturn, Protocol
 from nexus.core import errors
 from nexus.wire import problem
 from nexus.worker import (
-    adapters,
     app,
     entry,
     execution,
@@ -120,9 +119,9 @@ class Zygote:
         os.chdir(config.source)
         self._lead_models_here()
         entry.add_to_path(config.source)
+        _warm(config)
+        own = session_forkable.descriptors()  # the event loop's among them, which makes them anew after a fork
         adapter = entry.load(config.entrypoint, config.source)
-        _warm(config, adapter)
-        own = {self._orders.fileno(), self._relay_socket.fileno()}
         self._reason = session_forkable.find_reason(own=own)
         if self._boxing.isolated:
             self._relay_socket.close()
@@ -248,8 +247,7 @@ class Zygote:
         except BaseException as error:  # noqa: BLE001 - told, and the end of this process
             _LOG.exception("the session's worker failed")
             _tell_failure(talk, error)
-        main.leave(code)
-        raise AssertionError
+        session_worker.leave(code)
 
     def _drop_zygote(self) -> None:
         """What only the zygote may have."""
@@ -309,14 +307,24 @@ class Zygote:
         return "404 Not Found", {}
 
 
-def _warm(config: settings.Settings, adapter: adapters.Adapter) -> None:
+class _Nobody:
+    """The adapter of no agent."""
+
+    name = "none"
+    uses_state = False
+
+    async def run(self, run: Any) -> Any:
+        raise errors.Internal("there is no agent yet")
+
+
+def _warm(config: settings.Settings) -> None:
     """One request through all of our own code, against no agent's: what it imports and builds, no session has to."""
     ours, theirs = socket.socketpair()
     bare = dataclasses.replace(config, status_file=None, session_id=None)
 
     async def exchange() -> None:
         loop = asyncio.get_running_loop()
-        server = serving.build(app.App(bare, execution.Executor(bare, adapter)), bare)
+        server = serving.build(app.App(bare, execution.Executor(bare, _Nobody())), bare)
         server.config.load()
         protocol: Any = server.config.http_protocol_class
         server.lifespan = server.config.lifespan_class(server.config)
@@ -324,7 +332,7 @@ def _warm(config: settings.Settings, adapter: adapters.Adapter) -> None:
             lambda: protocol(config=server.config, server_state=server.server_state, app_state={}), theirs
         )
         reader, writer = await asyncio.open_connection(sock=ours)
-        writer.write(b"GET /status HTTP/1.1\r\nHost: warm\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET /health HTTP/1.1\r\nHost: warm\r\nConnection: close\r\n\r\n")
         async with asyncio.timeout(_REQUEST_S * 5):
             await reader.read()
         writer.close()

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from nexus.core import errors, names
-from nexus.drivers.process import log_lines
+from nexus.drivers.process import log_lines, session_api
 from nexus.drivers.process import node as nodes
 from nexus.wire import node as wire
 from nexus.wire import problem
@@ -29,6 +29,7 @@ class App:
 
     def __init__(self, node: nodes.Node) -> None:
         self._node = node
+        self._sessions = session_api.SessionApi(node.sessions)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,6 +65,8 @@ class App:
             await _stream(receive, send, self._events())
         elif method == "GET" and path == "/logs":
             await _stream(receive, send, self._logs(query))
+        elif path.startswith("/sessions"):
+            await self._about_sessions(scope, query, receive, send)
         else:
             raise errors.NotFound(f"the supervisor has no {method} {path[:80]}", code="route.not_found")
 
@@ -77,6 +80,16 @@ class App:
             raise errors.Invalid("the spec has another id than the path", code="instance.bad_spec")
         self._node.start(spec)
         await _answer(send, 202, {})
+
+    async def _about_sessions(self, scope: Scope, query: dict[str, str], receive: Receive, send: Send) -> None:
+        path = scope.get("raw_path", b"").partition(b"?")[0].decode("latin-1") or scope["path"]
+        answer = await self._sessions.answer(scope["method"], path, query, await _body(receive))
+        if answer is None:
+            raise errors.NotFound(f"the supervisor has no {scope['method']} {path[:80]}", code="route.not_found")
+        if isinstance(answer, dict):
+            await _answer(send, 200, answer)
+        else:
+            await _stream(receive, send, _lines(answer))
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
         """Begins with what is, so that nothing can fall between a caller's last look and its first event."""
@@ -108,6 +121,12 @@ class App:
         async with contextlib.aclosing(lines) as stream:
             async for line in stream:
                 yield _line(line)
+
+
+async def _lines(values: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+    async with contextlib.aclosing(values) as stream:
+        async for value in stream:
+            yield _line(value)
 
 
 def _number(query: dict[str, str], name: str, default: float, most: float) -> float:

@@ -91,14 +91,24 @@ def make_private() -> None:
 
 def bind(source: str, target: str, attributes: int) -> None:
     """`source` with everything mounted below it, with these attributes on each of the mounts from its first moment."""
-    what = f"bind {source}"
-    tree = _syscall("namespaces", what, _OPEN_TREE, _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | _AT_RECURSIVE | _O_CLOEXEC)
+    tree = take_tree(source)
     try:
         if attributes:
-            _set_attributes(tree, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, attributes, what)
-        _syscall("namespaces", what, _MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_FROM_EMPTY_PATH)
+            _set_attributes(tree, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, attributes, f"bind {source}")
+        put_tree(tree, target)
     finally:
         os.close(tree)
+
+
+def take_tree(source: str) -> int:
+    """A descriptor of what is mounted at `source` and below, to be put elsewhere even when it can no longer be reached there."""
+    flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | _O_CLOEXEC
+    return _syscall("namespaces", f"bind {source}", _OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags)
+
+
+def put_tree(tree: int, target: str) -> None:
+    what = f"bind to {target}"
+    _syscall("namespaces", what, _MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_FROM_EMPTY_PATH)
 
 
 def set_attributes(path: str, attributes: int) -> None:

@@ -136,11 +136,12 @@ def _live(plan: "box_calls.Plan", link: _socket.socket) -> None:
     if worker == 0:
         os.setsid()
         _start(plan, link)
-    if ways and os.fork() == 0:
+    helper = os.fork() if ways else -1
+    if helper == 0:
         link.close()
         box_relay.serve(ways, plan["way"])
     link.close()
-    _keep(worker, watched, lingers=plan["zygote"])
+    _keep(worker, watched, helper=helper, lingers=plan["zygote"])
 
 
 def confine_alone(plan: "box_calls.Plan", link: _socket.socket) -> None:
@@ -160,7 +161,7 @@ def _start(plan: "box_calls.Plan", link: _socket.socket) -> None:
         _fail(link, "command", f"{plan['command'][0]}: {error.strerror}", error.errno or 0)
 
 
-def _keep(worker: int, watched: "set[int]", *, lingers: bool) -> None:
+def _keep(worker: int, watched: "set[int]", *, helper: int, lingers: bool) -> None:
     """Pid 1: reap every orphan, hand signals on, end as the worker ends (128 + the signal, as a shell tells it).
 
     `lingers`: the sessions that a zygote forked outlive it, and this process outlives them.
@@ -189,6 +190,8 @@ def _keep(worker: int, watched: "set[int]", *, lingers: bool) -> None:
                 outcome = code if code >= 0 else 128 - code
                 if not lingers:
                     os._exit(outcome)
+                if helper > 0:
+                    os.kill(helper, signal.SIGKILL)
 
 
 def _take_descriptors(

@@ -10,6 +10,7 @@ import ctypes
 import os
 import resource
 import socket
+import stat
 
 from nexus.drivers.process import box_calls, box_filter, box_landlock, box_relay, box_root
 from nexus.drivers.process.box_calls import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY
@@ -62,8 +63,11 @@ def furnish(plan: "box_calls.Plan") -> "list[box_relay.Listener]":
     if plan["way"]:
         ways = box_relay.listen(plan["pins"])
     socket.sethostname(plan["host"])
+    needed = [(path, box_calls.take_tree(path)) for path in plan["below"]]
     box_calls.mount("tmpfs", "/tmp", "tmpfs", _OWN_FLAGS, f"mode=1777,size={plan['tmp_bytes']},nr_inodes=64k")  # noqa: S108
     box_calls.mount("tmpfs", "/dev/shm", "tmpfs", _OWN_FLAGS, f"mode=1777,size={plan['shm_bytes']},nr_inodes=4k")  # noqa: S108
+    for path, tree in needed:
+        _put_back(path, tree)
     inner = plan["inner"]
     owned = f"mode=0700,uid={inner},gid={inner},size={plan['work_bytes']},nr_inodes=64k"
     box_calls.mount("tmpfs", plan["work"], "tmpfs", _OWN_FLAGS, owned)
@@ -76,6 +80,17 @@ def furnish(plan: "box_calls.Plan") -> "list[box_relay.Listener]":
     if not plan["read_only_root"]:
         box_calls.set_attributes("/", ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
     return ways
+
+
+def _put_back(path: str, tree: int) -> None:
+    """What lies below a folder of the host's that has the name of one of ours, such as a home in `/tmp`."""
+    if stat.S_ISDIR(os.fstat(tree).st_mode):
+        os.makedirs(path, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    box_calls.put_tree(tree, path)
+    os.close(tree)
 
 
 def _map_ids(inner: int) -> None:

@@ -14,11 +14,9 @@ import json
 import logging
 import os
 import signal
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from nexus.core import errors, instances
 from nexus.core.phases import InstancePhase
@@ -26,6 +24,8 @@ from nexus.drivers.process import (
     disk_use,
     egress_meter,
     egress_way,
+    instance_sessions,
+    instance_tools,
     launcher,
     limits,
     log_lines,
@@ -34,9 +34,10 @@ from nexus.drivers.process import (
     preparation,
     probe,
     problems,
+    races,
     record,
 )
-from nexus.kit import backoff, egress, guard
+from nexus.kit import guard
 from nexus.wire import problem as problem_wire
 
 _LOG = logging.getLogger(__name__)
@@ -46,33 +47,14 @@ _DUMP_S = 1.0
 _LINGER_S = 2.0
 _CANCEL_S = 3.0
 _BOXED_TEMPORARY = Path("/tmp")  # noqa: S108 - the box's own
-PAUSES = backoff.Backoff(first_s=0.5, longest_s=30.0, least_s=0.25)
 
-T = TypeVar("T")
 Problem = Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
-    """What every instance of a node shares. `on_change` hears each status, `publish` each log line."""
-
-    place: Callable[[str], paths.InstancePaths]
-    logs: Callable[[instances.InstanceSpec], log_writer.LogWriter]
-    preparation: preparation.Preparation
-    launcher: launcher.Launcher
-    doors: Path
-    missing: Callable[[], Sequence[str]]
-    allowance: egress.Allowance = field(default_factory=egress.Allowance)
-    on_change: Callable[[instances.InstanceStatus], None]
-    pauses: backoff.Backoff = PAUSES
-    grace_s: float = 10.0
-    clock: Callable[[], float] = time.time
 
 
 class Instance:
     """`begin` or `adopt` starts the life; `stop` ends it and forgets everything; `detach` leaves the process running."""
 
-    def __init__(self, spec: instances.InstanceSpec, tools: Tools, *, found: record.Record | None = None) -> None:
+    def __init__(self, spec: instances.InstanceSpec, tools: instance_tools.Tools, *, found: record.Record | None = None) -> None:
         self._spec = spec
         self._tools = tools
         self._paths = tools.place(spec.id)
@@ -86,6 +68,7 @@ class Instance:
         self._hurried = asyncio.Event()
         self._asked = found is not None and found.status.phase is InstancePhase.STOPPING
         self._way = egress_way.WayOut(self._paths, tools.allowance, note=self._note)
+        self._sessions = instance_sessions.InstanceSessions(spec, tools.sessions, self._paths, self._open_log)
         self._life: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.status = (
@@ -106,6 +89,7 @@ class Instance:
     def begin(self, spec: instances.InstanceSpec) -> None:
         """Want it with this spec: starts it unless it lives; a living one keeps the spec for its next start."""
         self._spec, self._complete = spec, True
+        self._sessions.renew(spec)
         if self._life is None or self._life.done():
             if self.status.phase is InstancePhase.FAILED:
                 self._was_ready, self._streak = False, 0
@@ -135,6 +119,7 @@ class Instance:
         self.hurry(grace_s=grace_s)
         await self._end_life()
         self._set(InstancePhase.STOPPING, step="stopping", detail="")
+        await self._sessions.close(grace_s=grace_s)
         running = self._running
         if running is not None:
             if not self._asked:  # by the supervisor before us: the worker takes a second signal as the end of patience
@@ -163,15 +148,20 @@ class Instance:
             self._hurried.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, 60.0)):
-                    if isinstance(await _first_of(running.wait(), self._hurried.wait()), launcher.Exit):
+                    if isinstance(await races.first_of(running.wait(), self._hurried.wait()), launcher.Exit):
                         return True
         return False
 
     async def detach(self) -> None:
         """End the watching, not the process: another supervisor will adopt it."""
         await self._end_life()
+        await self._sessions.detach()
         await self._way.close()
         self._close_log()
+
+    async def adopt_sessions(self) -> set[str]:
+        """After another supervisor: the names of the control groups that its sessions use."""
+        return await self._sessions.adopt(self._tools.launcher.adopt)
 
     def log_tail(self, lines: int) -> list[str]:
         if self._log is not None:
@@ -195,7 +185,7 @@ class Instance:
                 active_runs=self.status.usage.active_runs if runs is None else runs,
                 **self._way.counts(),
             )
-            self.status = dataclasses.replace(self.status, usage=usage)
+            self.status = dataclasses.replace(self.status, usage=self._sessions.add_usage(usage))
 
     def look_at_processes(self) -> None:
         running = self._running
@@ -279,7 +269,8 @@ class Instance:
                 wish=wish,
                 allowed=limits.read_limits(spec),
             )
-            self._running = await self._launch(plan)
+            with self._sessions.plan(plan, layers, prepared) as changed:
+                self._running = await self._launch(changed)
         finally:
             os.close(output)
         self._set(InstancePhase.STARTING, pid=self._running.handle.shown, started_at=self._tools.clock())
@@ -305,9 +296,14 @@ class Instance:
             problem = await self._await_ready(running)
             if problem is not None:
                 return problem
+        try:
+            await self._sessions.begin(running)
+        except errors.Unavailable as error:
+            return problem_wire.render(error)
         self._was_ready = True
         self._set(InstancePhase.READY, step="", detail="", problem=None, address=f"unix:{self._paths.socket}")
-        first = await _first_of(running.wait(), self._watch_health())
+        ended = races.first_of(running.wait(), self._sessions.zygote_gone())
+        first = await races.first_of(ended, self._watch_health())
         if isinstance(first, launcher.Exit):
             return problem_wire.render(problems.ended(self._spec, first, self._tail()))
         await self._dump(running)
@@ -317,7 +313,7 @@ class Instance:
         """None once the worker is ready and its health check passes; else what went wrong."""
         try:
             async with asyncio.timeout(self._spec.start_timeout_s):
-                first = await _first_of(running.wait(), self._follow_start())
+                first = await races.first_of(running.wait(), self._follow_start())
         except TimeoutError:
             await self._dump(running)
             doing = str(self._worker_says().get("phase", ""))
@@ -424,7 +420,8 @@ class Instance:
         self._set(InstancePhase.FAILED, step="", problem=problem, address=None, pid=None, usage=instances.Usage())
 
     async def _clear(self, running: launcher.Running) -> None:
-        await running.close()
+        if not self._sessions.leave(running):
+            await running.close()
         self._running = None
         with contextlib.suppress(OSError):
             self._paths.socket.unlink(missing_ok=True)
@@ -484,16 +481,3 @@ class Instance:
             record.write(self._paths.record, kept)
         except OSError as error:
             _LOG.warning("cannot remember instance %s: %s", self._spec.id, error.strerror)
-
-
-async def _first_of(ended: Awaitable[launcher.Exit], other: Awaitable[T]) -> launcher.Exit | T:
-    """Whichever comes first; the other is cancelled. An exit wins a tie."""
-    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(ended), asyncio.ensure_future(other)]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        first: launcher.Exit | T = next(task for task in tasks if task.done()).result()
-        return first
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

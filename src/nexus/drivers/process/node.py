@@ -17,6 +17,8 @@ from nexus.drivers.process import (
     environment_plans,
     environments,
     instance,
+    instance_sessions,
+    instance_tools,
     launcher,
     log_lines,
     log_query,
@@ -26,6 +28,7 @@ from nexus.drivers.process import (
     preparation,
     record,
     sandbox,
+    session_table,
 )
 from nexus.kit import backoff, egress, guard
 from nexus.kit.home import Home
@@ -60,12 +63,13 @@ class Node:
         self._worker_copy = worker_copy
         self._layers = sandbox.Layers()
         self.hub = log_query.Hub()
+        self.sessions = session_table.Table(home.run / "s")
         self._instances: dict[str, instance.Instance] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: set[asyncio.Queue[instances.InstanceStatus]] = set()
         self._loops = guard.Loops()
-        self._tools = instance.Tools(
+        self._tools = instance_tools.Tools(
             place=lambda instance_id: paths.of_instance(home, instance_id),
             logs=self._logs_for,
             preparation=preparation.Preparation(home, self._environments, worker_copy),
@@ -74,8 +78,9 @@ class Node:
             missing=lambda: self.capabilities().missing,
             allowance=allowance or egress.Allowance(),
             on_change=self._publish,
+            sessions=instance_sessions.Shared(home=home, layout=self._layout, table=self.sessions),
             grace_s=grace_s,
-            pauses=pauses or instance.PAUSES,
+            pauses=pauses or instance_tools.PAUSES,
         )
 
     async def __aenter__(self) -> Self:
@@ -84,10 +89,11 @@ class Node:
         await asyncio.to_thread(_open_doors, self.home)
         await asyncio.to_thread(self._sweep_files)
         self._layers = await asyncio.to_thread(self._tools.launcher.look)
-        self._find_again()
+        await self._find_again()
         await asyncio.to_thread(self._prune)
         await self._loops.__aenter__()
         self._loops.start("usage", self._measure)
+        self._loops.start("sessions", self.sessions.run)
         self._loops.start("limits", patrol.Patrol(self.home.instances, self._instances.values).run)
         guard.spawn(self._warm(), name="warm up", owner=self._tasks)
         return self
@@ -249,7 +255,7 @@ class Node:
             for gone in preparation.prune(folder, before=time.time() - _UNUSED_S):
                 _LOG.info("removed %s/%s: not used for %d days", folder.name, gone[:12], _UNUSED_S // 86_400)
 
-    def _find_again(self) -> None:
+    async def _find_again(self) -> None:
         adopted: set[str] = set()
         for folder in sorted(self.home.instances.iterdir()):
             place = paths.of_instance(self.home, folder.name)
@@ -263,10 +269,13 @@ class Node:
                 continue
             running = self._tools.launcher.adopt(found.handle) if found.handle else None
             one = self._instances[found.spec.id] = instance.Instance(found.spec, self._tools, found=found)
-            adopted.add(found.spec.id) if running else None
+            if running is not None and found.handle is not None:
+                adopted.add(found.handle.box or found.spec.id)
+            adopted |= await one.adopt_sessions()
             self._settle(one, found, running)
         for group in cgroups.leftovers(self._layout, adopted):
             cgroups.wait_removed(group)
+        self.sessions.sweep(adopted)
 
     def _settle(self, one: instance.Instance, found: record.Record, running: launcher.Running | None) -> None:
         fate = record.decide_fate(found, alive=running is not None)

@@ -1,5 +1,6 @@
 """What a version's settings say of its sessions, as the supervisor uses it: pure."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from nexus.drivers.process import cgroups, paths, sandbox
 
 ISOLATION, SESSION = "isolation", "session"
 _MOST = 10_000
+_COVERED = ("/tmp/", "/dev/shm/")  # noqa: S108 - where a session has folders of its own
 _WORK_BYTES = 256 * 1024**2
 
 
@@ -68,6 +70,7 @@ def render_box(
 ) -> dict[str, Any]:
     """The plan of a session's box, as `box_session` reads it."""
     temporary = sandbox.temporary_bytes(wish.memory_bytes)
+    seen = [str(path) for path in (*wish.read, at.work)]
     return {
         "layers": sorted(layers.held),
         "restricted": wish.context == sandbox.RESTRICTED,
@@ -79,6 +82,7 @@ def render_box(
         "work_bytes": policy.work_bytes,
         "tmp_bytes": temporary,
         "shm_bytes": temporary,
+        "below": [path for path in sandbox.outermost(seen) if path.startswith(_COVERED) and os.path.exists(path)],
         "hide": [str(at.shared), str(at.temporary), str(at.output)],
         "landlock_write": [str(at.work), *sandbox.OWN_TREES],
         "read_only_root": wish.read_only_root,

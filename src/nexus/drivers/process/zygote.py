@@ -75,7 +75,7 @@ class Zygote:
         output: int,
         make_group: Callable[[], cgroups.Group],
     ) -> Spare:
-        """A worker in a box of its own, waiting for a session. Raises `Unavailable` (`session.not_started`), and leaves nothing."""
+        """A worker in a box of its own, waiting for a session. Raises `Unavailable` (`session.not_started`): nothing is left."""
         commands = session_paths.listen(at.commands(name), kind=socket.SOCK_SEQPACKET)
         talk, theirs = session_link.pair()
         group: cgroups.Group | None = None
@@ -112,7 +112,8 @@ class Zygote:
         try:
             if group.paths():
                 await asyncio.to_thread(group.join, keeper)
-            talk.send({"go": True})
+            with contextlib.suppress(session_link.Closed):  # what it said before it ended tells more
+                talk.send({"go": True})
             worker = await _hear(talk, "worker")
         except BaseException:
             await process.close()

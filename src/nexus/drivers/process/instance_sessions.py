@@ -1,0 +1,132 @@
+"""What an instance whose sessions have workers of their own does differently: its program is a zygote, and it has a `Host`.
+
+`Instance` calls these at the turning points of its life; for an instance that serves all sessions itself nothing happens here.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import socket
+from collections.abc import Callable, Iterator
+
+from nexus.core import instances
+from nexus.drivers.process import (
+    box_entry,
+    cgroups,
+    launcher,
+    log_writer,
+    paths,
+    preparation,
+    sandbox,
+    session_host,
+    session_paths,
+    session_plans,
+    session_table,
+)
+from nexus.kit.home import Home
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What all instances of a node share for this."""
+
+    home: Home
+    layout: cgroups.Layout
+    table: session_table.Table
+
+
+class InstanceSessions:
+    """`log` gives the instance's log, which is open whenever a session lives."""
+
+    def __init__(
+        self,
+        spec: instances.InstanceSpec,
+        shared: Shared,
+        at: paths.InstancePaths,
+        log: Callable[[], log_writer.LogWriter],
+    ) -> None:
+        self._spec, self._shared, self._at, self._log = spec, shared, at, log
+        self._host: session_host.Host | None = None
+
+    @property
+    def host(self) -> session_host.Host:
+        if self._host is None:
+            self._host = session_host.Host(self._shared.home, self._spec, layout=self._shared.layout, log=self._log)
+            self._shared.table.add(self._host)
+        return self._host
+
+    def renew(self, spec: instances.InstanceSpec) -> None:
+        self._spec = spec
+        if self._host is not None:
+            self._host.renew(spec)
+
+    @contextlib.contextmanager
+    def plan(self, plan: launcher.Plan, layers: sandbox.Layers, ready: preparation.Prepared) -> Iterator[launcher.Plan]:
+        """The plan to launch: the same one, or that of a zygote, for which a socket is open meanwhile."""
+        if not session_plans.is_isolated(self._spec) or plan.wish is None:
+            yield plan
+            return
+        box = f"{self._spec.id}.{session_paths.new_name()}"
+        orders = session_paths.listen(self.host.at.orders(box), kind=socket.SOCK_SEQPACKET)
+        drawn = session_plans.render_box(plan.wish, self._at, layers, self.host.policy, layout=self._shared.layout)
+        environ = {name: value for name, value in plan.environ.items() if name != "NEXUS_TOKEN"}
+        environ |= {"NEXUS_ORDERS": str(box_entry.EXTRA), "NEXUS_SESSION_BOX": json.dumps(drawn)}
+        with orders:
+            yield dataclasses.replace(
+                plan,
+                wish=dataclasses.replace(plan.wish, zygote=True),
+                command=[plan.command[0], "-P", str(ready.worker_copy / "session_boot.py")],
+                environ=environ,
+                extra=orders.fileno(),
+                box=box,
+            )
+
+    async def begin(self, running: launcher.Running) -> None:
+        """The zygote is ready. Raises `Unavailable`."""
+        if running.handle.box:
+            await self.host.open(running.handle.box)
+
+    async def zygote_gone(self) -> launcher.Exit:
+        """Returns when the zygote has ended; never for an instance without one."""
+        gone = self._host.gone if self._host is not None else None
+        await (gone or asyncio.Event()).wait()
+        return launcher.Exit()
+
+    def leave(self, running: launcher.Running) -> bool:
+        """Whether sessions still live in this box, which is then not to be closed."""
+        return self._host is not None and self._host.leave_box(running)
+
+    async def adopt(self, adopt: Callable[[launcher.Handle], launcher.Running | None]) -> set[str]:
+        """After another supervisor: the names of control groups that its sessions and their boxes use."""
+        if not session_plans.is_isolated(self._spec):
+            return set()
+        used = await self.host.adopt()
+        for handle in self.host.box_handles():
+            if (running := adopt(handle)) is not None:
+                self.host.adopt_box(running)
+                used.add(handle.box)
+        return used
+
+    async def close(self, *, grace_s: float) -> None:
+        if self._host is not None:
+            await self._host.close(grace_s=grace_s)
+            self._shared.table.remove(self._host)
+            self._host = None
+
+    async def detach(self) -> None:
+        if self._host is not None:
+            await self._host.detach()
+            self._shared.table.remove(self._host)
+
+    def add_usage(self, usage: instances.Usage) -> instances.Usage:
+        """With what its sessions use."""
+        if self._host is None:
+            return usage
+        statuses = [one.status() for one in self._host.sessions.values()]
+        return dataclasses.replace(
+            usage,
+            cpu_s=round(usage.cpu_s + self._host.spent_cpu_s + sum(one.usage.cpu_s for one in statuses), 3),
+            memory_bytes=usage.memory_bytes + sum(one.usage.memory_bytes for one in statuses),
+            active_runs=self._host.busy(),
+        )

@@ -1,0 +1,72 @@
+"""Work directories of sessions that are to be kept, as one file each: packed inside the session's box, an opaque thing to us.
+
+They lie below the home by tenant, agent and environment, so they outlive the instance, and a redeploy.
+"""
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+from nexus.core import errors, instances
+from nexus.drivers.process import session_commands
+from nexus.kit.home import Home
+
+_PACK_S = 60.0
+_TOO_LARGE = 2
+
+
+class Archives:
+    """Those of one agent in one environment."""
+
+    def __init__(self, home: Home, spec: instances.InstanceSpec) -> None:
+        self._folder = home.root / "sessions" / spec.tenant / spec.agent / spec.environment
+
+    def path(self, session_id: str) -> Path:
+        return self._folder / f"{hashlib.sha256(session_id.encode()).hexdigest()[:40]}.tar"
+
+    def open(self, session_id: str) -> int | None:
+        """A descriptor to read it from; None when there is none."""
+        try:
+            return os.open(self.path(session_id), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+
+    async def save(self, session_id: str, keeper: Path, beside: Path, *, most: int) -> None:
+        """Have the keeper pack the work directory; what was kept before stays unless all of it is there.
+
+        Raises `Exhausted` (`session.too_large`) or `Unavailable`.
+        """
+        target = self.path(session_id)
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        output = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            code = await session_commands.pack(keeper, output, most=most, timeout_s=_PACK_S)
+            if code == _TOO_LARGE:
+                raise errors.Exhausted(
+                    "the session's work directory is too large to be kept",
+                    code="session.too_large",
+                    phase="save",
+                    cause=f"more than {most} bytes",
+                    next_step="raise hosting.session.work_size, or remove files that need not be kept",
+                )
+            if code != 0:
+                raise errors.Unavailable(
+                    "the work directory could not be packed", code="session.not_saved", cause=f"exit code {code}"
+                )
+            os.replace(beside, target)
+        except (OSError, TimeoutError) as error:
+            raise errors.Unavailable(
+                "the work directory could not be kept", code="session.not_saved", cause=str(error) or "it took too long"
+            ) from error
+        finally:
+            os.close(output)
+            _unlink(beside)
+
+    def forget(self, session_id: str) -> None:
+        _unlink(self.path(session_id))
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
