@@ -1,4 +1,4 @@
-"""gzip both ways through a real gateway."""
+"""gzip and zstd both ways through a real gateway."""
 
 import gzip
 import json
@@ -6,6 +6,7 @@ import socket
 import zlib
 
 import pytest
+from backports import zstd
 
 
 async def large(server, request, reader, writer):
@@ -41,17 +42,19 @@ def ask(node, body=b"{}", *, path="/agents/hello/run", **headers):
 
 
 GZIP = {"Accept-Encoding": "gzip, deflate"}
+EXPAND = {"gzip": gzip.decompress, "zstd": zstd.decompress}
 
 
-def test_a_large_answer_is_compressed_for_those_who_ask(node):
+@pytest.mark.parametrize(("asked", "coded"), [("gzip, deflate", "gzip"), ("gzip, deflate, br, zstd", "zstd")])
+def test_a_large_answer_is_compressed_for_those_who_ask(node, asked, coded):
     for _ in range(3):  # the long way first, then the short one
-        plain, packed = ask(node, **{"x-do": "large"}), ask(node, **{"x-do": "large"}, **GZIP)
+        plain, packed = ask(node, **{"x-do": "large"}), ask(node, **{"x-do": "large", "Accept-Encoding": asked})
         assert plain.header("content-encoding") is None
-        assert packed.header("content-encoding") == "gzip"
+        assert packed.header("content-encoding") == coded
         assert packed.header("vary") == "Accept-Encoding"
         assert packed.header("content-length") is None
         assert len(packed.body) < len(plain.body) / 50
-        assert gzip.decompress(packed.body) == plain.body
+        assert EXPAND[coded](packed.body) == plain.body
     assert ask(node, path="/agents/plain/run", **{"x-do": "large"}, **GZIP).header("content-encoding") is None
 
 
@@ -99,17 +102,18 @@ def _take(client: socket.socket, rest: bytes, coded: bool, *, until: bytes) -> b
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_compressed_body_reaches_the_agent_expanded(node, chunked):
+@pytest.mark.parametrize("coded", EXPAND)
+def test_a_compressed_body_reaches_the_agent_expanded(node, chunked, coded):
     value = {"input": "x" * 50_000}
-    packed = gzip.compress(json.dumps(value).encode())
+    packed = {"gzip": gzip.compress, "zstd": zstd.compress}[coded](json.dumps(value).encode())
     if chunked:
         framed = b"".join(b"%x\r\n%b\r\n" % (len(packed[n : n + 9]), packed[n : n + 9]) for n in range(0, len(packed), 9))
         lines, body = b"Transfer-Encoding: chunked\r\n", framed + b"0\r\n\r\n"
     else:
         lines, body = b"Content-Length: %d\r\n" % len(packed), packed
     answer = node.raw(
-        b"POST /agents/hello/run HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer %b\r\nContent-Encoding: gzip\r\n"
-        b"Connection: close\r\n%b\r\n" % (node.key.encode(), lines) + body
+        b"POST /agents/hello/run HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer %b\r\nContent-Encoding: %b\r\n"
+        b"Connection: close\r\n%b\r\n" % (node.key.encode(), coded.encode(), lines) + body
     )  # fmt: skip
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert json.loads(json.loads(answer.partition(b"\r\n\r\n")[2])["output"]) == value
@@ -119,15 +123,16 @@ def test_a_compressed_body_reaches_the_agent_expanded(node, chunked):
     ("body", "coding_", "status", "code"),
     [
         (gzip.compress(b"\0" * (200 << 20)), "gzip", 413, "body.too_large"),
+        (zstd.compress(b"\0" * (200 << 20)), "zstd", 413, "body.too_large"),
         (b"not gzip", "gzip", 400, "body.coding_invalid"),
         (gzip.compress(b"{}")[:-4], "gzip", 400, "body.coding_invalid"),
         (b"{}", "br", 415, "body.coding_unsupported"),
         (b"{}", "gzip, gzip", 415, "body.coding_unsupported"),
     ],
-    ids=["bomb", "plain", "cut", "brotli", "twice"],
+    ids=["bomb", "zstd bomb", "plain", "cut", "brotli", "twice"],
 )
 def test_a_body_that_cannot_be_expanded_is_refused(node, body, coding_, status, code):
     answer = ask(node, body, **{"Content-Encoding": coding_})
     assert (answer.status, answer.json["code"]) == (status, code)
     if status == 415:
-        assert answer.header("accept-encoding") == "gzip"
+        assert answer.header("accept-encoding") == "zstd, gzip"

@@ -87,7 +87,8 @@ def test_gateways_are_replaced_without_a_failed_request_and_all_of_it_speaks_tls
     record = keeper_record.read(rig.home)
     context = tls.trusting(keeper_record.certificate_of(record))
     key = rig.home.admin_key.read_text().strip()
-    clients = [Client(record.port, path, key, context, keep=keep) for path in ("/v1/models", "/v1/agents") for keep in (True, False)]
+    asked = [(path, keep) for path in ("/v1/models", "/v1/agents") for keep in (True, False)]
+    clients = [Client(record.port, path, key, context, keep=keep) for path, keep in asked]
     for client in clients:
         client.start()
     try:

@@ -4,6 +4,7 @@ import gzip
 import zlib
 
 import pytest
+from backports import zstd
 
 from nexus.core import errors
 from nexus.gateway import coding, http1
@@ -22,14 +23,15 @@ JSON = (b"content-type", b"application/json")
 
 
 @pytest.mark.parametrize(
-    ("value", "yes"),
+    ("value", "chosen"),
     [
-        (b"gzip", True), (b"GZIP;q=0.5", True), (b"br, *", True), (b"*;q=0", False), (b"gzip;q=0, *", False),
-        (b"identity", False), (b"", False), (None, False), (b"gzip;q=x", False), (b"x-gzip", True), (b"gzip; q=0.001", True),
+        (b"gzip", b"gzip"), (b"GZIP;q=0.5", b"gzip"), (b"br, *", b"zstd"), (b"*;q=0", None), (b"gzip;q=0, *;q=0", None),
+        (b"identity", None), (b"", None), (None, None), (b"gzip;q=x", None), (b"x-gzip", b"gzip"), (b"gzip; q=0.001", b"gzip"),
+        (b"gzip, deflate, br, zstd", b"zstd"), (b"zstd;q=0.5, gzip;q=0.9", b"gzip"), (b"zstd;q=0, *", b"gzip"),
     ],
 )  # fmt: skip
-def test_who_takes_gzip(value, yes):
-    assert coding.accepts_gzip(value) is yes
+def test_the_coding_that_a_client_likes_best(value, chosen):
+    assert coding.choose(value) == chosen
 
 
 @pytest.mark.parametrize(
@@ -75,41 +77,65 @@ def test_validators_say_no_more_than_they_may():
     assert (made[b"Content-Encoding"], made[b"Vary"]) == (b"gzip", b"Accept-Encoding")
 
 
-def test_a_body_is_expanded_piece_by_piece():
-    data = gzip.compress(b"hello " * 1000)
-    one = coding.Expander(10_000)
+PACKERS = {b"gzip": gzip.compress, b"zstd": zstd.compress}
+
+
+@pytest.mark.parametrize("name", PACKERS)
+def test_an_answer_comes_out_as_it_went_in(name):
+    one = coding.Compressor(stream=False, coding=name)
+    made = b"".join([one.feed(b"hello " * 5000), one.feed(b"there " * 5000), one.end()])
+    assert len(made) < 600
+    assert {b"gzip": gzip.decompress, b"zstd": zstd.decompress}[name](made) == b"hello " * 5000 + b"there " * 5000
+    assert dict(one.headers([JSON]))[b"Content-Encoding"] == name
+
+
+@pytest.mark.parametrize("name", PACKERS)
+def test_a_body_is_expanded_piece_by_piece(name):
+    data = PACKERS[name](b"hello " * 1000)
+    one = coding.Expander(10_000, coding=name)
     assert b"".join(one.feed(data[n : n + 7]) for n in range(0, len(data), 7)) == b"hello " * 1000
     one.end()
 
 
-def test_a_bomb_gives_one_byte_too_many_and_no_more():
-    one = coding.Expander(10_000)
-    made = one.feed(gzip.compress(b"\0" * 50_000_000))
+@pytest.mark.parametrize("name", PACKERS)
+def test_a_bomb_gives_one_byte_too_many_and_no_more(name):
+    one = coding.Expander(10_000, coding=name)
+    made = one.feed(PACKERS[name](b"\0" * 50_000_000))
     assert len(made) == 10_001
     assert one.feed(b"more") == b""
     one.end()
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [b"not gzip", gzip.compress(b"a") + b"trailing", gzip.compress(b"a") + gzip.compress(b"b")],
-    ids=["plain", "trailing", "two members"],
-)
-def test_what_is_not_one_gzip_stream_is_refused(bad):
+@pytest.mark.parametrize("name", PACKERS)
+@pytest.mark.parametrize("bad", ["plain", "trailing", "two", "late"])
+def test_what_is_not_one_stream_is_refused(name, bad):
+    pack = PACKERS[name]
+    sent = {"plain": b"not packed at all", "trailing": pack(b"a") + b"x", "two": pack(b"a") + pack(b"b"), "late": b"x"}[bad]
+    one = coding.Expander(100, coding=name)
+    if bad == "late":
+        one.feed(pack(b"a"))
     with pytest.raises(errors.Invalid) as refused:
-        coding.Expander(100).feed(bad)
+        one.feed(sent)
     assert refused.value.code == "body.coding_invalid"
 
 
-def test_a_body_cut_short_is_refused():
-    one = coding.Expander(100)
-    one.feed(gzip.compress(b"hello")[:-5])
-    with pytest.raises(errors.Invalid, match="gzip"):
+@pytest.mark.parametrize("name", PACKERS)
+def test_a_body_cut_short_is_refused(name):
+    one = coding.Expander(100, coding=name)
+    one.feed(PACKERS[name](b"hello")[:-3])
+    with pytest.raises(errors.Invalid, match=name.decode()):
         one.end()
+
+
+def test_a_window_that_would_take_much_memory_is_refused():
+    greedy = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: 27})
+    with pytest.raises(errors.Invalid):
+        coding.Expander(100, coding=b"zstd").feed(greedy.compress(b"a" * 9_000_000, greedy.FLUSH_BLOCK))
 
 
 def test_other_codings_are_refused_by_name():
     assert coding.decide_expander(head(content_encoding=b"identity"), 10) is None
     assert coding.decide_expander(head(content_encoding=b"GZIP"), 10) is not None
+    assert coding.decide_expander(head(content_encoding=b"zstd"), 10) is not None
     with pytest.raises(errors.Invalid, match="'br'"):
         coding.decide_expander(head(content_encoding=b"br"), 10)
