@@ -20,6 +20,7 @@ _FURTHER = (
     "nexus.api.runs",
     "nexus.api.sessions",
     "nexus.api.audit",
+    "nexus.api.models",
     "nexus.api.metrics",
     "nexus.api.door",
 )

@@ -28,7 +28,7 @@ import nexus
 from nexus.api import app as api_app
 from nexus.api import feed as api_feed
 from nexus.api import services as api_services
-from nexus.apps import control_audit, control_sessions, control_tasks, keeper_guard, settings
+from nexus.apps import control_audit, control_models, control_sessions, control_tasks, keeper_guard, settings
 from nexus.core import errors
 from nexus.core.deployments import Target
 from nexus.core.principals import Action, Principal
@@ -39,7 +39,7 @@ from nexus.identity import service as identity_service
 from nexus.identity import tokens
 from nexus.kit import clock, guard, keys, private_socket
 from nexus.kit.home import Home
-from nexus.models import catalog
+from nexus.models import service as model_service
 from nexus.secrets import master_key
 from nexus.secrets import service as secret_service
 from nexus.stores.postgres import access, engine, hosting, hosting_runs, migrate
@@ -162,10 +162,23 @@ async def _run(
             database, environ=environ, home=host.home, secrets=parts.secrets, clock=clock.SystemClock()
         )
     )
-    server = api_feed.FeedServer(sink=control_audit.store_and_audit(work.telemetry.store, trail))
-    models = catalog.load_entries(environ, host.home)
-    server.publish("models", {f"model/{name}": entry for name, entry in models.entries.items()})
-    server.publish("settings", {"settings": _settings_entry(environ, models.default_model)})
+    sink = control_models.Sink(control_audit.store_and_audit(work.telemetry.store, trail))
+    server = api_feed.FeedServer(sink=sink.store)
+
+    def publish_models(entries: Mapping[str, Any], default_model: str | None, unknown_model: str) -> None:
+        server.publish("models", entries)
+        server.publish("settings", {"settings": _settings_entry(environ, default_model, unknown_model)})
+
+    models = sink.room = await stack.enter_async_context(
+        control_models.run_models(
+            database,
+            environ=environ,
+            where=host.home,
+            key=await parts.secrets.platform_key("model providers"),
+            post=work.webhooks.post,
+            publish=publish_models,
+        )
+    )
     first_routes = asyncio.Event()
 
     async def publish_routes(picture: loop.Picture) -> None:
@@ -175,6 +188,7 @@ async def _run(
             )
         )
         records = [each for mine in picture.instances.values() for each in mine]
+        models.declare(control_models.declared_in(picture))
         server.publish("hosting", entries | routes.render_tokens(picture.deployments, records))
         first_routes.set()
 
@@ -303,7 +317,11 @@ async def _task_environment(
 
 
 def _status_of(
-    host: settings.HostSettings, database: AsyncEngine, parts: Parts, server: api_feed.FeedServer, models: catalog.Catalog
+    host: settings.HostSettings,
+    database: AsyncEngine,
+    parts: Parts,
+    server: api_feed.FeedServer,
+    models: model_service.ModelService,
 ) -> Any:
     started, monotonic = time.time(), time.monotonic()
 
@@ -353,11 +371,12 @@ async def _capabilities(driver: process_driver.ProcessDriver) -> dict[str, Any]:
     }
 
 
-def _settings_entry(environ: Mapping[str, str], default_model: str | None) -> feed.SettingsEntry:
+def _settings_entry(environ: Mapping[str, str], default_model: str | None, unknown_model: str) -> feed.SettingsEntry:
     return {
         "hosts": _words(environ.get("NEXUS_ALLOWED_HOSTS", "")),
         "origins": _words(environ.get("NEXUS_ALLOWED_ORIGINS", "")),
         "default_model": default_model,
+        "unknown_model": "refuse" if unknown_model == "refuse" else "default",
         "max_body_bytes": MAX_BODY_BYTES,
         "audit_content": control_audit.read_content_mode(environ),
     }

@@ -82,6 +82,8 @@ def plan_settings(version: Version, config: project.ProjectConfig, asked: Asked,
     if hosting.concurrency is not None:
         kept["concurrency"] = hosting.concurrency
     kept |= plan_isolation(hosting, options)
+    if hosting.budget is not None:
+        kept["budget"] = hosting.budget.plan()
     if edge := plan_edge(hosting, options):
         kept[EDGE] = edge
     return Settings(

@@ -22,11 +22,12 @@ class RunFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedRun:
-    """A run of the past with the tokens its model calls took."""
+    """A run of the past with the tokens its model calls took, and what they cost in 10⁻⁹ US dollars (None: no price is known)."""
 
     record: Record
     input_tokens: int
     output_tokens: int
+    cost_nano: int | None = None
 
 
 class RunStore(Protocol):

@@ -21,10 +21,10 @@ _TEXT = {
 _WHOLE = {"run": ("status", "bytes_in", "bytes_out"), "model": ("input_tokens", "output_tokens", "status")}
 _TIME = ("started_at", "duration_s")
 _FURTHER_TEXT = (
-    "id", "principal", "version", "session_id", "requested", "upstream_model", "path", "outcome", "code", "trace_id",
+    "id", "principal", "version", "session_id", "user_id", "requested", "upstream_model", "path", "outcome", "code", "trace_id",
     "parent_span_id",
 )  # fmt: skip
-_FURTHER_WHOLE = ("cached_tokens", "cache_written_tokens", "reasoning_tokens", "cost_nano")
+_FURTHER_WHOLE = ("cached_tokens", "cache_written_tokens", "reasoning_tokens", "cost_nano", "attempts")
 _FURTHER_TRUE = ("estimated", "cached", "stream")
 _BIGGEST = 2**53
 _GROUP = 1000
@@ -173,6 +173,7 @@ def render_run(run: run_store.FinishedRun) -> views.RunView:
         duration_s=record["duration_s"],
         input_tokens=run.input_tokens,
         output_tokens=run.output_tokens,
+        cost=None if run.cost_nano is None else run.cost_nano / 1e9,
         trace_id=record["trace_id"],
         bytes_in=record["bytes_in"],
         bytes_out=record["bytes_out"],

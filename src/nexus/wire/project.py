@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_v
 from nexus.core import errors, names
 from nexus.kit import quantity
 from nexus.wire.project_box import Box
+from nexus.wire.project_budget import Budget
 from nexus.wire.project_models import Models
 from nexus.wire.project_section import Section, conflict
 
@@ -299,6 +300,7 @@ class Hosting(Box):
     strategy: Strategy = Field(default_factory=Strategy, description="How a new version takes over")
     tasks: Tasks | None = Field(default=None, description="How tasks are queued, limited and tried again")
     cache: ResponseCache | None = Field(default=None, description="Give an answer again without asking the agent")
+    budget: Budget | None = Field(default=None, description="Most that the agent's model calls may use")
     models: Models | None = Field(default=None, description="Caches and audited text of the agent's model calls")
     circuit_breaker: CircuitBreaker | None = Field(default=None, description="Leave instances that fail alone for a moment")
     requests_per_minute: int | None = Field(default=None, ge=1, le=10_000_000, description="Most runs a minute")

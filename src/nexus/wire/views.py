@@ -352,7 +352,7 @@ class SessionView(View):
 
 
 class RunView(View):
-    """One line of run history."""
+    """One line of run history. `cost` in US dollars, null where no price is known."""
 
     id: str
     agent: str
@@ -368,6 +368,7 @@ class RunView(View):
     duration_s: float
     input_tokens: int = 0
     output_tokens: int = 0
+    cost: float | None = None
     trace_id: str = ""
     bytes_in: int = 0
     bytes_out: int = 0

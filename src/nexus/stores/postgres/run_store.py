@@ -28,9 +28,11 @@ def _render_insert(table: sa.Table, returning: str) -> sa.TextClause:
 _ADD_RUNS = _render_insert(task_schema.RUN_RECORDS, "id, started_at, instance_id")
 _ADD_MODELS = _render_insert(task_schema.MODEL_RECORDS, "id")
 _WITH_TOKENS = """
-    SELECT r.*, coalesce(m.input_tokens, 0) AS input_tokens, coalesce(m.output_tokens, 0) AS output_tokens
+    SELECT r.*, coalesce(m.input_tokens, 0) AS input_tokens, coalesce(m.output_tokens, 0) AS output_tokens,
+      m.cost_nano
     FROM run_records r LEFT JOIN LATERAL (
-      SELECT sum(input_tokens)::bigint AS input_tokens, sum(output_tokens)::bigint AS output_tokens
+      SELECT sum(input_tokens)::bigint AS input_tokens, sum(output_tokens)::bigint AS output_tokens,
+        sum(cost_nano)::bigint AS cost_nano
       FROM model_records WHERE tenant = r.tenant AND run_id = r.id
         AND started_at BETWEEN r.started_at - 1 AND r.started_at + r.duration_s + 1
     ) m ON true
@@ -87,4 +89,5 @@ class PostgresRunStore:
 
 def _finished(row: Mapping[Any, Any]) -> run_store.FinishedRun:
     record = {"kind": "run", **{name: row[name] for name in _RUN_COLUMNS if row[name] is not None}}
-    return run_store.FinishedRun(record=record, input_tokens=row["input_tokens"], output_tokens=row["output_tokens"])
+    tokens = {name: row[name] for name in ("input_tokens", "output_tokens", "cost_nano")}
+    return run_store.FinishedRun(record=record, **tokens)

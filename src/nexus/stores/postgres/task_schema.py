@@ -245,7 +245,18 @@ MODEL_RECORDS = sa.Table(
     sa.Column("status", sa.Integer, nullable=False),
     sa.Column("started_at", _TIME, nullable=False),
     sa.Column("duration_s", sa.Double, nullable=False),
+    _text("session_id", nullable=True),
+    _text("user_id", nullable=True),
+    _text("principal", nullable=True),
+    _text("requested", nullable=True),
+    sa.Column("cached_tokens", sa.BigInteger),
+    sa.Column("cost_nano", sa.BigInteger),
+    sa.Column("attempts", sa.Integer),
+    sa.Column("estimated", sa.Boolean),
+    sa.Column("cached", sa.Boolean),
+    _text("outcome", nullable=True),
     sa.Index("ix_model_records_run", "tenant", "run_id"),
+    sa.Index("ix_model_records_time", "tenant", "started_at"),
 )
 
 SESSION_STATES = sa.Table(
