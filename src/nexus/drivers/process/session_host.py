@@ -41,7 +41,7 @@ _MOST_ENDS = 1000
 _FILL_PAUSE_S = 0.5
 _AT_ONCE = 16
 _MOST_RECORD = 64 * 1024
-_TOKEN_HASH = "token.hash"
+_KEPT_HASH = "token.hash"
 
 
 class Host:
@@ -296,13 +296,13 @@ class Host:
 
     def _write_token_hash(self) -> None:
         if self._token_hash:
-            session_record.write_private(self.at.root / _TOKEN_HASH, self._token_hash.encode())
+            session_record.write_private(self.at.root / _KEPT_HASH, self._token_hash.encode())
 
     async def adopt(self) -> set[str]:
         """Find again the sessions of an earlier supervisor; the names of the control groups that are in use."""
         if not self._token_hash:
             with contextlib.suppress(OSError):
-                self._token_hash = paths.read_regular(self.at.root / _TOKEN_HASH, most=256).decode()
+                self._token_hash = paths.read_regular(self.at.root / _KEPT_HASH, most=256).decode()
         groups: set[str] = set()
         boxes: set[str] = set()
         for file in sorted(self.at.root.glob("*.json")) if self.at.root.is_dir() else ():
