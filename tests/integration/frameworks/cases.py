@@ -84,6 +84,7 @@ CASES = {
         call=dialects.ToolCall(name="monthly_rate", arguments={"amount": 1200, "years": 1, "percent": 0}), shows="100.00 a month"
     ),
     "llama-index": Case(before=("a part",), plain=True, remembers=SAID, counts=False),
+    "asgi": Case(entrypoint="agent:app", counts=False),
     "foundry": Case(entrypoint="agent:app", counts=False, refused="internal server error"),
     "agentcore": Case(entrypoint="agent:app", counts=False),
     "anthropic": Case(

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from nexus.cli.agent import app_templates
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameworkTemplate:
@@ -160,11 +162,154 @@ def today() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%A %Y-%m-%d %H:%M")
 '''
 
+_STRANDS = '''\
+"""{name}: a Strands agent. The host sets OPENAI_BASE_URL and OPENAI_API_KEY."""
+
+import datetime
+import os
+
+from strands import Agent, tool
+from strands.models.openai import OpenAIModel
+
+
+@tool
+def today() -> str:
+    """The date and the time, in UTC."""
+    return datetime.datetime.now(datetime.UTC).strftime("%A %Y-%m-%d %H:%M")
+
+
+agent = Agent(
+    model=OpenAIModel(model_id=os.environ.get("NEXUS_MODEL", "default")),
+    system_prompt="You are a helpful assistant. Answer briefly.",
+    tools=[today],
+    callback_handler=None,
+)
+'''
+
+_AGNO = '''\
+"""{name}: an Agno agent. The host sets OPENAI_BASE_URL and OPENAI_API_KEY."""
+
+import datetime
+import os
+
+from agno.agent import Agent
+from agno.models.openai import OpenAIChat
+
+
+def today() -> str:
+    """The date and the time, in UTC."""
+    return datetime.datetime.now(datetime.UTC).strftime("%A %Y-%m-%d %H:%M")
+
+
+agent = Agent(
+    name="{name}",
+    model=OpenAIChat(id=os.environ.get("NEXUS_MODEL", "default")),
+    instructions="You are a helpful assistant. Answer briefly.",
+    tools=[today],
+)
+'''
+
+_AGENT_FRAMEWORK = '''\
+"""{name}: an agent of Microsoft's Agent Framework. The host sets OPENAI_BASE_URL and OPENAI_API_KEY."""
+
+import datetime
+import os
+
+from agent_framework import Agent
+from agent_framework.openai import OpenAIChatCompletionClient
+
+
+def today() -> str:
+    """The date and the time, in UTC."""
+    return datetime.datetime.now(datetime.UTC).strftime("%A %Y-%m-%d %H:%M")
+
+
+agent = Agent(
+    client=OpenAIChatCompletionClient(model=os.environ.get("NEXUS_MODEL", "default")),
+    name="{name}",
+    instructions="You are a helpful assistant. Answer briefly.",
+    tools=[today],
+)
+'''
+
+_LLAMA_INDEX = '''\
+"""{name}: a LlamaIndex workflow. The host sets OPENAI_BASE_URL and OPENAI_API_KEY."""
+
+import os
+
+from openai import AsyncOpenAI
+from workflows import Context, Workflow, step
+from workflows.events import Event, StartEvent, StopEvent
+
+client = AsyncOpenAI()
+
+
+class Piece(Event):
+    delta: str
+
+
+class Assistant(Workflow):
+    @step
+    async def answer(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        messages = [*await ctx.store.get("messages", default=[]), {"role": "user", "content": ev.input}]
+        said = ""
+        model = os.environ.get("NEXUS_MODEL", "default")
+        stream = await client.chat.completions.create(model=model, messages=messages, stream=True)
+        async with stream:
+            async for chunk in stream:
+                if chunk.choices and (piece := chunk.choices[0].delta.content):
+                    said += piece
+                    ctx.write_event_to_stream(Piece(delta=piece))
+        await ctx.store.set("messages", [*messages, {"role": "assistant", "content": said}])
+        return StopEvent(result=said)
+
+
+agent = Assistant(timeout=300)
+'''
+
+_SMOLAGENTS = '''\
+"""{name}: a smolagents agent. The host sets OPENAI_BASE_URL and OPENAI_API_KEY."""
+
+import datetime
+import os
+
+from smolagents import OpenAIModel, ToolCallingAgent, tool
+
+
+@tool
+def today() -> str:
+    """The date and the time, in UTC."""
+    return datetime.datetime.now(datetime.UTC).strftime("%A %Y-%m-%d %H:%M")
+
+
+agent = ToolCallingAgent(
+    tools=[today],
+    model=OpenAIModel(model_id=os.environ.get("NEXUS_MODEL", "default")),
+    instructions="Answer briefly.",
+    max_steps=8,
+    verbosity_level=0,
+)
+'''
+
 FRAMEWORKS = {
     "openai-agents": FrameworkTemplate(code=_OPENAI_AGENTS, requirements="openai-agents>=0.20\n"),
     "google-adk": FrameworkTemplate(code=_GOOGLE_ADK, requirements="google-adk>=2.0\nlitellm>=1.80\nmcp\n", memory="1Gi"),
-    "anthropic": FrameworkTemplate(code=_ANTHROPIC, requirements="anthropic>=1.0\n"),
-    "claude-agent": FrameworkTemplate(code=_CLAUDE_AGENT, requirements="claude-agent-sdk>=0.2\n", memory="2Gi"),
     "crewai": FrameworkTemplate(code=_CREWAI, requirements="crewai>=1.10\n", memory="2Gi"),
+    "claude-agent": FrameworkTemplate(code=_CLAUDE_AGENT, requirements="claude-agent-sdk>=0.2\n", memory="2Gi"),
+    "anthropic": FrameworkTemplate(code=_ANTHROPIC, requirements="anthropic>=1.0\n"),
     "pydantic-ai": FrameworkTemplate(code=_PYDANTIC_AI, requirements="pydantic-ai-slim[openai]>=2.0\n"),
+    "strands": FrameworkTemplate(code=_STRANDS, requirements="strands-agents[openai]>=1.30\n"),
+    "agno": FrameworkTemplate(code=_AGNO, requirements="agno>=3.0\nopenai\n"),
+    "agent-framework": FrameworkTemplate(
+        code=_AGENT_FRAMEWORK, requirements="agent-framework-core>=1.0\nagent-framework-openai>=1.0\n"
+    ),
+    "llama-index": FrameworkTemplate(code=_LLAMA_INDEX, requirements="llama-index-workflows>=2.0\nopenai\n"),
+    "smolagents": FrameworkTemplate(code=_SMOLAGENTS, requirements="smolagents[openai]>=1.20\n"),
+    "asgi": FrameworkTemplate(code=app_templates.ASGI, requirements="fastapi>=0.115\nopenai\n", attribute="app"),
+    "agentcore": FrameworkTemplate(
+        code=app_templates.AGENTCORE, requirements="bedrock-agentcore>=1.0\nopenai\n", attribute="app"
+    ),
+    "foundry": FrameworkTemplate(
+        code=app_templates.FOUNDRY, requirements="azure-ai-agentserver-responses>=2.0\nopenai\n", attribute="app"
+    ),
 }
