@@ -16,6 +16,7 @@ from nexus.core import errors
 from nexus.wire import problem
 from nexus.worker import adapters, app, entry, execution, hooks, logs, relay, runs, serving, settings, status, steps
 from nexus.worker import door as doors
+from nexus.worker.adapters import versions
 
 EXIT_FAILED = 70
 _LOG = logging.getLogger("nexus.worker")
@@ -161,7 +162,7 @@ class Worker:
             loop.add_signal_handler(number, signals.put_nowait, number)
         if self._on_ready is not None:
             self._on_ready()
-        status.write(config.status_file, "ready", f"listening with the {adapter.name} adapter")
+        status.write(config.status_file, "ready", f"listening with the {adapter.name} adapter", note=versions.noted())
         if config.session_id is None:
             _LOG.info("ready: %s %s (%s)", config.agent, config.version, adapter.name)
         async with asyncio.TaskGroup() as tasks:

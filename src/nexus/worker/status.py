@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 
-def write(path: Path | None, phase: str, detail: str = "", *, problem: Mapping[str, Any] | None = None) -> None:
-    """`phase` is `importing`, `ready` or `failed`; nothing happens without a path."""
+def write(path: Path | None, phase: str, detail: str = "", *, problem: Mapping[str, Any] | None = None, note: str = "") -> None:
+    """`phase` is `importing`, `ready` or `failed`; nothing happens without a path. `note` is shown beside a ready instance."""
     if path is None:
         return
-    record: dict[str, Any] = {"phase": phase, "detail": detail}
+    record: dict[str, Any] = {"phase": phase, "detail": detail} | ({"note": note} if note else {})
     if problem is not None:
         record["problem"] = dict(problem)
     beside = path.with_name(f".{path.name}.{os.getpid()}")

@@ -46,6 +46,7 @@ from nexus.worker import (
     status,
     work_folder,  # noqa: F401 - what a session may need is imported once, for all of them
 )
+from nexus.worker.adapters import versions
 
 _LOG = logging.getLogger("nexus.worker")
 _BACKLOG = 256
@@ -143,7 +144,7 @@ class Zygote:
         _settle_heap()
         said = f"forks sessions with the {adapter.name} adapter" if self._reason is None else f"sessions: exec ({self._reason})"
         _LOG.info("ready: %s %s (%s)", config.agent, config.version, said)
-        status.write(config.status_file, "ready", said)
+        status.write(config.status_file, "ready", said, note=versions.noted())
         self._serve()
 
     def _lead_models_here(self) -> None:

@@ -95,3 +95,29 @@ def run(input):
         "point": {"x": 1}, "colour": "red", "set": [1, 2], "day": "2026-01-02", "model": {"mode": "json"}, "money": "1.10",
         "half": "\ud800", "tuple": [1, 2],
     }  # fmt: skip
+
+
+UNKNOWN_VERSION = """
+import pathlib
+about = pathlib.Path("agno-99.1.dist-info")
+about.mkdir(exist_ok=True)
+(about / "METADATA").write_text("Metadata-Version: 2.1\\nName: agno\\nVersion: 99.1\\n")
+
+class Ended:
+    event, content = "RunCompleted", "from the future"
+
+class Agent:
+    __module__, __qualname__ = "agno.agent.agent", "Agent"
+    async def arun(self, messages, **options):
+        yield Ended()
+
+agent = Agent()
+"""
+
+
+async def test_an_unknown_version_of_a_framework_is_run_and_said(start: Any) -> None:
+    worker = await start(UNKNOWN_VERSION)
+    assert (await worker.run("hi")).output == "from the future"
+    said = "agno 99.1 is not a version this host was tried with (3.1); it is run all the same"
+    assert said in worker.messages()
+    assert start.status()["note"] == said

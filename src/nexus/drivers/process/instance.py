@@ -301,7 +301,8 @@ class Instance:
         except errors.Unavailable as error:
             return problem_wire.render(error)
         self._was_ready = True
-        self._set(InstancePhase.READY, step="", detail="", problem=None, address=f"unix:{self._paths.socket}")
+        note = log_lines.clean(str(self._worker_says().get("note", "")), 300)
+        self._set(InstancePhase.READY, step="", detail=note, problem=None, address=f"unix:{self._paths.socket}")
         ended = races.first_of(running.wait(), self._sessions.zygote_gone())
         first = await races.first_of(ended, self._watch_health())
         if isinstance(first, launcher.Exit):
