@@ -1,4 +1,4 @@
-"""`nexus models`: which models there are, fetching local ones, and asking one a question."""
+"""`nexus models`: which models there are, fetching local ones, asking one a question; and the groups beside this file."""
 
 import os
 import time
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nexus.cli import options
+from nexus.cli import model_money, model_routes, options
 
 if TYPE_CHECKING:
     from nexus.kit import home as homes
@@ -14,16 +14,18 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the group `models`."""
-    group = typer.Typer(no_args_is_help=True, help="Fetch, list and try models.")
+    group = typer.Typer(no_args_is_help=True, help="Models: fetch, list, try, route, and what they cost.")
     group.callback()(_nothing)
     group.command("list")(list_models)
     group.command("pull")(pull)
     group.command("test")(ask_once)
+    model_routes.register(group)
+    model_money.register(group)
     app.add_typer(group, name="models")
 
 
 def _nothing() -> None:
-    """Fetch, list and try models."""
+    """Models: fetch, list, try, route, and what they cost."""
 
 
 def _home() -> "homes.Home":

@@ -15,11 +15,13 @@ from nexus.client import (
     calls,
     connection,
     feeds,
+    model_operations,
     operations,
     replay_operations,
     session_operations,
     task_operations,
     transport,
+    trigger_operations,
 )
 from nexus.core import errors
 
@@ -43,6 +45,8 @@ class Client:
         self.agents = Agents(self)
         self.audit = Audit(self)
         self.schedules = Schedules(self)
+        self.triggers = Triggers(self)
+        self.models = Models(self)
         self.sessions = Sessions(self)
         self.secrets = Secrets(self)
         self.keys = Keys(self)
@@ -227,6 +231,17 @@ class Sessions(_Room):
     exec = _stream(session_operations.exec_in_session)
 
 
+class Triggers(_Room):
+    """Tasks that webhooks and queue messages submit."""
+
+    create = _verb(trigger_operations.create_trigger)
+    list = _verb(trigger_operations.list_triggers)
+    show = _verb(trigger_operations.show_trigger)
+    pause = _verb(trigger_operations.pause_trigger)
+    resume = _verb(trigger_operations.resume_trigger)
+    delete = _verb(trigger_operations.delete_trigger)
+
+
 class Schedules(_Room):
     """Tasks that are submitted by the clock."""
 
@@ -236,6 +251,26 @@ class Schedules(_Room):
     pause = _verb(task_operations.pause_schedule)
     resume = _verb(task_operations.resume_schedule)
     delete = _verb(task_operations.delete_schedule)
+
+
+class Models(_Room):
+    """Where model calls go, what they may cost, and what they used."""
+
+    settings = _verb(model_operations.settings)
+    set_provider = _verb(model_operations.set_provider)
+    remove_provider = _verb(model_operations.remove_provider)
+    set_route = _verb(model_operations.set_route)
+    remove_route = _verb(model_operations.remove_route)
+    set_price = _verb(model_operations.set_price)
+    remove_price = _verb(model_operations.remove_price)
+    list_budgets = _verb(model_operations.list_budgets)
+    show_budget = _verb(model_operations.show_budget)
+    set_budget = _verb(model_operations.set_budget)
+    remove_budget = _verb(model_operations.remove_budget)
+    list_stops = _verb(model_operations.list_stops)
+    stop = _verb(model_operations.stop)
+    resume = _verb(model_operations.resume)
+    usage = _verb(model_operations.usage)
 
 
 class Secrets(_Room):
