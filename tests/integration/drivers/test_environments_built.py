@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nexus.core import errors
-from nexus.drivers.process import environment_plans, environments
+from nexus.drivers.process import box_launcher, cgroups, environment_plans, environments
 
 Steps = list[tuple[str, str]]
 
@@ -39,7 +39,7 @@ def wheels(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def built(tmp_path: Path, wheels: Path) -> environments.Environments:
+def built(tmp_path: Path, wheels: Path, request: pytest.FixtureRequest) -> environments.Environments:
     (tmp_path / "index").mkdir()
     environ = {
         "PATH": os.environ["PATH"],
@@ -49,7 +49,8 @@ def built(tmp_path: Path, wheels: Path) -> environments.Environments:
         "UV_DEFAULT_INDEX": (tmp_path / "index").as_uri(),
         "UV_PYTHON_DOWNLOADS": "never",
     }
-    made = environments.Environments(tmp_path / "environments", environ=environ)
+    started = box_launcher.BoxLauncher(cgroups.Layout()) if getattr(request, "param", "boxed") == "boxed" else None
+    made = environments.Environments(tmp_path / "environments", environ=environ, started=started)
     made.sweep()
     return made
 
@@ -80,6 +81,7 @@ async def test_nothing_to_install_needs_no_index_and_a_second_ask_no_build(
     assert (place.stat().st_ino, steps) == (before, [])
 
 
+@pytest.mark.parametrize("built", ["boxed", "plain"], indirect=True)
 async def test_requirements_are_installed_with_progress_and_scripts_work(
     built: environments.Environments, tmp_path: Path
 ) -> None:

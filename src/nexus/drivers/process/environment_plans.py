@@ -16,6 +16,7 @@ _LOCAL = re.compile(r"^\s*(?:-e\b|--editable\b|\.{1,2}/|file:|[\w.\[\],-]+\s*@\s
 _LOCAL_IN_LOCK = re.compile(r"source = \{ (?:editable|directory|path|virtual) = \"(?!\.\")")
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _CREDENTIALS = re.compile(r"://[^/\s@]+@")
+_NO_BUILD = re.compile(r"(?i)--no-build|no usable wheels|build\w* (?:source distributions|from source)[^\n]*is disabled")
 _FORMAT = "1"
 
 
@@ -88,6 +89,20 @@ def _declares_dependencies(project: Path) -> bool:
         ) from error
     table = content.get("project", {})
     return bool(table.get("dependencies")) or "dependencies" in table.get("dynamic", [])
+
+
+def plan_install(plan: EnvironmentPlan, uv: str, at: Path) -> tuple[list[str], dict[str, str]]:
+    """uv's arguments, to be run in the source, and the variables beside; no arguments when there is nothing to install."""
+    if plan.kind == "locked":
+        sync = [uv, "sync", "--frozen", "--no-install-project", "--no-dev", "--no-editable"]
+        return sync, {"UV_PROJECT_ENVIRONMENT": str(at)}
+    file = {"requirements": "requirements.txt", "project": "pyproject.toml"}.get(plan.kind)
+    return ([uv, "pip", "install", "--python", str(at / "bin" / "python"), "-r", file] if file else []), {}
+
+
+def wants_source(lines: Sequence[str]) -> bool:
+    """Whether uv, told to build nothing, failed because something has to be built from source."""
+    return _NO_BUILD.search("\n".join(lines)) is not None
 
 
 def parse_progress(line: str) -> tuple[str, str] | None:

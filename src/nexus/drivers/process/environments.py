@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nexus.core import errors
-from nexus.drivers.process import environment_plans
+from nexus.drivers.process import environment_installs, environment_plans, launcher
 from nexus.drivers.process.environment_plans import EnvironmentPlan
 from nexus.kit import guard
 
@@ -55,12 +55,15 @@ class Environments:
         uv: str | None = None,
         python: str = sys.executable,
         timeout_s: float = 900.0,
+        started: launcher.Launcher | None = None,
     ) -> None:
+        """With `started` everything that handles requirements runs in boxes (`build_box`); without, as this process's user."""
         self._folder = folder
         self._environ = dict(environ)
         self._uv = uv or find_uv()
         self._python = python
         self._timeout_s = timeout_s
+        self._started = started
         self._builds: dict[str, _Build] = {}
         self._tasks: set[asyncio.Task[Path | errors.NexusError]] = set()
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -68,7 +71,7 @@ class Environments:
     def sweep(self) -> None:
         """Remove what killed builds left. Only while no build runs: one supervisor owns the folder."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
-        for path in self._folder.glob(f"*{_BUILDING}"):
+        for path in (*self._folder.glob(f"*{_BUILDING}"), *self._folder.glob("box-*")):
             shutil.rmtree(path, ignore_errors=True)
 
     async def ensure(self, plan: EnvironmentPlan, on_step: OnStep) -> Path:
@@ -108,8 +111,7 @@ class Environments:
             async with self._slots, asyncio.timeout(self._timeout_s):
                 await asyncio.to_thread(shutil.rmtree, building, ignore_errors=True)
                 await asyncio.to_thread(shutil.rmtree, final, ignore_errors=True)
-                for command, environ in self._commands(plan, building):
-                    await self._run(command, environ, plan.source if plan.kind != "empty" else self._folder, build)
+                await self._make(plan, building, build)
                 os.rename(building, final)
                 return final
         except TimeoutError as error:
@@ -128,7 +130,8 @@ class Environments:
             if self._builds.get(plan.digest) is build:
                 del self._builds[plan.digest]
 
-    def _commands(self, plan: EnvironmentPlan, at: Path) -> list[tuple[Sequence[str], Mapping[str, str]]]:
+    async def _make(self, plan: EnvironmentPlan, at: Path, build: "_Build") -> None:
+        """The empty environment by our own uv, then what the requirements say."""
         if self._uv is None:
             raise errors.Unavailable(
                 "uv is not installed",
@@ -137,20 +140,25 @@ class Environments:
                 cause="neither the uv wheel nor a uv on the PATH was found",
                 next_step="pip install 'nexus-agent-hosting[server]'",
             )
+        offline = ["--offline"] if plan.kind == "empty" else []
         python = plan.python or self._python
-        venv = [self._uv, "venv", "--no-project", "--no-config", "--relocatable", "--quiet", "--python", python]
-        if plan.kind == "empty":
-            venv.append("--offline")
-        commands: list[tuple[Sequence[str], Mapping[str, str]]] = [([*venv, str(at)], self._environ)]
-        install = [self._uv, "pip", "install", "--compile-bytecode", "--python", str(at / "bin" / "python")]
-        if plan.kind == "requirements":
-            commands.append(([*install, "-r", "requirements.txt"], self._environ))
-        elif plan.kind == "project":
-            commands.append(([*install, "-r", "pyproject.toml"], self._environ))
-        elif plan.kind == "locked":
-            sync = [self._uv, "sync", "--frozen", "--no-install-project", "--no-dev", "--no-editable", "--compile-bytecode"]
-            commands.append((sync, {**self._environ, "UV_PROJECT_ENVIRONMENT": str(at)}))
-        return commands
+        venv = [self._uv, "venv", "--no-project", "--no-config", "--relocatable", "--quiet", "--python", python, *offline]
+        await self._run([*venv, str(at)], self._environ, self._folder, build)
+        command, environ = environment_plans.plan_install(plan, self._uv, at)
+        if not command:
+            return
+        if self._started is None:
+            await self._run([*command, "--compile-bytecode"], {**self._environ, **environ}, plan.source, build)
+            return
+        boxed = environment_installs.Install(
+            command=command,
+            environ={**self._environ, **environ},
+            at=at,
+            source=plan.source,
+            name=f"env-{plan.digest[:20]}",
+        )
+        installer = environment_installs.Installer(self._started, scratch=self._folder, lines=build.lines, on_line=build.take)
+        await installer.install(boxed)
 
     async def _run(self, command: Sequence[str], environ: Mapping[str, str], folder: Path, build: "_Build") -> None:
         process = await asyncio.create_subprocess_exec(

@@ -59,7 +59,8 @@ class Node:
         """`allowance`: private addresses that agents with a way out may reach (`NEXUS_EGRESS_ALLOW`)."""
         self.home = home
         self._layout = layout if layout is not None else cgroups.Layout()
-        self._environments = environments.Environments(home.environments, environ=environ)
+        started = box_launcher.BoxLauncher(self._layout)
+        self._environments = environments.Environments(home.environments, environ=environ, started=started)
         self._worker_copy = worker_copy
         self._layers = sandbox.Layers()
         self.hub = log_query.Hub()
@@ -73,7 +74,7 @@ class Node:
             place=lambda instance_id: paths.of_instance(home, instance_id),
             logs=self._logs_for,
             preparation=preparation.Preparation(home, self._environments, worker_copy),
-            launcher=box_launcher.BoxLauncher(self._layout),
+            launcher=started,
             doors=home.doors,
             missing=lambda: self.capabilities().missing,
             allowance=allowance or egress.Allowance(),

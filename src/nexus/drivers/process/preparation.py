@@ -52,9 +52,10 @@ class Preparation:
             host_python=environments.host_python(),
             python=_checked_python(python) if python is not None else None,
         )
+        await asyncio.to_thread(open_to_agents, source)  # what is built from source is another user's too
         environment = await self._environments.ensure(plan, on_step)
         copy = await self._worker_copy()
-        for folder in (source, environment, copy):
+        for folder in (environment, copy):
             await asyncio.to_thread(open_to_agents, folder)
         touch(source)
         touch(environment)
