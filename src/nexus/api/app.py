@@ -17,6 +17,7 @@ _FURTHER = (
     "nexus.api.recordings",
     "nexus.api.asks",
     "nexus.api.replays",
+    "nexus.api.triggers",
     "nexus.api.runs",
     "nexus.api.sessions",
     "nexus.api.audit",

@@ -39,6 +39,7 @@ class Services:
     recordings: Any = None
     asks: Any = None
     replays: Any = None
+    triggers: Any = None
     telemetry: Any = None
     metrics: Any = None
     traces: Any = None

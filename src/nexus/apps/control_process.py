@@ -209,6 +209,7 @@ async def _run(
         recordings=work.recordings,
         asks=work.asks,
         replays=work.replays,
+        triggers=work.triggers,
         telemetry=work.telemetry,
         metrics=work.metrics,
         traces=work.traces,
@@ -312,6 +313,7 @@ async def _task_environment(
         service_token=parts.identity.service_token,
         webhook_key=await parts.secrets.platform_key("webhooks"),
         link_key=await parts.secrets.platform_key("answer links"),
+        trigger_key=await parts.secrets.platform_key("triggers"),
         origin=host.origin,
     )
 

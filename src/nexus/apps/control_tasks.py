@@ -26,9 +26,10 @@ from nexus.stores.postgres import (
     task_schedule_store,
     task_step_store,
     task_store,
+    task_trigger_store,
     task_webhook_store,
 )
-from nexus.tasks import asks, dispatcher, door, recordings, replays, schedules, service, sessions, tail, webhooks
+from nexus.tasks import asks, dispatcher, door, recordings, replays, schedules, service, sessions, tail, triggers, webhooks
 from nexus.tasks.settings import TaskPolicy, TaskSettings, WebhookSettings
 from nexus.telemetry import metrics, records, traces
 from nexus.telemetry.traces import TraceSettings
@@ -48,6 +49,7 @@ class TaskParts:
     recordings: recordings.Recordings
     asks: asks.Asks
     replays: replays.Replays
+    triggers: triggers.Triggers
     telemetry: records.RecordSink
     runs: records.RunHistory
     metrics: metrics.Metrics
@@ -64,6 +66,7 @@ class TaskEnvironment:
     service_token: str
     webhook_key: bytes
     link_key: bytes
+    trigger_key: bytes
     origin: str
     egress_allow: egress.Allowance
     traces: TraceSettings = TraceSettings()  # noqa: RUF009 - frozen
@@ -72,7 +75,14 @@ class TaskEnvironment:
 
 
 def read_environment(
-    environ: Mapping[str, str], *, database_url: str, service_token: str, webhook_key: bytes, link_key: bytes, origin: str
+    environ: Mapping[str, str],
+    *,
+    database_url: str,
+    service_token: str,
+    webhook_key: bytes,
+    link_key: bytes,
+    trigger_key: bytes,
+    origin: str,
 ) -> TaskEnvironment:
     """Raises `Invalid` (code `setting.invalid`) naming the variable that cannot be used."""
     try:
@@ -81,6 +91,7 @@ def read_environment(
             service_token=service_token,
             webhook_key=webhook_key,
             link_key=link_key,
+            trigger_key=trigger_key,
             origin=origin,
             egress_allow=egress.parse_allowance(environ.get("NEXUS_EGRESS_ALLOW")),
             traces=traces.parse_settings(
@@ -159,6 +170,18 @@ async def run_tasks(
                 schedules=timed,
                 recordings=recordings.Recordings(store=steps),
                 asks=questions,
+                triggers=triggers.Triggers(
+                    store=task_trigger_store.PostgresTriggerStore(engine),
+                    tasks=store,
+                    resolve_target=targets,
+                    allowance=environment.egress_allow,
+                    key=environment.trigger_key,
+                    origin=environment.origin,
+                    clock=clock,
+                    submitted=runner.wake,
+                    policy_of=policies,
+                    settings=environment.tasks,
+                ),
                 replays=replays.Replays(
                     store=task_replay_store.PostgresReplayStore(engine),
                     tasks=store,

@@ -65,7 +65,13 @@ class Api:
 @asynccontextmanager
 async def opened(url: str, folder: Path, environ: dict[str, str]) -> AsyncIterator[Api]:
     environment = control_tasks.read_environment(
-        environ, database_url=url, service_token="nxs_test", webhook_key=b"k" * 32, link_key=b"l" * 32, origin="http://host"
+        environ,
+        database_url=url,
+        service_token="nxs_test",
+        webhook_key=b"k" * 32,
+        link_key=b"l" * 32,
+        trigger_key=b"t" * 32,
+        origin="http://host",
     )
     async with (
         engines.open_engine(url, pool_size=8) as engine,
@@ -80,6 +86,7 @@ async def opened(url: str, folder: Path, environ: dict[str, str]) -> AsyncIterat
             "recordings",
             "asks",
             "replays",
+            "triggers",
             "telemetry",
             "metrics",
             "traces",
@@ -213,6 +220,12 @@ async def test_traces_are_taken_politely_without_a_collector(api: Api) -> None:
 def test_a_setting_that_cannot_be_used_is_named(environ: dict[str, str]) -> None:
     with pytest.raises(errors.Invalid) as caught:
         control_tasks.read_environment(
-            environ, database_url="postgresql://", service_token="x", webhook_key=b"k", link_key=b"l", origin="http://host"
+            environ,
+            database_url="postgresql://",
+            service_token="x",
+            webhook_key=b"k",
+            link_key=b"l",
+            trigger_key=b"t",
+            origin="http://host",
         )
     assert caught.value.code == "setting.invalid"

@@ -202,6 +202,39 @@ TASK_ASKS = sa.Table(
     sa.Index("ix_task_asks_expiring", "expires_at", postgresql_where=sa.text("status = 'open' AND expires_at IS NOT NULL")),
 )
 
+TASK_TRIGGERS = sa.Table(
+    "task_triggers",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    _text("tenant"),
+    _text("agent"),
+    _text("environment"),
+    _text("name"),
+    _text("kind"),
+    _text("principal"),
+    _text("settings"),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+    sa.Column("template", sa.LargeBinary, nullable=False),
+    _flag("active", default="true"),
+    _count("taken", kind=sa.BigInteger),
+    _count("refused", kind=sa.BigInteger),
+    sa.Column("last_at", _TIME),
+    _text("last_task_id", nullable=True),
+    _text("problem", nullable=True),
+    sa.Column("created_at", _TIME, nullable=False),
+    sa.UniqueConstraint("tenant", "name"),
+)
+
+TASK_REPLIES = sa.Table(
+    "task_replies",
+    METADATA,
+    sa.Column("task_id", sa.ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("trigger_id", sa.ForeignKey("task_triggers.id", ondelete="CASCADE"), nullable=False),
+    _text("topic"),
+    _text("correlation"),
+    sa.Index("ix_task_replies_trigger", "trigger_id"),
+)
+
 RUN_RECORDS = sa.Table(
     "run_records",
     METADATA,
