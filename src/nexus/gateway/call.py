@@ -36,7 +36,8 @@ class Match:
 
 @dataclass(slots=True, kw_only=True)
 class Call:
-    """`inside` says that it came through the door socket of this node, `peer` is the client's address.
+    """`inside` says that it came through the door socket of this node, `relayed` that another gateway of the node let it in and
+    counted it, `peer` is the client's address.
 
     `trusted` marks the dispatcher, whose tenant, run id and attempt are believed. `tried` holds the instances that could
     not be reached for this run, `quota` the tightest of the rate limits that it counted against.
@@ -46,6 +47,7 @@ class Call:
     inside: bool
     peer: str
     started: float
+    relayed: bool = False
     match: Match | None = None
     caller: routes.Caller | None = None
     tenant: str = ""

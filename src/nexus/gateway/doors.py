@@ -7,7 +7,7 @@ import time
 from urllib.parse import unquote
 
 from nexus.core import errors
-from nexus.gateway import answers, http1, models_door, runs_door, socket_door
+from nexus.gateway import answers, http1, models_door, runs_door, siblings, socket_door
 from nexus.gateway.call import Door
 from nexus.gateway.exchange import Exchange
 from nexus.gateway.handler import Handler, Phase
@@ -21,6 +21,8 @@ def open_handler(exchange: Exchange) -> Handler:
     match = exchange.call.match
     if match is None:
         raise errors.Internal("a request was opened without a door")
+    if match.door is Door.RUN and (owner := siblings.decide_owner(exchange.call, exchange.world.settings)) is not None:
+        return siblings.SiblingHandler(exchange, owner)
     return _HANDLERS[match.door](exchange)
 
 

@@ -61,6 +61,8 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
                 await _routes_known(here)
             for listening, inside in zip(sockets, (False, True), strict=True):
                 listeners.append(await _listen(here, listening, inside=inside))
+            if config.gateways > 1:
+                listeners.append(await _listen_to_siblings(here))
             if taken is not None:
                 taken.serving()
             offer.open()
@@ -85,6 +87,7 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
         here.spend.close()
         if not here.replaced:
             config.home.door_socket(config.number).unlink(missing_ok=True)
+            config.home.sibling_socket(config.number).unlink(missing_ok=True)
             _handover_path(config).unlink(missing_ok=True)
 
 
@@ -168,6 +171,18 @@ async def _listen(here: world.World, listening: socket.socket, *, inside: bool) 
         return await here.loop.create_unix_server(connect, sock=listening, backlog=_BACKLOG)
     context = _tls_context(here.settings)
     return await here.loop.create_server(connect, sock=listening, backlog=_BACKLOG, ssl=context)
+
+
+async def _listen_to_siblings(here: world.World) -> asyncio.AbstractServer:
+    """The other gateways of the node, in the run folder that is its owner's alone. A successor simply takes the name over."""
+    path = here.settings.home.sibling_socket(here.settings.number)
+    _clear(path)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(str(path))
+    path.chmod(0o600)
+    return await here.loop.create_unix_server(
+        lambda: server.ClientConnection(here, inside=False, relayed=True), sock=listening, backlog=_BACKLOG
+    )
 
 
 def _tls_context(config: settings.Settings) -> ssl.SSLContext | None:

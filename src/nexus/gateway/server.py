@@ -25,18 +25,18 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing", "_backlog", "_head_bytes", "_head_read", "_headers", "_held_back", "_in_head", "_inside",
-        "_last_read", "_lingering", "_out", "_parser", "_paused", "_queue", "_refusal", "_stalled_at", "_target",
+        "_last_read", "_lingering", "_out", "_parser", "_paused", "_queue", "_refusal", "_relayed", "_stalled_at", "_target",
         "current", "deadline", "express", "misses", "peer", "receiving", "shape", "transport", "world",
     )  # fmt: skip
 
-    def __init__(self, world: World, *, inside: bool) -> None:
+    def __init__(self, world: World, *, inside: bool, relayed: bool = False) -> None:
         self.world = world
         self.current: Exchange | None = None
         self.receiving: Exchange | None = None
         self.express: express.Express | None = None
         self.shape: shapes.Shape[express.Opening] | None = None
         self.misses = 0
-        self._inside = inside
+        self._inside, self._relayed = inside, relayed
         self._queue: collections.deque[Exchange] = collections.deque()
         self._backlog = b""
         self._out: list[bytes] = []
@@ -78,7 +78,7 @@ class ClientConnection(asyncio.Protocol):
             self._unfold()
         elif (
             self.current is None
-            and not (self._in_head or self._inside or self._lingering or self._stalled_at)
+            and not (self._in_head or self._inside or self._relayed or self._lingering or self._stalled_at)
             and not (self._backlog or self._queue or self._refusal)
             and express.begin(self, data)
         ):
@@ -197,7 +197,8 @@ class ClientConnection(asyncio.Protocol):
         if len(self._queue) >= world.settings.max_pipelined:
             raise errors.Exhausted("too many requests are pipelined on one connection", code="limit.pipelined")
         self._headers = []
-        exchange = Exchange(self, Call(head=head, inside=self._inside, peer=self.peer, started=world.clock()), world)
+        call = Call(head=head, inside=self._inside, relayed=self._relayed, peer=self.peer, started=world.clock())
+        exchange = Exchange(self, call, world)
         self.receiving = exchange
         self._queue.append(exchange)
 

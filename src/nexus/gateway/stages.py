@@ -192,13 +192,13 @@ def believe_service(call: Call, world: World) -> None:
 def limit_rate(call: Call, world: World) -> None:
     """Count the request against its key and its tenant, also when it will be refused for another reason."""
     caller = call.caller
-    if caller is not None:
+    if caller is not None and not call.relayed:
         _count(call, limits_of_caller(caller, call.tenant, world), world)
 
 
 def limit_agent(call: Call, world: World) -> None:
     deployment = call.deployment
-    if deployment is not None:
+    if deployment is not None and not call.relayed:
         _count(call, limits_of_deployment(deployment), world)
 
 

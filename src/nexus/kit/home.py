@@ -47,6 +47,10 @@ class Home:
         """Where gateway process number `gateway` serves the platform doors to instances."""
         return self.doors / f"door-{gateway}.sock"
 
+    def sibling_socket(self, gateway: int) -> Path:
+        """Where gateway process number `gateway` takes requests from the other gateways."""
+        return self.run / f"sibling-{gateway}.sock"
+
     def model_socket(self, model: str) -> Path:
         """Where a local model answers; listening there starts it on first use."""
         return self.run / f"model-{model}.sock"
