@@ -60,7 +60,7 @@ fuzz-gateway: setup ## the gateway and plain nginx read the same odd bytes; seed
 drill: setup ## the longer tests: kill, fill, flood; NAME=kill-storm for one drill
 	@if [ -n "$(NAME)" ]; then $(PY) -m tests.drills $(NAME) $(DRILL_ARGS); else $(PYTEST) -n $(WORKERS) -m slow tests; fi
 
-bench-tasks: setup ## the task queue against procrastinate on the same PostgreSQL
+bench-tasks: setup ## the task queue against procrastinate and DBOS on the same PostgreSQL, and through a whole host
 	@$(PY) -m benchmarks.tasks.run $(BENCH_ARGS)
 
 bench-sessions: setup ## a session's start beside bubblewrap and runc, its memory, its freezing

@@ -1,207 +1,133 @@
-"""The task queue beside procrastinate's, on one PostgreSQL that really commits: `make bench-tasks`.
+"""The task queue beside procrastinate and DBOS, on one PostgreSQL that really commits: `make bench-tasks`.
 
-Both take no-op jobs: accepted one by one and as batches, then run to their end. Procrastinate is installed into a scratch
-virtual environment of its own. Prints one table; nothing is asserted.
+    make bench-tasks BENCH_ARGS="--only queue,latency,events,readers,host --rounds 3 --tasks 8000 --million --alone"
+
+Every part prints its table; with `--rounds` ours and the others take turns and medians are shown. Nothing is asserted.
 """
 
 import argparse
 import asyncio
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import psycopg
-from tests import conftest as servers
+from benchmarks.tasks import peers, queue_alone, server, through_host
 
-from nexus.core import ids
-from nexus.core.phases import RunPhase
-from nexus.ports import task_store as port
-from nexus.stores.postgres import engine as engines
-from nexus.stores.postgres import migrate, task_store
-from nexus.tasks import grouping
+from nexus.stores.postgres import migrate
 
-LANE = port.Lane(tenant="bench", agent="echo", environment="production")
-CLIENTS = 32
-THEIRS = """
-import asyncio, json, sys, time
-import procrastinate
-
-async def main(url, count, clients, batch):
-    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url, min_size=4, max_size=16))
-    done = 0
-
-    @app.task(name="noop")
-    async def noop(n):
-        nonlocal done
-        done += 1
-
-    async with app.open_async():
-        await app.schema_manager.apply_schema_async()
-        began = time.perf_counter()
-        async def submit(numbers):
-            for n in numbers:
-                await noop.defer_async(n=n)
-        await asyncio.gather(*(submit(range(start, count, clients)) for start in range(clients)))
-        single = time.perf_counter() - began
-        began = time.perf_counter()
-        for start in range(0, count, batch):
-            await noop.batch_defer_async(*({"n": n} for n in range(start, min(start + batch, count))))
-        batched = time.perf_counter() - began
-        began = time.perf_counter()
-        await app.run_worker_async(wait=False, concurrency=64, install_signal_handlers=False, delete_jobs="never")
-        ran = time.perf_counter() - began
-    rates = {"accepted one by one": count / single, "accepted in batches": count / batched, "run to the end": done / ran}
-    print(json.dumps(rates))
-
-asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))
-"""
-
-
-@contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """A server with its ordinary, durable settings. Yields the URI of a database by format."""
-    binaries, who = servers._binaries(), servers._as_ordinary_user()
-    if who:
-        os.chown(folder, 65534, 65534)
-    data, environment = folder / "data", {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "HOME": str(folder)}
-    initdb = [binaries / "initdb", "-D", data, "-U", "nexus", "--auth=trust", "--encoding=UTF8", "--no-locale"]
-    subprocess.run(initdb, check=True, capture_output=True, env=environment, cwd=folder, **who)
-    options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={folder}", "-c", "shared_buffers=128MB"]
-    with (folder / "log").open("wb") as log:
-        command = [binaries / "postgres", "-D", data, *options]
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder, **who)
-    url = f"postgresql:///{{}}?host={folder}&user=nexus"
-    try:
-        servers._wait(url.format("postgres"), server, folder / "log")
-        yield url
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def submission() -> port.Submission:
-    return port.Submission(id=ids.new_id(ids.TASK), lane=LANE, principal="key", body=b'{"input":1,"context":{}}', digest="d")
-
-
-async def ours(url: str, count: int, batch: int) -> dict[str, float]:
-    await migrate.upgrade(url)
-    async with engines.open_engine(url, pool_size=16) as engine:
-        store = task_store.PostgresTaskStore(engine)
-        found = {"one commit each": await _one_commit_each(store, count // 4)}
-        inbox: grouping.Grouped[port.Submission, tuple[port.Task, bool]] = grouping.Grouped(store.submit, patient=False)
-        running = asyncio.create_task(inbox.run())
-        began = time.perf_counter()
-        await asyncio.gather(*(_submit(inbox, count // CLIENTS) for _ in range(CLIENTS)))
-        found["accepted one by one"] = (count // CLIENTS * CLIENTS) / (time.perf_counter() - began)
-        running.cancel()
-        began = time.perf_counter()
-        for start in range(0, count, batch):
-            await store.submit([submission() for _ in range(min(batch, count - start))])
-        found["accepted in batches"] = count / (time.perf_counter() - began)
-        await _analyze(url)
-        await store.enlist("bench")
-        began = time.perf_counter()
-        done = await _drain(store)
-        found["run to the end"] = done / (time.perf_counter() - began)
-        found["p50 accepted to claimed (ms)"] = await _latency(store)
-        return found
-
-
-async def _submit(inbox: "grouping.Grouped[port.Submission, tuple[port.Task, bool]]", count: int) -> None:
-    for _ in range(count):
-        await inbox.put(submission())
-
-
-async def _one_commit_each(store: task_store.PostgresTaskStore, count: int) -> float:
-    async def client(share: int) -> None:
-        for _ in range(share):
-            await store.submit([submission()])
-
-    began = time.perf_counter()
-    await asyncio.gather(*(client(count // 16) for _ in range(16)))
-    return (count // 16 * 16) / (time.perf_counter() - began)
-
-
-async def _drain(store: task_store.PostgresTaskStore) -> int:
-    done = 0
-    while claims := await store.claim("bench", limit=500, per_lane=500, paused=()):
-        await store.write([_finish(claim) for claim in claims])
-        done += len(claims)
-    return done
-
-
-async def _latency(store: task_store.PostgresTaskStore) -> float:
-    took = []
-    for _ in range(200):
-        await store.submit([submission()])
-        began = time.perf_counter()
-        (claim,) = await store.claim("bench", limit=1, per_lane=500, paused=())
-        took.append(time.perf_counter() - began)
-        await store.write([_finish(claim)])
-    return statistics.median(took) * 1000
-
-
-def _finish(claim: port.Claim) -> port.Finish:
-    event = port.TaskEvent(seq=claim.last_seq + 1, name="run.completed", data="{}")
-    return port.Finish(task_id=claim.id, fence=claim.fence, phase=RunPhase.COMPLETED, event=event, output="1", metadata="{}")
-
-
-async def _analyze(url: str) -> None:
-    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        await connection.execute("ANALYZE")
-
-
-def theirs(url: str, count: int, batch: int, folder: Path) -> dict[str, float] | None:
-    venv = folder / "venv"
-    uv = [sys.executable, "-m", "uv"]
-    made = subprocess.run([*uv, "venv", "-q", "--python", sys.executable, str(venv)], capture_output=True, text=True)
-    python = str(venv / "bin" / "python")
-    packages = ["procrastinate", "psycopg[binary,pool]"]
-    put = subprocess.run([*uv, "pip", "install", "-q", "--python", python, *packages], capture_output=True, text=True)
-    if made.returncode or put.returncode:
-        print(f"procrastinate could not be installed: {(made.stderr + put.stderr).strip()[-200:]}")
-        return None
-    script = folder / "theirs.py"
-    script.write_text(THEIRS)
-    ran = subprocess.run([python, str(script), url, str(count), str(CLIENTS), str(batch)], capture_output=True, text=True)
-    if ran.returncode:
-        print(f"procrastinate did not run: {ran.stderr.strip()[-400:]}")
-        return None
-    found: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
-    return found
+PARTS = ("queue", "latency", "events", "readers", "host")
+READERS, FOLLOWED = 2000, 100
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tasks", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=1000)
-    parser.add_argument("--alone", action="store_true", help="do not install and run procrastinate")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, by commas: {', '.join(PARTS)}")
+    parser.add_argument("--alone", action="store_true", help="do not install and run procrastinate and DBOS")
+    parser.add_argument("--million", action="store_true", help="once more with a million finished tasks in the tables")
     given = parser.parse_args()
+    parts = set(given.only.split(","))
     with tempfile.TemporaryDirectory(prefix="nxbench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        scratch = folder / "scratch"
-        scratch.mkdir()
-        server = folder / "pg"
-        server.mkdir()
-        with postgres(server) as url:
-            for database in ("ours", "theirs"):
-                with psycopg.connect(url.format("postgres"), autocommit=True) as connection:
-                    connection.execute(f"CREATE DATABASE {database}")
-            mine = asyncio.run(ours(url.format("ours"), given.tasks, given.batch))
-            other = None if given.alone else theirs(url.format("theirs"), given.tasks, given.batch, scratch)
-    print(f"{'tasks a second':32} {'nexus':>10} {'procrastinate':>14} {'ratio':>7}")
-    for what, rate in mine.items():
-        beside = (other or {}).get(what)
-        ratio = f"{rate / beside:7.1f}" if beside else f"{'-':>7}"
-        print(f"{what:32} {rate:10.1f} {f'{beside:14.1f}' if beside else f'{chr(45):>14}'} {ratio}")
+        place = folder / "pg"
+        place.mkdir()
+        if parts - {"host"}:
+            with server.postgres(place) as url:
+                _beside(url, given, parts)
+    if "host" in parts:
+        through_host.main([f"--tasks={given.tasks}"])
+
+
+def _beside(url: str, given: argparse.Namespace, parts: set[str]) -> None:
+    others: dict[str, Any] = {}
+    if not given.alone and parts & {"queue", "latency"}:
+        others = {peer.name: (peer, python) for peer in peers.PEERS if (python := peers.install(peer)) is not None}
+    found: dict[str, list[dict[str, Any]]] = {}
+    mine = server.create_database(url, "ours")
+    asyncio.run(migrate.upgrade(mine))
+    costs: dict[str, tuple[float, float]] = {}
+    for number in range(given.rounds):
+        figures, cost = _ours(mine, given, parts)
+        costs |= cost
+        found.setdefault("nexus", []).append(figures)
+        for name, (peer, python) in others.items():
+            database = server.create_database(url, f"{name}_{number}")
+            count, clients = given.tasks, queue_alone.CLIENTS
+            if figured := peers.measure(peer, python, database, count=count, clients=clients, batch=given.batch):
+                found.setdefault(name, []).append(_flat(figured))
+    _print(found, costs)
+    if "readers" in parts:
+        _print_readers(mine)
+    if given.million:
+        _million(mine, given, parts, found["nexus"])
+
+
+def _ours(url: str, given: argparse.Namespace, parts: set[str]) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    figures: dict[str, Any] = {}
+    costs: dict[str, tuple[float, float]] = {}
+    if "queue" in parts:
+        bench = asyncio.run(queue_alone.measure(url, given.tasks, given.batch))
+        figures |= bench.figures
+        costs |= bench.cost
+    if "latency" in parts:
+        figures |= _flat({"latencies": asyncio.run(queue_alone.latency(url, seconds=3, elsewhere=False))})
+        other = _flat({"latencies": asyncio.run(queue_alone.latency(url, seconds=3, elsewhere=True))})
+        figures |= {f"{what}, other node": value for what, value in other.items()}
+    if "events" in parts:
+        bench = asyncio.run(queue_alone.events(url, count=100_000))
+        figures |= bench.figures
+        costs |= bench.cost
+    return figures, costs
+
+
+def _flat(figures: dict[str, Any]) -> dict[str, float]:
+    latencies = figures.pop("latencies", None)
+    if latencies:
+        figures["accepted to begun, p50 (ms)"] = statistics.median(latencies)
+        figures["accepted to begun, p99 (ms)"] = latencies[int(len(latencies) * 0.99)]
+    return figures
+
+
+def _median(rounds: list[dict[str, Any]], what: str) -> float | None:
+    values = [each[what] for each in rounds if what in each]
+    return statistics.median(values) if values else None
+
+
+def _print(found: dict[str, list[dict[str, Any]]], costs: dict[str, tuple[float, float]]) -> None:
+    others = [name for name in found if name != "nexus"]
+    print(f"{'a second, or ms':44}{'nexus':>9}{'CPU us ours+PG':>16}" + "".join(f"{name:>15}{'ratio':>7}" for name in others))
+    for what in found["nexus"][0]:
+        mine = _median(found["nexus"], what) or 0.0
+        cost = "{:.0f}+{:.0f}".format(*costs[what]) if what in costs else "-"
+        line = f"{what:44}{_number(mine):>9}{cost:>16}"
+        for name in others:
+            theirs = _median(found[name], what)
+            ratio = "-" if not theirs or not mine else f"{theirs / mine if '(ms)' in what else mine / theirs:.1f}"
+            line += f"{'-' if theirs is None else _number(theirs):>15}{ratio:>7}"
+        print(line)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def _print_readers(url: str) -> None:
+    figures = asyncio.run(queue_alone.readers(url, count=READERS, tasks=FOLLOWED, rounds=50))
+    print("live readers: " + ", ".join(f"{what} {_number(value)}" for what, value in figures.items()))
+
+
+def _million(url: str, given: argparse.Namespace, parts: set[str], before: list[dict[str, Any]]) -> None:
+    again = [_ours(url, given, parts)[0] for _ in range(given.rounds)]  # once more, so that both saw the same minutes
+    queue_alone.fill(url, 1_000_000)
+    after = [_ours(url, given, parts)[0] for _ in range(given.rounds)]
+    print("with a million finished tasks:")
+    for what in before[0]:
+        empty, full = _median([*before, *again], what) or 0.0, _median(after, what) or 0.0
+        print(f"{what:44}{_number(empty):>9}{_number(full):>9}{(full / empty - 1) * 100 if empty else 0:>+7.0f} %")
 
 
 if __name__ == "__main__":
