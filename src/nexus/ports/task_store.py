@@ -229,7 +229,7 @@ class TaskStore(Protocol):
         """Store them all in one commit. Per submission: the task and True, or the one its idempotency key made and False.
 
         Those whose ids are in `start` are claimed for `owner` as they are stored, and come back running, with fence and attempt
-        1; but not where the owner is buried, the lane is limited, or a task of the lane waits already.
+        1; but not where the owner is buried or the lane is limited.
         """
         ...
 

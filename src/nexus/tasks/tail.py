@@ -4,7 +4,7 @@ Notifications are lost only with the listener's connection, and a new one wakes 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from nexus.ports import task_store
 from nexus.wire import runs
@@ -13,12 +13,38 @@ _PAGE = 500
 
 
 class Wakeups:
-    """Who waits for which task. `wake("")` wakes everybody: notifications may have been missed."""
+    """Who waits for which task. `wake("")` wakes everybody: notifications may have been missed.
+
+    Readers of one task that are woken together look together: `read` asks the store once for all who stand at the same place.
+    """
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._reading: dict[str, dict[int, asyncio.Future[Sequence[task_store.TaskEvent]]]] = {}
+
+    async def read(self, store: task_store.TaskStore, task_id: str, after: int) -> Sequence[task_store.TaskEvent]:
+        """Up to a page of events behind `after`. What was committed before the last `wake` is seen."""
+        places = self._reading.setdefault(task_id, {})
+        found = places.get(after)
+        if found is None:
+            found = places[after] = asyncio.ensure_future(store.events_after(task_id, after, limit=_PAGE))
+            found.add_done_callback(lambda done: self._forget(task_id, after, done))
+        return await asyncio.shield(found)
+
+    def _forget(self, task_id: str, after: int, done: "asyncio.Future[Sequence[task_store.TaskEvent]]") -> None:
+        places = self._reading.get(task_id, {})
+        if places.get(after) is done:
+            del places[after]
+            if not places:
+                del self._reading[task_id]
+        if not done.cancelled():
+            done.exception()  # readers that have gone do not ask for it
 
     def wake(self, task_id: str) -> None:
+        if task_id:  # a look that began before may miss what this tells of; nobody may join it any more
+            self._reading.pop(task_id, None)
+        else:
+            self._reading.clear()
         groups = self._waiting.values() if not task_id else [self._waiting.get(task_id, set())]
         for group in groups:
             for event in group:
@@ -45,7 +71,7 @@ async def tail(
     try:
         while True:
             woken.clear()
-            events = await store.events_after(task_id, after, limit=_PAGE)
+            events = await wakeups.read(store, task_id, after)
             for event in events:
                 yield event
                 after = event.seq

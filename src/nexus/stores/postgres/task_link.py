@@ -26,6 +26,9 @@ Values = Mapping[str, Any]
 MOST_CONNECTIONS = 8
 WAIT_S = 15.0
 CONNECT = "nexus_connect"  # the engine's execution option that holds how it connects
+# Planning one of these statements costs more than doing it; and a plan that was made while a table was small, and reads all of
+# it, must not be kept while it grows.
+_PLAN_ONCE = "SELECT set_config('plan_cache_mode', 'force_generic_plan', false), set_config('enable_seqscan', 'off', false)"
 _LINKS: "WeakKeyDictionary[sa.Engine, Link]" = WeakKeyDictionary()
 
 
@@ -100,6 +103,7 @@ def of(engine: AsyncEngine) -> Link:
             connection: Connection = await connect()
             await connection.set_autocommit(True)
             connection.prepare_threshold = 0
+            await connection.execute(_PLAN_ONCE)
             return connection
 
         found = _LINKS[engine.sync_engine] = Link(open_one)

@@ -19,16 +19,14 @@ _NAMES = ", ".join(name for name, _ in _FIELDS)
 _ONE = f"(SELECT {', '.join(f'%({name})s::{kind} AS {name}' for name, kind in _FIELDS)}, 1 AS place)"
 _MANY = f"unnest({', '.join(f'%({name})s::{kind}[]' for name, kind in _FIELDS)}) WITH ORDINALITY"
 
-# A task is started by its own INSERT when the submitting dispatcher stands (its row is held against burial), has asked for
-# it, and neither a limit of the lane nor a task of the lane that waits already is in the way.
+# A task is started by its own INSERT when the submitting dispatcher stands (its row is held against burial) and has asked for
+# it, and its lane is not limited.
 _INSERT = """
     WITH me AS (SELECT owner FROM task_owners WHERE owner = %(owner)s FOR KEY SHARE),
     entries AS (
       SELECT v.*, m.now, coalesce(v.run_at, m.now + v.delay_s) AS begin, CASE WHEN v.start AND v.run_at IS NULL
         AND v.delay_s IS NULL AND NOT EXISTS (SELECT 1 FROM task_lanes l
           WHERE l.tenant = v.tenant AND l.agent = v.agent AND l.environment = v.environment)
-        AND NOT EXISTS (SELECT 1 FROM tasks q WHERE q.phase = 'pending' AND NOT q.parked
-          AND q.tenant = v.tenant AND q.agent = v.agent AND q.environment = v.environment)
         THEN (SELECT owner FROM me) END AS owner
       FROM (SELECT nexus_now() AS now OFFSET 0) AS m, {source} AS v{columns}
     ), made AS (
