@@ -11,7 +11,9 @@ from nexus.wire import runs as wire_runs
 def tell_run(call: ModelCall, world: World) -> None:
     """One more call of its run. The tokens were told while they came (`models_door`)."""
     if call.instance_id:
-        world.ledger.add(call.instance_id, call.run_id, tokens=usage.Tokens(), calls=1, estimated=call.estimated)
+        world.ledger.add(
+            call.instance_id, call.run_id, tokens=usage.Tokens(), calls=1, estimated=call.estimated, cost_nano=call.cost_nano or 0
+        )
 
 
 def report(call: ModelCall, world: World) -> None:

@@ -92,7 +92,8 @@ def _note_refusal(call: ModelCall, lack: Shortage, meters: list[tuple[Budget, st
     if lack.reserved == 0:
         meter = next(meter for budget, _, meter in meters if budget is lack.budget)
         place = world.spend.take(meter, 0, now)
-        _tell(Hold(budget=lack.budget, subject=lack.subject, meter=meter, place=place, amount=0), lack.budget.limit, call, world)
+        hold = Hold(budget=lack.budget, subject=lack.subject, meter=meter, place=place, amount=0)
+        _tell(hold, lack.spent, call, world, used_up=True)
 
 
 def _bound(call: ModelCall, world: World) -> list[tuple[Budget, str]]:
@@ -203,11 +204,12 @@ def _used(unit: str, call: ModelCall) -> int:
     return call.tokens.input + call.tokens.output if unit == "tokens" else call.cost_nano or 0
 
 
-def _tell(hold: Hold, spent: int, call: ModelCall, world: World) -> None:
+def _tell(hold: Hold, spent: int, call: ModelCall, world: World, *, used_up: bool = False) -> None:
     """One notice for each threshold that was passed, from whichever process sees it first. Called with the ledger locked."""
     budget = hold.budget
     for level, percent in enumerate(budget.warn):
-        if spent * 100 >= percent * budget.limit and world.spend.tell_once(hold.place, level):
+        passed = spent * 100 >= percent * budget.limit or (used_up and percent >= 100)
+        if passed and world.spend.tell_once(hold.place, level):
             notice = {
                 "kind": "budget",
                 "tenant": budget.tenant,

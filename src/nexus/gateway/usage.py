@@ -156,13 +156,15 @@ class Ledger:
         self._most = most
         self._runs: collections.OrderedDict[tuple[str, str], list[int]] = collections.OrderedDict()
 
-    def add(self, instance_id: str, run_id: str, *, tokens: Tokens, calls: int, estimated: bool = False) -> None:
+    def add(
+        self, instance_id: str, run_id: str, *, tokens: Tokens, calls: int, estimated: bool = False, cost_nano: int = 0
+    ) -> None:
         if not run_id:
             return
         key = (instance_id, run_id)
         sums = self._runs.get(key)
         if sums is None:
-            sums = self._runs[key] = [0, 0, 0, 0]
+            sums = self._runs[key] = [0, 0, 0, 0, 0]
             if len(self._runs) > self._most:
                 self._runs.popitem(last=False)
         else:
@@ -171,10 +173,13 @@ class Ledger:
         sums[1] += tokens.output
         sums[2] += calls
         sums[3] |= estimated
+        sums[4] += cost_nano
 
     def of_run(self, instance_id: str, run_id: str) -> dict[str, object]:
-        given, made, calls, estimated = self._runs.get((instance_id, run_id), (0, 0, 0, 0))
+        given, made, calls, estimated, cost_nano = self._runs.get((instance_id, run_id), (0, 0, 0, 0, 0))
         value: dict[str, object] = {"input_tokens": given, "output_tokens": made, "calls": calls}
         if estimated:
             value["estimated"] = True
+        if cost_nano:
+            value["cost"] = cost_nano / 1e9
         return value

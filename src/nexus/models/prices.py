@@ -30,16 +30,18 @@ async def load(providers: Collection[str]) -> dict[str, feed.PricesEntry]:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             out, said = await process.communicate()
-        found: dict[str, feed.PricesEntry] = json.loads(out) if process.returncode == 0 else {}
+        if process.returncode == 0:
+            found: dict[str, feed.PricesEntry] = json.loads(out)
+            return found
+        reason = said.decode("utf-8", "replace").strip()[-300:]
     except (TimeoutError, ValueError) as error:
-        found, said = {}, str(error).encode()
+        reason = repr(error)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    if not found:
-        _LOG.warning("list prices cannot be read: %s", said.decode("utf-8", "replace").strip()[-300:] or "nothing is known")
-    return found
+    _LOG.warning("list prices cannot be read: %s", reason)
+    return {}
 
 
 def read_cache(path: Path) -> dict[str, feed.PricesEntry]:

@@ -127,6 +127,7 @@ class App:
             traceparent=headers.get(b"traceparent", b"").decode("latin-1"),
             attempt=_attempt(headers),
         )
+        run.user_id = _user_id(headers)
         loop = asyncio.get_running_loop()
         watchers: list[asyncio.Task[None]] = []
         timers = [
@@ -255,6 +256,11 @@ def _used(run: one_run.Run) -> list[tuple[bytes, bytes]]:
 def _attempt(headers: dict[bytes, bytes]) -> int:
     given = headers.get(b"nexus-attempt", b"")
     return int(given) if given.isdigit() and len(given) < 8 else 1
+
+
+def _user_id(headers: dict[bytes, bytes]) -> str:
+    """Whom the run is for: the user its caller named, else the caller."""
+    return (headers.get(b"nexus-user-id") or headers.get(b"nexus-principal") or b"").decode("latin-1")
 
 
 def _run_id(headers: dict[bytes, bytes]) -> str:

@@ -43,11 +43,13 @@ class Door:
         finally:
             connection.close()
 
-    async def usage(self, run_id: str) -> tuple[int, int]:
-        """Input and output tokens this gateway counted for the run."""
+    async def usage(self, run_id: str) -> tuple[int, int, float | None]:
+        """Input and output tokens this gateway counted for the run, and what they cost in US dollars (None: not known)."""
         answer = await self.call("GET", f"/door/runs/{run_id}/usage")
         value = _object(answer)
-        return int(value.get("input_tokens") or 0), int(value.get("output_tokens") or 0)
+        cost = value.get("cost")
+        known = float(cost) if isinstance(cost, int | float) else None
+        return int(value.get("input_tokens") or 0), int(value.get("output_tokens") or 0), known
 
     async def load_state(self, session_id: str) -> dict[str, Any]:
         return _state(await self.call("GET", f"/door/sessions/{session_id}/state"))

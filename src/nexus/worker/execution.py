@@ -214,6 +214,8 @@ class Executor:
             "version": self._config.version,
             "duration_ms": round((time.monotonic() - run.started_s) * 1000, 3),
         }
+        if run.cost is not None:
+            metadata["cost"] = run.cost
         return one_run.Outcome(output=output, metadata=metadata)
 
     async def _usage(self, run: one_run.Run) -> tuple[int, int]:
@@ -223,7 +225,8 @@ class Executor:
         if not self._counter.model_calls(run.run_id):
             return 0, 0
         try:
-            return await self._door.usage(run.run_id)
+            input_tokens, output_tokens, run.cost = await self._door.usage(run.run_id)
+            return input_tokens, output_tokens
         except errors.NexusError as error:
             _LOG.warning("the tokens of run %s are not known: %s", run.run_id, error.cause or error.message)
             return run.usage

@@ -118,6 +118,7 @@ class Worker:
             config.token,
             keys=[self._relay_key, *own],
             active_runs=self._active_runs,
+            whose=self._whose,
             recorder=self._recorder,
             port=self._relay_port,
         )
@@ -136,6 +137,10 @@ class Worker:
 
     def _active_runs(self) -> list[str]:
         return [] if self._executor is None else list(self._executor.active)
+
+    def _whose(self, run_id: str) -> tuple[str, str]:
+        run = None if self._executor is None else self._executor.active.get(run_id)
+        return ("", "") if run is None else (run.session_id, run.user_id)
 
     def _attribution(self, run: runs.Run, host: str, port: int) -> dict[str, str]:
         return {} if self._relay is None else self._relay.attribution(run.run_id, host, port)

@@ -27,7 +27,7 @@ _HOP = frozenset(
 )
 _OURS = frozenset(
     {"authorization", "x-api-key", "api-key", "expect", "cookie", "nexus-relay", header_names.RUN_ID.lower(), "nexus-tenant",
-     "nexus-principal"}
+     "nexus-principal", header_names.SESSION_ID.lower(), header_names.USER_ID.lower()}
 )  # fmt: skip
 _IDLE_S = 3600.0
 _HEAD_S = 3600.0
@@ -54,7 +54,8 @@ class _Reader(asyncio.StreamReader):
 
 
 class Relay:
-    """`port` is set once started. `active_runs` tells the ids of the runs in hand (called from the relay's thread)."""
+    """`port` is set once started. `active_runs` tells the ids of the runs in hand, `whose` a run's session and user
+    (both called from the relay's thread)."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class Relay:
         *,
         keys: Sequence[str],
         active_runs: Callable[[], Sequence[str]],
+        whose: Callable[[str], tuple[str, str]] = lambda run_id: ("", ""),
         recorder: steps.Recorder | None = None,
         port: int = 0,
     ) -> None:
@@ -72,6 +74,7 @@ class Relay:
         self._key = secrets.token_urlsafe(24)
         self._keys = [token, *(key for key in keys if key)]
         self._active = active_runs
+        self._whose = whose
         self._recorder = recorder
         self._calls: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -294,6 +297,9 @@ class Relay:
         headers.append(("authorization", f"Bearer {self._token}"))
         if run_id and names.is_session_id(run_id):
             headers.append((header_names.RUN_ID.lower(), run_id))
+            session_id, user_id = self._whose(run_id)
+            headers += [(header_names.SESSION_ID.lower(), session_id)] if session_id else []
+            headers += [(header_names.USER_ID.lower(), user_id)] if user_id else []
         return _render(f"{method} {path} HTTP/1.1", [("host", "door"), *headers], head)
 
 

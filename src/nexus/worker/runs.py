@@ -41,8 +41,8 @@ class Run:
 
     __slots__ = (
         "_asks", "_attribution", "_bytes", "_loop", "_pending", "_room", "_thread", "_thread_room", "_usage", "call", "context",
-        "cpu_s", "deadline_s", "done", "leftover", "recording", "run_id", "session", "session_id", "started_s", "stop_reason",
-        "streaming", "task", "timeout_s", "trace_id", "traceparent", "wake",
+        "cost", "cpu_s", "deadline_s", "done", "leftover", "recording", "run_id", "session", "session_id", "started_s",
+        "stop_reason", "streaming", "task", "timeout_s", "trace_id", "traceparent", "user_id", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +81,8 @@ class Run:
         self._asks: list[Mapping[str, Any]] = []
         self.recording = recording
         self._attribution = attribution
+        self.user_id = ""
+        self.cost: float | None = None
 
     # what authors see (nexus.ports.run.Run)
 
