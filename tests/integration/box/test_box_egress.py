@@ -4,12 +4,10 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
+import names_rig
 import pytest
 import supervisor_rig
 
@@ -106,29 +104,6 @@ async def a_server() -> AsyncIterator[tuple[int, list[str]]]:
         yield server.sockets[0].getsockname()[1], heads
 
 
-class NamesRig(supervisor_rig.SupervisorRig):
-    """A supervisor whose machine knows names of its own: `api.test` and `db.test` are the loopback."""
-
-    def command(self) -> list[str]:
-        hosts = self.home.root / "hosts"
-        hosts.write_text("127.0.0.1 localhost api.test db.test\n")
-        script = 'mount --bind "$0" /etc/hosts && exec "$@"'
-        return ["unshare", "--mount", "sh", "-c", script, str(hosts), *super().command()]
-
-
-@contextlib.asynccontextmanager
-async def knowing_names(*, plain: bool = True) -> AsyncIterator[supervisor_rig.SupervisorRig]:
-    root = Path(tempfile.mkdtemp(prefix="nexus-names-"))
-    rig = NamesRig(root, plain=plain)
-    rig.environ = {"NEXUS_EGRESS_ALLOW": "127.0.0.1/32"}
-    try:
-        await rig.up()
-        yield rig
-    finally:
-        await rig.close()
-        shutil.rmtree(root, ignore_errors=True)
-
-
 def allowing_loopback() -> contextlib.AbstractAsyncContextManager[supervisor_rig.SupervisorRig]:
     return supervisor_rig.started(NEXUS_EGRESS_ALLOW="127.0.0.1/32")
 
@@ -209,7 +184,7 @@ async def test_the_way_out_outlives_the_supervisor_and_no_broker_harms_the_agent
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="names of its own for a supervisor need root")
 async def test_a_library_that_knows_no_proxy_reaches_named_hosts_by_their_names_and_socks_does_too() -> None:
-    async with a_server() as (port, heads), a_server() as (other, never), knowing_names() as rig:
+    async with a_server() as (port, heads), a_server() as (other, never), names_rig.knowing_names() as rig:
         status = await start(rig, [f"api.test:{port}", "db.test"])
         assert await rig.run(status.id, ["fetch_directly", f"http://api.test:{port}/plain"]) == "got 0"
         assert heads[-1].startswith("GET /plain HTTP/1.1\r\n")

@@ -133,18 +133,23 @@ class _Lines:
 
 def find_named(environ: Mapping[str, str]) -> list[Path]:
     """Files and folders of the host that uv's settings name: indexes on disk, certificates, its configuration, credentials."""
+    home = Path(environ.get("HOME") or "/nonexistent")
     found = [Path(environ[name]) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "NETRC", "UV_CONFIG_FILE") if environ.get(name)]
     for name in ("UV_FIND_LINKS", "UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL"):
         for entry in _split(environ.get(name, "")):
             place = entry.partition("=")[2] if "=" in entry.partition("://")[0] else entry  # an index may have a name
-            if place.startswith("file://"):
-                found.append(Path(unquote(urlsplit(place).path)))
-            elif place.startswith("/"):
-                found.append(Path(place))
-    home = Path(environ.get("HOME") or "/nonexistent")
+            path = Path(unquote(urlsplit(place).path) if place.startswith("file://") else place)
+            if path.is_absolute():
+                found.append(path if name == "UV_FIND_LINKS" else _whole_index(path, home))
     config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
     found += [config / "uv" / "uv.toml", Path("/etc/uv/uv.toml"), home / ".netrc"]
     return [path for path in dict.fromkeys(found) if path.is_absolute() and path.exists()]
+
+
+def _whole_index(path: Path, home: Path) -> Path:
+    """An index in folders keeps its files beside its pages (`simple/`, `files/`); never so much that the home would show."""
+    above = path.parent
+    return path if above == Path("/") or home.is_relative_to(above) else above
 
 
 def _split(text: str) -> list[str]:
