@@ -112,6 +112,8 @@ def test_a_blue_green_switch_and_its_undoing_are_instant_and_fail_nothing(host: 
         told = deploy(host, tmp_path, name, "2.0.0", GOOD, "--strategy", "blue-green", "--manual", "--keep", "5m")
         assert told["phase"] == "rolling"
         assert seen.runs("2.0.0") == 0
+        status, _, headers = host.call("POST", f"/agents/{name}/run", {"input": 1}, headers={"Nexus-Version": "2.0.0"})
+        assert (status, headers["Nexus-Version"]) == (200, "2.0.0"), "green can be tried before the switch"
         host.ok("ai", "agent", "promote", name)
         until(lambda: seen.runs("2.0.0") > 20, what="runs of green")
         picture = host.ok("ai", "agent", "rollout", "status", name).out

@@ -24,7 +24,7 @@ def decide_instance(
     A session goes to the instance it was minted for while that is listed, else to its rendezvous winner among the
     usable ones; so every gateway process agrees without talking. Without a session the deployment's balancer decides.
     """
-    listed = deployment.instances if version is None else deployment.versions.get(version, ())
+    listed = deployment.instances if version is None else deployment.versions.get(version) or deployment.idle.get(version, ())
     threshold, limit = deployment.options.threshold, deployment.max_concurrency
     if session_id is not None and version is None and threshold is None and not without:
         known = deployment.homes.get(session_id)

@@ -40,7 +40,8 @@ class Call:
     counted it, `peer` is the client's address.
 
     `trusted` marks the dispatcher, whose tenant, run id and attempt are believed. `tried` holds the instances that could
-    not be reached for this run, `quota` the tightest of the rate limits that it counted against.
+    not be reached for this run, `quota` the tightest of the rate limits that it counted against. `version` is the one that the
+    caller named.
     """
 
     head: http1.RequestHead
@@ -54,6 +55,7 @@ class Call:
     trusted: bool = False
     origin: bytes | None = None
     deployment: routes.Deployment | None = None
+    version: str | None = None
     instance: routes.Instance | None = None
     run_id: str = ""
     session_id: str | None = None

@@ -5,7 +5,7 @@ observes of an instance (`Instance.active`, `out_until` …) outlives tables: th
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +83,7 @@ class Turn:
 class Deployment:
     """`circuit` and `cache` live as long as the revision, `turn` and `outage` as long as the deployment, in every table.
 
+    `versions` are the instances by version, `idle` those without traffic, for runs that name their version.
     `pinned` holds the sessions whose version this table has seen noted, `homes` where sessions live while every instance is
     well. `plain` deployments may take the short way (`express`).
     """
@@ -101,6 +102,7 @@ class Deployment:
     max_queue: int
     options: wishes.Options = field(default_factory=wishes.Options)
     versions: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
+    idle: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
     turn: Turn = field(default_factory=Turn, repr=False)
     outage: Outage = field(default_factory=Outage, repr=False)
     circuit: breaker.Circuit = field(default_factory=breaker.Circuit, repr=False)
@@ -244,21 +246,10 @@ def _forget(agents: dict[tuple[str, str], dict[str, Deployment]], path: str) -> 
 
 
 def _deployment(tenant: str, agent: str, environment: str, value: Mapping[str, Any], before: Deployment | None) -> Deployment:
-    known = {instance.id: instance for instance in before.instances} if before else {}
     outage = before.outage if before else Outage()
-    instances = []
-    for entry in value["instances"]:
-        instance = known.get(entry["id"])
-        if instance is None or instance.address != entry["address"] or instance.version != entry["version"]:
-            parse_address(entry["address"])
-            instance = Instance(
-                id=entry["id"], address=entry["address"], version=entry["version"], tag=mint.tag_of(entry["id"]), outage=outage
-            )
-        instances.append(instance)
+    known = {one.id: one for one in (*before.instances, *(one for row in before.idle.values() for one in row))} if before else {}
+    instances = _instances(value["instances"], known, outage)
     limit = value["max_concurrency"]
-    by_version: dict[str, tuple[Instance, ...]] = {}
-    for instance in instances:
-        by_version[instance.version] = (*by_version.get(instance.version, ()), instance)
     same = before if before is not None and (before.id, before.revision) == (value["id"], int(value["revision"])) else None
     return Deployment(
         id=value["id"],
@@ -274,12 +265,34 @@ def _deployment(tenant: str, agent: str, environment: str, value: Mapping[str, A
         max_concurrency=None if limit is None else int(limit),
         max_queue=int(value["max_queue"]),
         options=wishes.parse_options(value.get("options") or {}, where=f"{tenant}/{agent}/{environment}"),
-        versions=by_version,
+        versions=_by_version(instances),
+        idle=_by_version(_instances(value.get("idle") or (), known, outage)),
         turn=before.turn if before else Turn(),
         outage=outage,
         circuit=same.circuit if same else breaker.Circuit(),
         cache=same.cache if same else kept.Cache(),
     )
+
+
+def _instances(entries: Sequence[Mapping[str, Any]], known: Mapping[str, Instance], outage: Outage) -> list[Instance]:
+    """What the entries name; an instance that is known and the same keeps its object."""
+    found = []
+    for entry in entries:
+        instance = known.get(entry["id"])
+        if instance is None or instance.address != entry["address"] or instance.version != entry["version"]:
+            parse_address(entry["address"])
+            instance = Instance(
+                id=entry["id"], address=entry["address"], version=entry["version"], tag=mint.tag_of(entry["id"]), outage=outage
+            )
+        found.append(instance)
+    return found
+
+
+def _by_version(instances: Iterable[Instance]) -> dict[str, tuple[Instance, ...]]:
+    found: dict[str, tuple[Instance, ...]] = {}
+    for instance in instances:
+        found[instance.version] = (*found.get(instance.version, ()), instance)
+    return found
 
 
 def _key(value: Mapping[str, Any]) -> Caller:

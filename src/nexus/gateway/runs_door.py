@@ -133,8 +133,8 @@ class RunHandler(Handler):
         self.exchange.parts[:] = [body] if body else []
         now = world.loop.time()
         if self._key is not None:
-            accept = b"stream" if self._stream else b""
-            answer = world.keys.begin(self._key, kept.digest((body, accept)), now)
+            accept, version = b"stream" if self._stream else b"", (call.version or "").encode()
+            answer = world.keys.begin(self._key, kept.digest((body, accept, version) if version else (body, accept)), now)
             if answer is not None:
                 self._replayed = True
                 self._replay(answer, [*answer.headers, (b"Idempotency-Replayed", b"true")])
@@ -208,7 +208,8 @@ class RunHandler(Handler):
         threshold = deployment.options.threshold
         if threshold is not None:
             instance.circuit.note_start(threshold)
-            deployment.circuit.note_start(threshold)
+            if self.call.version is None:  # a named version's runs say nothing about what others get
+                deployment.circuit.note_start(threshold)
         seconds = deployment.timeout_s
         given = self.call.head.named.get(b"nexus-deadline") if self.call.trusted else None
         if given is not None and given.isdigit() and len(given) < 16:
@@ -268,7 +269,8 @@ class RunHandler(Handler):
             if deployment is not None and threshold is not None:
                 now = self.world.loop.time()
                 instance.circuit.note_end(threshold, failed=failed, now=now)
-                deployment.circuit.note_end(threshold, failed=failed, now=now)
+                if self.call.version is None:
+                    deployment.circuit.note_end(threshold, failed=failed, now=now)
             if self.world.waiting.has(self._deployment_id):
                 self.world.loop.call_soon(self.world.waiting.look_again, self._deployment_id)
 

@@ -300,6 +300,24 @@ def _pick(deployed: Mapping[str, routes.Deployment], wanted: str | None, agent: 
     )
 
 
+def pin_version(call: Call, world: World) -> None:
+    """Who may deploy may call a version by name: one that is prepared and has no traffic yet, too. Tasks name none."""
+    given, deployment, caller = call.head.named.get(b"nexus-version"), call.deployment, call.caller
+    if given is None or deployment is None or caller is None or caller.service:
+        return
+    caller.principal.require(principals.Action.DEPLOY, agent=deployment.agent)
+    version = given.decode("latin-1")
+    if version not in deployment.versions and version not in deployment.idle:
+        there = ", ".join(sorted({*deployment.versions, *deployment.idle})) or "none"
+        raise errors.NotFound(
+            f"no instance of {deployment.agent} ({deployment.environment}) has the version {_shown(given)}",
+            code="version.not_serving",
+            cause=f"instances are ready of: {there}",
+            next_step=f"name one of these in Nexus-Version, or see `nexus ai agent rollout status {deployment.agent}`",
+        )
+    call.version = version
+
+
 def name_run(call: Call, world: World) -> None:
     """Run id, trace, and the client's session if it named one."""
     match = _matched(call)
@@ -329,7 +347,7 @@ def name_run(call: Call, world: World) -> None:
 def break_circuit(call: Call, world: World) -> None:
     """Refuse at once what has just failed again and again, where the deployment wants that."""
     deployment = call.deployment
-    if deployment is None or deployment.options.threshold is None:
+    if deployment is None or deployment.options.threshold is None or call.version is not None:
         return
     now = world.loop.time()
     if not deployment.circuit.may_pass(deployment.options.threshold, now):
@@ -342,8 +360,8 @@ def choose_instance(call: Call, world: World) -> None:
     if deployment is None:
         return
     session_id = call.session_id if call.session_given else None
-    version = None
-    if len(deployment.versions) > 1:
+    version = call.version
+    if version is None and len(deployment.versions) > 1:
         version = balance.decide_version(
             deployment, session_id=session_id, user=_user(call), pins=world.pins, draw=world.draw
         )  # fmt: skip
@@ -355,7 +373,7 @@ def choose_instance(call: Call, world: World) -> None:
         return
     if not call.session_given:
         call.session_id = world.minter.session_id(instance.tag)
-    if call.session_id is not None and (call.session_given or len(deployment.versions) > 1):
+    if call.session_id is not None and call.version is None and (call.session_given or len(deployment.versions) > 1):
         balance.note_session(deployment, call.session_id, instance, world.pins, world.clock())
 
 
@@ -378,6 +396,7 @@ STAGES: tuple[Callable[[Call, World], None], ...] = (
     limit_rate,
     authorise,
     resolve_deployment,
+    pin_version,
     limit_agent,
     break_circuit,
     name_run,

@@ -51,17 +51,24 @@ def render_deployments(
             edge["isolation"] = "session"
         if options := edge | (traffic.split or {}):
             entry["options"] = options
+        if idle := [each for each in ready if each.revision in traffic.idle]:
+            entry["idle"] = [
+                {"id": each.id, "address": _address_of(each, statuses) or "", "version": traffic.labels.get(each.revision, "")}
+                for each in idle
+            ]
         entries[f"deployment/{one.tenant}/{one.agent}/{one.environment}"] = entry
     return entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Traffic:
-    """What serves: revisions `without` traffic, what each is called, and the split between them (None: none)."""
+    """What serves: revisions `without` traffic, those of them that are `idle` by plan (prepared, or standing by), what each is
+    called, and the split between them (None: none)."""
 
     without: frozenset[int]
     labels: Mapping[int, str]
     split: dict[str, Any] | None
+    idle: frozenset[int] = frozenset()
 
 
 def _plan_traffic(one: Deployment, mine: Mapping[int, Revision], ready: Iterable[Instance], now: float) -> _Traffic:
@@ -77,14 +84,14 @@ def _plan_traffic(one: Deployment, mine: Mapping[int, Revision], ready: Iterable
     if shares:
         labels |= strategies.labels_of(mine[share.revision] for share in shares)
     if len(weights) < 2 or target is None:
-        return _Traffic(without=frozenset(out | idle), labels=labels, split=None)
+        return _Traffic(without=frozenset(out | idle), labels=labels, split=None, idle=frozenset(idle - set(out)))
     split = {
         "split": [{"version": labels[number], "weight": weight} for number, weight in weights.items()],
         "split_by": target.strategy.split_by,
         "name": f"{one.id}/{target.number}",
     }
     others = counts.keys() - weights.keys()
-    return _Traffic(without=frozenset(out | idle | others), labels=labels, split=split)
+    return _Traffic(without=frozenset(out | idle | others), labels=labels, split=split, idle=frozenset(idle - set(out)))
 
 
 def render_tokens(deployments: Iterable[Deployment], instances: Iterable[Instance]) -> dict[str, feed.TokenEntry]:

@@ -45,6 +45,8 @@ class DeploymentEntry(TypedDict):
     are part of the key); `compression` (`auto`, `gzip` or `none`); `split` (`[{"version", "weight"}]`), `split_by` (`session` or
     `user`), `split_name`; `models` (for `gateway.model_policy`);
     `isolation` (`session`: the supervisor is asked for each session's own address).
+
+    `idle` are ready instances without any traffic (a colour that is prepared or stands by): for runs that name their version.
     """
 
     id: str
@@ -56,6 +58,7 @@ class DeploymentEntry(TypedDict):
     max_concurrency: int | None
     max_queue: int
     options: NotRequired[dict[str, Any]]
+    idle: NotRequired[list[InstanceEntry]]
 
 
 class KeyEntry(TypedDict):

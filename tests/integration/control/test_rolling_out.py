@@ -177,6 +177,7 @@ async def test_blue_green_switches_when_green_is_ready_and_back_at_once(control:
     await control.deploy("echo", "version: 2.0.0\n", environment="production", strategy=strategy)
     await look(control)
     assert versions(route(control)) == ["1.0.0", "1.0.0"]
+    assert [one["version"] for one in route(control)["idle"]] == ["2.0.0", "2.0.0"], "for runs that name it"
     found = await status(control)
     assert (found["waiting"], [one["ready"] for one in found["shares"]]) == ("promotion", [2, 2])
     blue = {one["id"] for one in route(control)["instances"]}
