@@ -97,7 +97,7 @@ class Express:
             shape = _read_answer(data, instance, world)
             if shape is None or (values := shape.fit(data)) is None:
                 return False
-        body = values[2]
+        body = values[3]
         size = len(body)
         if codes and size >= _COMPRESSED_FROM:
             return False
@@ -177,9 +177,9 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
     shape, table = client.shape, world.table
     if shape is not None and shape.table is table and (values := shape.fit(data)) is not None:
         opening = shape.meaning
-        session, trace, body = values
+        session, trace, user, body = values
     elif (read := _read(client, data)) is not None:
-        opening, session, trace, body = read
+        opening, session, trace, user, body = read
     else:
         return False
     admission, head, _, _, deployment, homes, room, limiting, seconds = opening
@@ -225,6 +225,8 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
     instance.active += 1
     client.express = upstream.express = run
     upstream.answered = False
+    if user is not None:
+        ids += b"Nexus-User-Id: %b\r\n" % user
     upstream.transport.write(
         b"%b%bNexus-Deadline: %d\r\ntraceparent: %b\r\nContent-Length: %d\r\n\r\n%b"
         % (head, ids, int((started + seconds) * 1000), trace, size, body)
@@ -232,7 +234,7 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
     return True
 
 
-def _read(client: "ClientConnection", data: bytes) -> tuple[Opening, bytes | None, bytes | None, bytes] | None:
+def _read(client: "ClientConnection", data: bytes) -> tuple[Opening, bytes | None, bytes | None, bytes | None, bytes] | None:
     """Read a request line by line, and learn its shape for the next one on this connection."""
     world = client.world
     whole = world.reader.read_request(data)
@@ -258,7 +260,7 @@ def _read(client: "ClientConnection", data: bytes) -> tuple[Opening, bytes | Non
     client.misses += 1
     if shapes.is_worth_learning(client.misses):
         client.shape = world.requests.learn(data, meaning=opening, table=world.table)
-    return opening, fields[lines.SESSION], trace if mint.parse_traceparent(trace) is not None else None, body
+    return opening, fields[lines.SESSION], trace if mint.parse_traceparent(trace) is not None else None, fields[lines.USER], body
 
 
 def _read_answer(data: bytes, instance: routes.Instance, world: World) -> shapes.Shape[tuple[int, bytes]] | None:

@@ -21,8 +21,8 @@ _STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".enc
 SINGLE = frozenset(
     {
         b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"x-api-key", b"expect", b"origin",
-        b"nexus-session-id", b"nexus-environment", b"nexus-version", b"nexus-run-id", b"nexus-tenant", b"nexus-attempt",
-        b"idempotency-key", b"last-event-id", b"upgrade", b"sec-websocket-key", b"sec-websocket-version",
+        b"nexus-session-id", b"nexus-environment", b"nexus-version", b"nexus-user-id", b"nexus-run-id", b"nexus-tenant",
+        b"nexus-attempt", b"idempotency-key", b"last-event-id", b"upgrade", b"sec-websocket-key", b"sec-websocket-version",
     }
 )  # fmt: skip
 HOP = frozenset(

@@ -13,16 +13,17 @@ _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}): ?([!-~](?:[ -~]{0,1022
 _REQUEST_LINE = re.compile(rb"POST (/[!-\"$-~]{0,510}) HTTP/1\.1")
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5]\d\d) [ -~]{0,100}")
 _SESSION = re.compile(rb"[A-Za-z0-9._:@-]{1,256}")
+VISIBLE = bytes(range(0x21, 0x7F))
 SESSION_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:@-"
 _LONGEST_HEAD = 8192
 _MOST_LINES = 64
 _REMEMBERED = 8192
 
-HOST, LENGTH, AUTHORIZATION, API_KEY, ENVIRONMENT, SESSION, TRACE, ACCEPT, CODING, TYPE = range(1, 11)
+HOST, LENGTH, AUTHORIZATION, API_KEY, ENVIRONMENT, SESSION, TRACE, ACCEPT, CODING, TYPE, USER = range(1, 12)
 _KINDS = {
     b"host": HOST, b"content-length": LENGTH, b"authorization": AUTHORIZATION, b"x-api-key": API_KEY,
     b"nexus-environment": ENVIRONMENT, b"nexus-session-id": SESSION, b"traceparent": TRACE, b"accept": ACCEPT,
-    b"accept-encoding": CODING, b"content-type": TYPE,
+    b"accept-encoding": CODING, b"content-type": TYPE, b"nexus-user-id": USER,
 }  # fmt: skip
 _NOT_PLAIN = (http1.HOP | http1.SINGLE | {b"origin", b"cookie", b"content-encoding"}) - set(_KINDS)
 _ANSWER_NOT_PLAIN = http1.HOP - {b"content-length"}
@@ -62,7 +63,7 @@ class Reader:
             return None
         lines = data[:end].split(b"\r\n", _MOST_LINES)
         known_lines = self._requests
-        fields: list[bytes | None] = [None] * 11
+        fields: list[bytes | None] = [None] * 12
         onward: list[bytes] = []
         first = lines[0]
         del lines[0]
@@ -130,7 +131,9 @@ class Reader:
         kept = name not in self._withheld and not name.startswith(self._withheld_prefixes) and b"_" not in name
         kept = kept or name == b"nexus-user-id"  # whom the run is for is the caller's to say
         known = (kind, value, b"%b: %b\r\n" % (name, value) if kept else b"")
-        if kind not in (TRACE, SESSION):
+        if kind == USER and value.translate(None, VISIBLE):
+            return None
+        if kind not in (TRACE, SESSION, USER):
             _remember(self._requests, line, known)
         return known
 

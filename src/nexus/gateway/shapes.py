@@ -17,11 +17,12 @@ _AT_ONCE, _EVERY = 4, 32
 LONGEST = 16 * 1024
 IN_REQUESTS: Mapping[bytes, int] = {
     b"content-length": lines.LENGTH, b"nexus-session-id": lines.SESSION, b"traceparent": lines.TRACE,
+    b"nexus-user-id": lines.USER,
 }  # fmt: skip
 IN_ANSWERS: Mapping[bytes, int] = {b"content-length": lines.LENGTH}
 
-Values = tuple[bytes | None, bytes | None, bytes]
-"""What is in the gaps of a message: its session, its trace, and behind the head its body."""
+Values = tuple[bytes | None, bytes | None, bytes | None, bytes]
+"""What is in the gaps of a message: its session, its trace, its user, and behind the head its body."""
 
 Pieces = tuple[tuple[bytes, int], ...]
 """Bytes that must come next, and the kind of the value that follows them up to the end of its line."""
@@ -45,7 +46,7 @@ class Shape(Generic[T]):
         if len(data) > LONGEST:
             return None
         length = b""
-        session = trace = None
+        session = trace = user = None
         rest = data
         for literal, kind in self._pieces:
             left = rest.removeprefix(literal)
@@ -58,6 +59,10 @@ class Shape(Generic[T]):
                 session = value
                 if len(value) > 256 or value in _NO_SESSION or value.translate(None, lines.SESSION_BYTES):
                     return None
+            elif kind == lines.USER:
+                user = value
+                if not 0 < len(value) <= 256 or value.translate(None, lines.VISIBLE):
+                    return None
             else:
                 trace = value
                 if len(value) > 256 or mint.parse_traceparent(value) is None:
@@ -65,7 +70,7 @@ class Shape(Generic[T]):
         body = rest.removeprefix(self._tail)
         if body is rest or len(length) > 9 or not length.isdigit() or int(length) != len(body):
             return None
-        return session, trace, body
+        return session, trace, user, body
 
 
 def cut(data: bytes, gaps: Mapping[bytes, int]) -> tuple[Pieces, bytes] | None:

@@ -19,8 +19,20 @@ SHAPE = KNOWN.learn(MODEL, meaning="it", table=KNOWN)
 
 def test_values_are_found_in_their_gaps():
     other = b"00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-00"
-    assert SHAPE.fit(MODEL) == (b"first", TRACE, b"{}")
-    assert SHAPE.fit(HEAD % (b"customer-42", other, b"11", b"x" * 11)) == (b"customer-42", other, b"x" * 11)
+    assert SHAPE.fit(MODEL) == (b"first", TRACE, None, b"{}")
+    assert SHAPE.fit(HEAD % (b"customer-42", other, b"11", b"x" * 11)) == (b"customer-42", other, None, b"x" * 11)
+
+
+def test_users_differ_from_message_to_message():
+    def sent(user):
+        return MODEL.replace(b"Accept:", b"Nexus-User-Id: %b\r\nAccept:" % user)
+
+    shape = shapes.Known(shapes.IN_REQUESTS).learn(sent(b"ann"), meaning=1, table=None)
+    assert shape.fit(sent(b"bob@example.com"))[2] == b"bob@example.com"
+    assert READER.read_request(sent(b"bob@example.com"))[1][lines.USER] == b"bob@example.com"
+    for odd in (b"", b"a b", b"a\tb", b"\xc3\xa4", b"x" * 257):
+        assert shape.fit(sent(odd)) is None
+    assert READER.read_request(MODEL.replace(b"Accept:", b"Nexus-User-Id: a\r\nNexus-User-Id: b\r\nAccept:")) is None
 
 
 @pytest.mark.parametrize(
@@ -55,7 +67,7 @@ def test_whatever_fits_is_read_alike_line_by_line(data):
     first, fields, onward, body = READER.read_request(bytes(changed))
     _, before, same, _ = READER.read_request(MODEL)
     assert (first, onward) == (b"POST /agents/a/run HTTP/1.1", same)
-    assert fit == (fields[lines.SESSION], fields[lines.TRACE], body)
+    assert fit == (fields[lines.SESSION], fields[lines.TRACE], None, body)
     fixed = (lines.HOST, lines.AUTHORIZATION, lines.ACCEPT)
     assert [fields[kind] for kind in fixed] == [before[kind] for kind in fixed]
 
