@@ -35,11 +35,14 @@ def _home() -> "homes.Home":
 
 
 def list_models(as_json: options.Json = False) -> None:
-    """Show the models this machine's settings lead to: local ones and those of providers with a key in the environment."""
+    """Show the models of the host; where none runs, those that this machine's settings lead to."""
     from nexus.cli import screen
     from nexus.models import catalog, weights
 
     home = _home()
+    if (told := _ask_host()) is not None:
+        _show_host(told, home, as_json=as_json)
+        return
     found = catalog.load_entries(os.environ, home)
     rows: list[dict[str, Any]] = [
         {
@@ -64,6 +67,43 @@ def list_models(as_json: options.Json = False) -> None:
     screen.note(f"default: {found.default_model}   (a host that runs uses the environment it was started with)")
     for problem in found.problems:
         screen.note(f"{problem.message}: {problem.next_step}", style="yellow")
+
+
+def _ask_host() -> dict[str, Any] | None:
+    """What the host says; None when none answers or the caller may not know."""
+    from nexus.cli import connect
+    from nexus.core import errors
+
+    try:
+        with connect.open_client() as host:
+            return host.models.settings()
+    except (errors.Unavailable, errors.Unauthenticated, errors.NotFound):
+        return None
+
+
+def _show_host(told: dict[str, Any], home: "homes.Home", *, as_json: bool) -> None:
+    from nexus.cli import screen
+    from nexus.models import weights
+
+    for row in told["models"]:
+        row["state"] = _state(home, row["model"])
+        row["bytes"] = weights.PACKAGES[row["model"]].size_bytes if row["model"] in weights.PACKAGES else None
+    if as_json:
+        screen.write_json({**told, "default_model": told["default"]})
+        return
+    screen.table(
+        ["MODEL", "PROVIDER", "SPEAKS", "SIZE", "STATE"],
+        [
+            [row["model"], row["provider"], ", ".join(row["dialects"]), screen.size(row["bytes"]), row["state"]]
+            for row in told["models"]
+        ],
+        empty="no models",
+    )
+    for route in told["routes"]:
+        screen.note(f"alias {route['name']}: {', '.join(target['model'] for target in route['targets'])}")
+    screen.note(f"default: {told['default']}")
+    for problem in told["problems"]:
+        screen.note(problem["message"] + (f": {problem['cause']}" if problem["cause"] else ""), style="yellow")
 
 
 def _state(home: "homes.Home", name: str) -> str:

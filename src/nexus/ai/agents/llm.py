@@ -150,6 +150,7 @@ def _refusal(status: int, body: bytes) -> errors.NexusError:
     cause = problem.get("message") or problem.get("detail") or body[:300].decode("utf-8", "replace") or f"HTTP {status}"
     kind: type[errors.NexusError] = {
         401: errors.Unauthenticated,
+        402: errors.Exhausted,
         403: errors.Forbidden,
         404: errors.NotFound,
         429: errors.Exhausted,
