@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 from nexus.core import errors
 from nexus.kit import http1
@@ -13,13 +14,19 @@ _MOST_BYTES = 256 * 1024
 _SHOWN = ("kind", "code", "detail", "phase", "cause", "next_step")
 
 
-async def fetch_end(supervisor: Path, instance_id: str, *, since: float) -> errors.NexusError | None:
-    """The end after `since` (seconds since the epoch). None: there was none, or nobody can say. Takes a second at most."""
+async def fetch_end(
+    supervisor: Path, instance_id: str, *, since: float, session_id: str | None = None
+) -> errors.NexusError | None:
+    """The end after `since` (seconds since the epoch) of an instance, or of the worker that one of its sessions has for itself.
+    None: there was none, or nobody can say. Takes a second at most."""
     try:
         async with asyncio.timeout(_WAIT_S + 0.5):
             reader, writer = await asyncio.open_unix_connection(supervisor)
             try:
-                path = f"/instances/{instance_id}/end?since={since:.3f}&wait_s={_WAIT_S}"
+                what = (
+                    f"instances/{instance_id}" if session_id is None else f"sessions/{instance_id}/{quote(session_id, safe='')}"
+                )
+                path = f"/{what}/end?since={since:.3f}&wait_s={_WAIT_S}"
                 writer.write(f"GET {path} HTTP/1.1\r\nHost: supervisor\r\nConnection: close\r\n\r\n".encode())
                 answer = http1.AnswerStream(reader)
                 await answer.head()

@@ -411,7 +411,8 @@ class RunHandler(Handler):
 
     async def _explain(self, reason: str, instance_id: str) -> None:
         since = self.world.clock() - (self.world.loop.time() - self._sent_at)
-        told = await ends.fetch_end(self.world.settings.home.supervisor_socket, instance_id, since=since)
+        own = self.call.session_id if self._place is not None else None
+        told = await ends.fetch_end(self.world.settings.home.supervisor_socket, instance_id, since=since, session_id=own)
         self.exchange.fail(told or self.broken(reason, lost=True))
 
     def broken(self, reason: str, *, lost: bool) -> errors.NexusError:

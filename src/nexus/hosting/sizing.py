@@ -76,7 +76,7 @@ def plan_replicas(scaling: Scaling, environment: str, asked: int | None, current
 
 def plan_settings(version: Version, config: project.ProjectConfig, asked: Asked, *, secrets_stamp: str) -> Settings:
     hosting, options = config.hosting, _parse_options(asked.options)
-    kept: dict[str, Any] = {"session": plan_session(hosting.session)}
+    kept: dict[str, Any] = {"isolation": hosting.isolation, "session": plan_session(hosting.session)}
     if hosting.python is not None:
         kept["python"] = hosting.python
     if hosting.concurrency is not None:

@@ -144,3 +144,11 @@ def test_gateway_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(errors.Invalid) as caught:
         settings_of(**options)
     assert caught.value.code == "options.invalid"
+
+
+def test_where_sessions_run_and_how_they_live_reach_the_driver():
+    kept = settings_of("hosting: {isolation: session, session: {freeze_after: 5s, on_message: reject}}").options
+    assert kept["isolation"] == "session"
+    assert kept["session"]["freeze_after_s"] == 5.0
+    assert kept["session"]["on_message"] == "reject"
+    assert settings_of().options["isolation"] == "instance"

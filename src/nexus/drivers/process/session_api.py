@@ -1,5 +1,6 @@
 """The part of the supervisor's HTTP protocol that is about sessions (`nexus.wire.session_node`): parse, call one verb, render."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, Mapping
@@ -11,6 +12,7 @@ from nexus.drivers.process import session, session_exec, session_table
 from nexus.wire import session_node as wire
 
 _ONE = re.compile(r"/sessions/([^/]{1,100})/([^/]{1,800})/(stop|kill|freeze|thaw|exec|end)")
+_LOOK_S = 0.02
 _MOST_INSTANCES = 10_000
 _MOST_ARGUMENTS = 1000
 _EXEC_S, _LONGEST_EXEC_S = 60.0, 3600.0
@@ -42,9 +44,17 @@ class SessionApi:
             return None
         instance_id, session_id, verb = match[1], unquote(match[2]), match[3]
         if verb == "end" and method == "GET":
-            since = float(query.get("since") or 0.0)
-            return {"problem": self._table.last_end(instance_id, session_id, since=since)}
+            return {"problem": await self._end(instance_id, session_id, query)}
         return await self._verb(self._table.get(instance_id, session_id), verb, query, body) if method == "POST" else None
+
+    async def _end(self, instance_id: str, session_id: str, query: Mapping[str, str]) -> Any:
+        """Why its worker ended after `since`; a connection may break before its end is heard of, so that is waited for."""
+        since, wait_s = float(query.get("since") or 0.0), min(_seconds(query.get("wait_s"), 0.0), 5.0)
+        for _ in range(int(wait_s / _LOOK_S) + 1):
+            if (told := self._table.last_end(instance_id, session_id, since=since)) is not None:
+                return told
+            await asyncio.sleep(_LOOK_S)
+        return None
 
     async def _kill_all(self, asked: Mapping[str, Any]) -> int:
         tenant, agent, environment = (asked.get(name) for name in ("tenant", "agent", "environment"))
