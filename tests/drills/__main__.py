@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.drills import kill_storm
+from tests.drills import kill_storm, webhook_abuse
 
 
 def crash_points(arguments: list[str]) -> int:
@@ -18,7 +18,12 @@ def zombie(arguments: list[str]) -> int:
     return int(pytest.main(["-q", "-k", "zombie or fenced", *named, *arguments]))
 
 
-DRILLS = {"kill-storm": kill_storm.main, "crash-points": crash_points, "zombie": zombie}
+DRILLS = {
+    "kill-storm": kill_storm.main,
+    "crash-points": crash_points,
+    "zombie": zombie,
+    "webhook-abuse": webhook_abuse.main,
+}
 
 if __name__ == "__main__":
     name = sys.argv[1] if len(sys.argv) > 1 else ""

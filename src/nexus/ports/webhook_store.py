@@ -1,7 +1,7 @@
 """The seam between webhook delivery and where the outbox is kept. Rows are born with a task's terminal result, or with a
 question that it asks."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,12 +44,16 @@ class Attempted:
 class WebhookStore(Protocol):
     """Raises `Unavailable` (code `database.unavailable`) when the store cannot be asked."""
 
-    async def due(self, *, limit: int, hold_s: float, full_hosts: Collection[str], per_host: int) -> Sequence[Due]:
-        """Take deliveries whose time has come. One that is not settled within `hold_s` is due again."""
+    async def due(self, *, limit: int, hold_s: float, rooms: Mapping[str, int]) -> Sequence[Due]:
+        """Take deliveries whose time has come, the longest due first: of an endpoint as many as `rooms` says, or one.
+
+        One that is not settled within `hold_s` is due again.
+        """
         ...
 
     async def settle(self, attempted: Attempted) -> None:
-        """Record an attempt; ignored when a later attempt has been recorded."""
+        """Record an attempt; ignored when a later attempt has been recorded. After a 410 all that waits for the same URL of
+        the same tenant is dead."""
         ...
 
     async def key_state(self, tenant: str) -> KeyState: ...

@@ -49,11 +49,17 @@ class TaskPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookSettings:
-    """`schedule_s`: the pause after each failed attempt; after the last one the delivery is dead. About four days in all."""
+    """`schedule_s`: the pause after each failed attempt; after the last one the delivery is dead. About four days in all.
+
+    `concurrency`: calls at once that have taken less than `slow_after_s`; `slow`: those that take longer, or call an endpoint
+    that is ailing.
+    """
 
     schedule_s: tuple[float, ...] = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 43200, 57600, 86400, 86400)
     timeout_s: float = 15.0
     concurrency: int = 256
+    slow: int = 2048
+    slow_after_s: float = 0.5
     per_host: int = 4
     max_answer_bytes: int = 16 * 1024
     poll_s: float = 1.0

@@ -7,7 +7,6 @@ call and the judged address is the one connected to.
 import asyncio
 import logging
 import ssl
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -17,11 +16,12 @@ from nexus.core import errors, principals
 from nexus.kit import clock as clocks
 from nexus.kit import egress, guard, http1
 from nexus.ports import ask_store, webhook_store
-from nexus.tasks import schedule, signing, verdict
+from nexus.tasks import endpoints, schedule, signing, verdict
 from nexus.tasks.settings import WebhookSettings
 
 _LOG = logging.getLogger(__name__)
 _HOLD_MARGIN_S = 30.0
+_ASKS_FOR_A_PAUSE = (429, 503)
 
 
 class WebhookSender:
@@ -45,8 +45,7 @@ class WebhookSender:
         self._settings = settings or WebhookSettings()
         self._tls = tls
         self._ask_url = ask_url
-        self._in_flight: Counter[str] = Counter()
-        self._ailing: set[str] = set()
+        self._endpoints = endpoints.Endpoints(self._settings)
         self._tasks: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()
         self._life = AsyncExitStack()
@@ -104,36 +103,42 @@ class WebhookSender:
 
     async def _take(self) -> bool:
         """Whether there may be more at once."""
-        free = self._settings.concurrency - len(self._tasks)
-        if free <= 0:
+        if (free := self._endpoints.free()) <= 0:
             return False
-        full = [
-            host for host, count in self._in_flight.items() if count >= (1 if host in self._ailing else self._settings.per_host)
-        ]
         hold = self._settings.timeout_s + _HOLD_MARGIN_S
+        rooms = self._endpoints.rooms(now=self._clock.monotonic())
         try:
-            due = await self._store.due(limit=free, hold_s=hold, full_hosts=full, per_host=self._settings.per_host)
+            due = await self._store.due(limit=free, hold_s=hold, rooms=rooms)
         except errors.Unavailable as error:
             _LOG.warning("webhooks cannot be delivered: %s", error.cause or error)
             return False
         for delivery in due:
-            self._in_flight[delivery.host] += 1
-            guard.spawn(self._deliver(delivery), name=f"webhook {delivery.id}", owner=self._tasks)
+            quick = self._endpoints.begin(delivery.host)
+            guard.spawn(self._deliver(delivery, quick=quick), name=f"webhook {delivery.id}", owner=self._tasks)
         return bool(due)
 
-    async def _deliver(self, delivery: webhook_store.Due) -> None:
+    async def _deliver(self, delivery: webhook_store.Due, *, quick: bool) -> None:
+        host, well = delivery.host, False
+
+        def take_long() -> None:
+            nonlocal quick
+            if self._endpoints.grow_slow(host):
+                quick = False
+                self._awake.set()
+
+        timer = asyncio.get_running_loop().call_later(self._settings.slow_after_s, take_long) if quick else None
         try:
             attempted = await self._attempt(delivery)
-            (self._ailing.discard if attempted.error is None else self._ailing.add)(delivery.host)
+            well = attempted.error is None
             await self._store.settle(attempted)
         except errors.Unavailable as error:
             _LOG.warning(
                 "the outcome of webhook %s is not recorded, it will be sent again: %s", delivery.id, error.cause or error
             )
         finally:
-            self._in_flight[delivery.host] -= 1
-            if not self._in_flight[delivery.host]:
-                del self._in_flight[delivery.host]
+            if timer is not None:
+                timer.cancel()
+            self._endpoints.end(host, quick=quick, well=well)
             self._awake.set()
 
     async def _attempt(self, delivery: webhook_store.Due) -> webhook_store.Attempted:
@@ -146,6 +151,8 @@ class WebhookSender:
             if schedule.is_delivered(status):
                 return webhook_store.Attempted(id=delivery.id, attempt=delivery.attempt, status=status)
             error = schedule.describe(status)
+            if status in _ASKS_FOR_A_PAUSE and (pause := schedule.parse_retry_after(retry_after, now=self._clock.time())):
+                self._endpoints.quiet(delivery.host, until=self._clock.monotonic() + pause)
         except egress.Refused as refusal:
             error = f"the address is refused: {refusal}"
         except TimeoutError:
@@ -158,7 +165,10 @@ class WebhookSender:
             error=verdict.clean(error)[:500],
             status=status,
             retry_in_s=schedule.plan_retry(
-                delivery.attempt, schedule_s=self._settings.schedule_s, status=status, retry_after=retry_after
+                delivery.attempt,
+                schedule_s=self._settings.schedule_s,
+                status=status,
+                retry_after_s=schedule.parse_retry_after(retry_after, now=self._clock.time()),
             ),
         )
 

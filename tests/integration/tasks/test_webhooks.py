@@ -182,6 +182,36 @@ async def test_hanging_receivers_do_not_delay_a_healthy_one(running: rigs.Rig) -
         assert all(len(receiver.got) <= 3 for receiver in hanging)
 
 
+async def test_gone_ends_every_delivery_to_that_address(running: rigs.Rig) -> None:
+    gone = Receiver(answer=lambda number: b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")
+    config = WebhookSettings(schedule_s=(0.01, 0.02), poll_s=0.05, per_host=1)
+    async with receiving(gone):
+        tasks = [await running.submit(webhook=gone.url()) for _ in range(3)]
+        other = await running.submit(webhook=gone.url("/other"))
+        for task in [*tasks, other]:
+            await running.finished(task.task_id)
+        async with sending(running, config=config):
+            over = [await delivery(running, task.task_id, is_over) for task in [*tasks, other]]
+    assert [(each["status"], each["last_status"]) for each in over] == [("dead", 410)] * 4
+    assert len(gone.got) == 2, "one call for each address"
+
+
+async def test_an_endpoint_that_asks_for_a_pause_is_left_alone(running: rigs.Rig) -> None:
+    answers = [b"HTTP/1.1 429 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"]
+    busy = Receiver(answer=lambda number: answers[0] if number == 1 else b"HTTP/1.1 204 No Content\r\n\r\n")
+    config = WebhookSettings(schedule_s=(0.01, 0.02), poll_s=0.05, per_host=1)
+    async with receiving(busy), sending(running, config=config):
+        first = await running.submit(webhook=busy.url())
+        refused = await delivery(running, first.task_id, lambda webhook: webhook["last_status"] == 429)
+        began = asyncio.get_running_loop().time()
+        second = await running.submit(webhook=busy.url())
+        over = [await delivery(running, task.task_id, is_over) for task in (first, second)]
+        waited = asyncio.get_running_loop().time() - began
+    assert refused["status"] == "pending"
+    assert [each["status"] for each in over] == ["delivered", "delivered"]
+    assert waited > 0.5, "neither came before the pause was over"
+
+
 async def test_a_scheme_in_capitals_is_as_good(running: rigs.Rig) -> None:
     async with receiving(Receiver()) as receiver, sending(running):
         task = await running.submit(webhook=receiver.url().replace("http", "HTTP"))

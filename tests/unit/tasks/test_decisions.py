@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+from datetime import UTC, datetime
 
 import pytest
 import standardwebhooks
@@ -11,7 +12,8 @@ import standardwebhooks
 from nexus.core.phases import RunPhase
 from nexus.kit import backoff
 from nexus.ports import task_store
-from nexus.tasks import leases, pacing, schedule, signing
+from nexus.tasks import endpoints, leases, pacing, schedule, signing
+from nexus.tasks.settings import WebhookSettings
 
 LANE = task_store.Lane(tenant="t", agent="a", environment="production")
 
@@ -42,19 +44,49 @@ def test_a_lane_rests_longer_each_time_and_is_well_after_a_run() -> None:
     ("attempt", "status", "retry_after", "pause"),
     [
         (1, 500, None, 5.0), (2, None, None, 30.0), (3, 500, None, None), (1, 410, None, None),
-        (1, 429, "60", 60.0), (1, 503, "1", 5.0), (1, 503, "99999999", 86400.0), (1, 503, "Wed, 21 Oct 2026 07:28:00 GMT", 5.0),
-        (1, 503, "-1", 5.0), (1, 503, "٣", 5.0),
+        (1, 429, "60", 60.0), (1, 503, "1", 5.0), (1, 503, "99999999", 86400.0), (1, 503, "Wed, 21 Oct 2026 07:28:00 GMT", 90.0),
+        (1, 503, "-1", 5.0), (1, 503, "٣", 5.0), (1, 503, "Wed, 99 Oct 2026", 5.0),
     ],
 )  # fmt: skip
 def test_webhooks_are_tried_again_on_schedule(
     attempt: int, status: int | None, retry_after: str | None, pause: float | None
 ) -> None:
-    planned = schedule.plan_retry(attempt, schedule_s=(5, 30), status=status, retry_after=retry_after, draw=lambda: 0.0)
+    asked = schedule.parse_retry_after(retry_after, now=datetime(2026, 10, 21, 7, 26, 30, tzinfo=UTC).timestamp())
+    planned = schedule.plan_retry(attempt, schedule_s=(5, 30), status=status, retry_after_s=asked, draw=lambda: 0.0)
     assert planned == pause
 
 
+def test_a_slow_endpoint_gives_its_quick_place_up_and_gets_one_call_at_a_time() -> None:
+    places = endpoints.Endpoints(WebhookSettings(concurrency=2, slow=1, per_host=4))
+    assert places.rooms(now=0) == {}, "who is not named may get one call"
+    assert places.begin("good")
+    places.end("good", quick=True, well=True)
+    assert places.rooms(now=0) == {"good": 4}
+    assert places.begin("hangs")
+    assert places.begin("good")
+    assert (places.free(), places.rooms(now=0)) == (0, {"good": 3, "hangs": 0})
+    assert places.grow_slow("hangs")
+    assert places.free() == 1
+    assert not places.grow_slow("good"), "there is no more room among the slow ones"
+    assert places.rooms(now=0) == {"hangs": 0, "good": 0}
+    places.end("good", quick=True, well=False)
+    places.end("hangs", quick=False, well=False)
+    assert (places.free(), places.rooms(now=0)) == (2, {})
+    assert not places.begin("hangs"), "slow from the start"
+    places.end("hangs", quick=False, well=True)
+    assert places.rooms(now=0) == {"hangs": 4}
+
+
+def test_an_endpoint_that_asks_for_a_pause_gets_it() -> None:
+    places = endpoints.Endpoints(WebhookSettings())
+    places.quiet("busy", until=10.0)
+    places.quiet("busy", until=5.0)
+    assert places.rooms(now=9.9) == {"busy": 0}
+    assert places.rooms(now=10.0) == {}
+
+
 def test_jitter_only_lengthens() -> None:
-    assert schedule.plan_retry(1, schedule_s=(10,), status=None, retry_after=None, draw=lambda: 1.0) == 12.0
+    assert schedule.plan_retry(1, schedule_s=(10,), status=None, retry_after_s=None, draw=lambda: 1.0) == 12.0
 
 
 def finished_task() -> task_store.Task:

@@ -120,7 +120,7 @@ WEBHOOK_DELIVERIES = sa.Table(
     _text("ask_id", nullable=True),
     sa.Index("ix_webhook_deliveries_end", "task_id", unique=True, postgresql_where=sa.text("ask_id IS NULL")),
     sa.Index("ix_webhook_deliveries_ask", "task_id", "ask_id", unique=True, postgresql_where=sa.text("ask_id IS NOT NULL")),
-    sa.Index("ix_webhook_deliveries_due", "next_at", postgresql_where=sa.text("status = 'pending'")),
+    sa.Index("ix_webhook_deliveries_due", "host", "next_at", postgresql_where=sa.text("status = 'pending'")),
 )
 
 WEBHOOK_KEYS = sa.Table(

@@ -1,6 +1,6 @@
 """`ports.webhook_store.WebhookStore` on PostgreSQL: the outbox that `task_queue` fills."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -8,17 +8,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from nexus.ports import webhook_store
 from nexus.stores.postgres import task_ask_store, task_listener, task_queue, task_rows, task_session
 
-# Due: its time has come, or the clock was set back behind the moment that time was set.
+# Due: its time has come, or the clock was set back behind the moment that time was set. Walks the index from endpoint to
+# endpoint, so an endpoint with a hundred thousand deliveries costs no more than one with ten.
 _DUE = sa.text(
     """
-    WITH moment AS MATERIALIZED (SELECT nexus_now() AS now), ranked AS (
-      SELECT id, row_number() OVER (PARTITION BY host ORDER BY next_at) AS place
-      FROM webhook_deliveries, moment
-      WHERE status = 'pending' AND (next_at <= now OR set_at > now) AND host <> ALL(CAST(:full AS text[]))
+    WITH RECURSIVE moment AS MATERIALIZED (SELECT nexus_now() AS now), hosts AS (
+      (SELECT host FROM webhook_deliveries WHERE status = 'pending' ORDER BY host LIMIT 1)
+      UNION ALL
+      SELECT (SELECT d.host FROM webhook_deliveries d WHERE d.status = 'pending' AND d.host > hosts.host ORDER BY d.host LIMIT 1)
+      FROM hosts WHERE hosts.host IS NOT NULL
+    ), rooms AS (
+      SELECT host, room FROM unnest(CAST(:hosts AS text[]), CAST(:rooms AS int[])) AS v(host, room)
+    ), ripe AS (
+      SELECT found.id FROM hosts LEFT JOIN rooms USING (host) CROSS JOIN LATERAL (
+        SELECT d.id, d.next_at FROM webhook_deliveries d, moment
+        WHERE d.status = 'pending' AND d.host = hosts.host AND (d.next_at <= now OR d.set_at > now)
+        ORDER BY d.next_at LIMIT greatest(0, coalesce(rooms.room, 1))) found
+      ORDER BY found.next_at LIMIT :limit
     ), picked AS (
-      SELECT d.id, now FROM webhook_deliveries d JOIN ranked USING (id), moment
-      WHERE ranked.place <= :per_host AND d.status = 'pending' AND (d.next_at <= now OR d.set_at > now)
-      ORDER BY d.next_at LIMIT :limit FOR UPDATE OF d SKIP LOCKED
+      SELECT d.id, now FROM webhook_deliveries d JOIN ripe USING (id), moment
+      WHERE d.status = 'pending' AND (d.next_at <= now OR d.set_at > now) FOR UPDATE OF d SKIP LOCKED
     )
     UPDATE webhook_deliveries d SET attempts = attempts + 1, next_at = now + :hold, set_at = now
     FROM picked WHERE d.id = picked.id RETURNING d.id, d.url, d.host, d.attempts, d.tenant, d.task_id, d.ask_id
@@ -33,6 +42,14 @@ _SETTLE = sa.text(
       last_error = :error, last_status = :status, set_at = nexus_now(), next_at = nexus_now() + coalesce(:pause, 0),
       ended_at = CASE WHEN CAST(:error AS text) IS NULL OR CAST(:pause AS float8) IS NULL THEN nexus_now() END
     WHERE id = :id AND attempts = :attempt AND status = 'pending'
+    """
+)
+_GONE = 410
+_DISABLE = sa.text(
+    """
+    UPDATE webhook_deliveries d SET status = 'dead', last_error = :error, last_status = 410, ended_at = nexus_now()
+    FROM webhook_deliveries gone WHERE gone.id = :id AND d.id <> gone.id AND d.host = gone.host AND d.tenant = gone.tenant
+      AND d.url = gone.url AND d.status = 'pending'
     """
 )
 _REQUEUE = sa.text(
@@ -58,9 +75,10 @@ class PostgresWebhookStore:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def due(self, *, limit: int, hold_s: float, full_hosts: Collection[str], per_host: int) -> Sequence[webhook_store.Due]:
+    async def due(self, *, limit: int, hold_s: float, rooms: Mapping[str, int]) -> Sequence[webhook_store.Due]:
         async with task_session.begin(self._engine, "taking webhooks in hand") as connection:
-            values = {"limit": limit, "hold": hold_s, "full": list(full_hosts), "per_host": per_host}
+            known = {"hosts": list(rooms), "rooms": list(rooms.values())}
+            values = {"limit": limit, "hold": hold_s, **known}
             rows = (await connection.execute(_DUE, values)).all()
             if not rows:
                 return []
@@ -91,6 +109,8 @@ class PostgresWebhookStore:
         }
         async with task_session.begin(self._engine, "recording a webhook's attempt") as connection:
             await connection.execute(_SETTLE, values)
+            if attempted.status == _GONE:
+                await connection.execute(_DISABLE, {"id": attempted.id, "error": attempted.error})
 
     async def key_state(self, tenant: str) -> webhook_store.KeyState:
         async with task_session.begin(self._engine, "reading a webhook key") as connection:

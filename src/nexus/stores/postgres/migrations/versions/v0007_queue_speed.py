@@ -9,11 +9,15 @@ _UP = (
     "ALTER TABLE tasks DROP CONSTRAINT uq_tasks_tenant_idempotency_key",
     "CREATE UNIQUE INDEX ix_tasks_key ON tasks (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL",
     "ALTER TABLE task_events DROP CONSTRAINT fk_task_events_task_id",
+    "DROP INDEX ix_webhook_deliveries_due",
+    "CREATE INDEX ix_webhook_deliveries_due ON webhook_deliveries (host, next_at) WHERE status = 'pending'",
     "ALTER TABLE tasks SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.05)",
 )
 
 _DOWN = (
     "ALTER TABLE tasks RESET (autovacuum_vacuum_scale_factor, autovacuum_analyze_scale_factor)",
+    "DROP INDEX ix_webhook_deliveries_due",
+    "CREATE INDEX ix_webhook_deliveries_due ON webhook_deliveries (next_at) WHERE status = 'pending'",
     "DELETE FROM task_events e WHERE NOT EXISTS (SELECT 1 FROM tasks t WHERE t.id = e.task_id)",
     "ALTER TABLE task_events ADD CONSTRAINT fk_task_events_task_id FOREIGN KEY (task_id) REFERENCES tasks (id) ON DELETE CASCADE",
     "DROP INDEX ix_tasks_key",
