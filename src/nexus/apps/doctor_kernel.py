@@ -3,11 +3,12 @@
 import contextlib
 import ctypes
 import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nexus.drivers.process import box_launcher, cgroups
+from nexus.drivers.process import box_launcher, cgroups, oci_launcher
 
 _LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
 _LANDLOCK_VERSION = 1
@@ -27,7 +28,7 @@ class Fact:
 
 
 def read_facts() -> list[Fact]:
-    return [_pidfd(), _namespaces(), _landlock(), _seccomp(), _cgroups(), _box()]
+    return [_pidfd(), _namespaces(), _landlock(), _seccomp(), _cgroups(), _box(), _gvisor()]
 
 
 def read_memory() -> tuple[int, int]:
@@ -122,6 +123,17 @@ def _cgroups() -> Fact:
         detail=f"version 1: {', '.join(usable)}" if usable else "none writable: memory limits are weaker",
         mend="run as root with /sys/fs/cgroup mounted, or use a system with cgroup version 2",
     )
+
+
+def _gvisor() -> Fact:
+    """Wanted by few, so its absence is told and no fault."""
+    program = oci_launcher.find("gvisor")
+    if program is None:
+        return Fact(name="gvisor", present=True, detail="runsc is not installed: hosting.runtime_class: gvisor is refused")
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=False).stdout
+    version = told.partition("\n")[0].removeprefix("runsc version ").strip() or "of an unknown version"
+    allowed = "" if os.geteuid() == 0 else ", and only root may start it: hosting.runtime_class: gvisor is refused"
+    return Fact(name="gvisor", present=True, detail=f"runsc {version} at {program}{allowed}")
 
 
 def _own_group_v2() -> Path:

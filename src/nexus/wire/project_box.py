@@ -19,6 +19,9 @@ class Box(Section):
     security_context: Literal["restricted", "baseline"] = Field(
         default="restricted", description="baseline lets the agent trace its own processes and make namespaces (browsers)"
     )
+    runtime_class: Literal["gvisor"] | None = Field(
+        default=None, description="gvisor: under a kernel of its own (runsc), where this is installed; refused where it is not"
+    )
     read_only_root: bool = Field(default=True, description="Whether / of the agent's box takes no new files")
     network: Literal["host", "isolated", "egress"] = Field(
         default="host", description="isolated: nothing but the platform's doors; egress: these and what hosting.egress names"

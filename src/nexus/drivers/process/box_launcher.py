@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nexus.core import errors
-from nexus.drivers.process import box_calls, box_landlock, cgroups, launcher, sandbox
+from nexus.drivers.process import box_calls, box_landlock, cgroups, launcher, oci_launcher, sandbox
 
 _LOG = logging.getLogger(__name__)
 _MAIN = Path(__file__).with_name("box_main.py")
@@ -56,6 +56,7 @@ class BoxLauncher:
     def launch(self, plan: launcher.Plan) -> launcher.Running:
         if plan.wish is None:
             raise errors.Internal("a launch without a box was planned", code="driver.defect", phase="start")
+        oci_launcher.check(plan.wish, plan.instance_id)
         layers = self.look()
         owner = plan_owner(plan.instance_id) if layers.boxed and not plan.wish.own_user else None
         group = cgroups.make(
@@ -67,6 +68,8 @@ class BoxLauncher:
         )
         try:
             _give(plan.wish, owner)
+            if plan.wish.runtime and owner is not None:
+                return oci_launcher.launch(plan, group, owner=owner, limits=self._limits(plan))
             drawn = sandbox.plan(
                 plan.wish,
                 instance_id=plan.instance_id,

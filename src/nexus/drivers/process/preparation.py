@@ -212,6 +212,7 @@ def render_wish(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Pr
         pins=egress_rules.plan_pins(egress_rules.read_rules(options)) if network == "egress" else (),
         read_only_root=options.get("read_only_root") is not False,
         untrusted=options.get("untrusted") is True,
+        runtime=str(options.get("runtime_class") or ""),
         memory_bytes=spec.memory_bytes,
     )
 

@@ -47,7 +47,8 @@ _SYSTEM = (
 class Wish:
     """Paths are the same inside and outside. `write` are the instance's own; `links` are symbolic links to make; `way` is the
     socket of the egress broker, `pins` the hosts behind loopback ports of their own (`egress_rules.plan_pins`). `zygote`: the
-    program in it forks session workers, each into a box of its own (`box_session`). `own_user`: it stays our user outside."""
+    program in it forks session workers, each into a box of its own (`box_session`). `own_user`: it stays our user outside.
+    `runtime`: a class of `oci_launcher.RUNTIMES` in place of our own box."""
 
     stage: Path
     folder: Path
@@ -65,6 +66,7 @@ class Wish:
     memory_bytes: int | None = None
     zygote: bool = False
     own_user: bool = False
+    runtime: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
