@@ -1,6 +1,8 @@
 """The vendors' SDKs, unmodified, against the models door of a whole host, before a provider that misbehaves on request."""
 
 import asyncio
+import contextlib
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +18,20 @@ from tests.e2e.conftest import Host, start_host, until
 
 HELLO = [{"role": "user", "content": "one two three"}]
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+PROVIDERS = """
+providers:
+  azure:
+    kind: azure
+    base_url: {origin}/openai
+    auth:
+      deployments: true
+      api_version: 2024-10-21
+      command: [{python}, -c, "print('entra-token')"]
+  bedrock:
+    kind: bedrock
+    base_url: {origin}/v1
+    auth: {{endpoint: mantle, region: eu-west-1}}
+"""
 BROKEN_OFF = (openai.APIConnectionError, anthropic.APIConnectionError, httpx2.RemoteProtocolError)
 
 
@@ -52,10 +68,11 @@ def provider() -> Iterator[Provider]:
 
 @pytest.fixture(scope="module")
 def door(provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """A host whose providers are both the scripted one."""
-    llm = provider.llm
+    """A host whose providers are all the scripted one, asked in their own ways."""
+    llm, home = provider.llm, tmp_path_factory.mktemp("sdk home")
+    (home / "models.yaml").write_text(PROVIDERS.format(origin=llm.origin, python=sys.executable))
     given = {"OPENAI_BASE_URL": llm.base_url, "OPENAI_API_KEY": "sk-host", "ANTHROPIC_BASE_URL": llm.origin}
-    host = start_host(tmp_path_factory.mktemp("sdk home"), ANTHROPIC_API_KEY="sk-ant-host", **given)
+    host = start_host(home, ANTHROPIC_API_KEY="sk-ant-host", AWS_ACCESS_KEY_ID="AKID", AWS_SECRET_ACCESS_KEY="s", **given)
     try:
         yield host
     finally:
@@ -72,6 +89,21 @@ def gpt(door: Host) -> Iterator[openai.OpenAI]:
 def claude(door: Host) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(base_url=door.url, api_key=door.key, max_retries=0, timeout=30) as client:
         yield client
+
+
+@pytest.fixture(autouse=True)
+def _well(provider: Provider, gpt: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+    """Failures of the test before may have opened the providers' circuits: begin when they answer again."""
+    provider.reset()
+
+    def answers() -> bool:
+        with contextlib.suppress(openai.APIStatusError, anthropic.APIStatusError):
+            gpt.chat.completions.create(model="gpt-x", messages=HELLO)
+            claude.messages.create(model="claude-x", max_tokens=9, messages=HELLO)
+            return True
+        return False
+
+    until(answers, what="the providers to answer again")
 
 
 def test_openai_chat_whole_and_streamed_with_usage(provider: Provider, gpt: openai.OpenAI) -> None:
@@ -266,3 +298,31 @@ def test_an_async_reader_that_is_cancelled_ends_the_providers_work(provider: Pro
 
     asyncio.run(leave())
     until(lambda: llm.cancelled == 1, timeout=5, what="the provider's answer to be cancelled")
+
+
+def test_azure_is_asked_by_deployment_and_version_with_a_fetched_token(provider: Provider, gpt: openai.OpenAI) -> None:
+    llm = provider.reset()
+
+    def answer() -> Any:
+        with contextlib.suppress(openai.APIStatusError):  # until the token is there, at most a moment after the start
+            return gpt.chat.completions.create(model="azure/gpt-4o", messages=HELLO)
+
+    made = until(answer, what="a token for azure")
+    assert made.choices[0].message.content == "hello to you"
+    assert llm.requests[-1].path == "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21"
+    assert llm.requests[-1].headers["authorization"] == "Bearer entra-token"
+
+
+def test_bedrock_is_asked_with_a_signature_in_both_dialects(
+    provider: Provider, gpt: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
+    llm = provider.reset()
+    gpt.chat.completions.create(model="bedrock/openai.gpt-oss-120b", messages=HELLO)
+    with claude.messages.stream(model="bedrock/anthropic.claude-x", max_tokens=9, messages=HELLO) as stream:
+        assert "".join(stream.text_stream) == "hello to you"
+    assert [request.path for request in llm.requests] == ["/v1/chat/completions", "/anthropic/v1/messages"]
+    assert [request.body["model"] for request in llm.requests] == ["openai.gpt-oss-120b", "anthropic.claude-x"]
+    for request in llm.requests:
+        assert request.headers["authorization"].startswith("AWS4-HMAC-SHA256 Credential=AKID/")
+        assert "/eu-west-1/bedrock-mantle/aws4_request" in request.headers["authorization"]
+        assert "x-api-key" not in request.headers

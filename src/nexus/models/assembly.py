@@ -4,7 +4,7 @@ What was set by API wins over the file, the file over the environment. One wrong
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pydantic
 
 from nexus.core import errors
-from nexus.models import budgets, catalog, file, providers, sealing
+from nexus.models import budgets, catalog, file, provider_auth, providers, sealing
 from nexus.ports import model_store as ports
 from nexus.wire import feed
 from nexus.wire import models as wire
@@ -20,14 +20,19 @@ from nexus.wire import models as wire
 _LOG = logging.getLogger(__name__)
 
 
+def _no_token(provider: str) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """What there is to put together. `key` opens the stored keys of providers."""
+    """What there is to put together. `key` opens the stored keys of providers, `token` gives those that were fetched."""
 
     environ: Mapping[str, str] = field(repr=False)
     file: wire.ModelsFile
     settings: Sequence[ports.Setting] = ()
     key: bytes = field(default=b"", repr=False)
+    token: Callable[[str], provider_auth.Token | None] = field(default=_no_token, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,7 @@ class Assembled:
     default_model: str | None
     unknown_model: str
     problems: tuple[errors.NexusError, ...] = ()
+    fetched: Mapping[str, tuple[provider_auth.Auth, provider_auth.Read]] = field(default_factory=dict, repr=False)
 
     @property
     def priced(self) -> frozenset[str]:
@@ -72,12 +78,14 @@ def assemble(known: catalog.Catalog, given: Sources) -> Assembled:
         sources[setting.kind, setting.name] = "api"
         if setting.sealed is not None:
             sealed[setting.name] = setting.sealed
+    fetched: dict[str, tuple[provider_auth.Auth, provider_auth.Read]] = {}
     for name, provider in all_providers.items():
         try:
-            entries |= providers.render(name, provider, _key_of(name, provider, given, sealed))
+            entries |= _entries_of(name, provider, _key_of(name, provider, given, sealed), given, fetched)
         except errors.NexusError as problem:
-            _LOG.warning("%s: %s", problem.code, problem.message)
+            _LOG.warning("%s: %s (%s)", problem.code, problem.message, problem.cause)
             problems.append(problem)
+            entries |= providers.render_unusable(name, provider)
     chosen = given.file.default or known.default_model
     rendered = {name: render_route(route) for name, route in routes.items()}
     if chosen is not None and chosen not in rendered and feed.resolve_model(entries, chosen) is None:
@@ -92,7 +100,31 @@ def assemble(known: catalog.Catalog, given: Sources) -> Assembled:
         default_model=chosen,
         unknown_model=given.file.unknown,
         problems=tuple(problems),
+        fetched=fetched,
     )
+
+
+def _entries_of(
+    name: str,
+    provider: wire.Provider,
+    key: str | None,
+    given: Sources,
+    fetched: dict[str, tuple[provider_auth.Auth, provider_auth.Read]],
+) -> dict[str, feed.ModelEntry]:
+    """A provider's entries with its own authentication in them; notes in `fetched` whose token has to be fetched."""
+    rendered = providers.render(name, provider, key, given.environ)
+    auth = provider_auth.parse(name, provider.kind, provider.auth)
+    token = given.token(name)
+
+    def read(reference: str) -> str:
+        return _read_reference(name, reference, given.environ)
+
+    if provider_auth.fetches(auth):
+        fetched[name] = (auth, read)
+    return {
+        model: provider_auth.apply(entry, name=name, kind=provider.kind, auth=auth, environ=given.environ, read=read, token=token)
+        for model, entry in rendered.items()
+    }
 
 
 def _take_setting(
@@ -116,10 +148,15 @@ def _key_of(name: str, provider: wire.Provider, given: Sources, sealed: Mapping[
         return sealing.unseal(given.key, name, sealed[name])
     if provider.key is None:
         return None
-    kind, _, place = provider.key.partition(":")
+    return _read_reference(name, provider.key, given.environ)
+
+
+def _read_reference(name: str, reference: str, environ: Mapping[str, str]) -> str:
+    """The text behind `env:NAME` or `file:/path`."""
+    kind, _, place = reference.partition(":")
     value: str | None = None
     if kind == "env":
-        value = given.environ.get(place)
+        value = environ.get(place)
     elif kind == "file":
         try:
             value = Path(place).read_text("utf-8")
@@ -129,7 +166,7 @@ def _key_of(name: str, provider: wire.Provider, given: Sources, sealed: Mapping[
         raise errors.Invalid(
             f"the key of provider {name} is not there",
             code="provider.key_missing",
-            cause=f"it should be in {provider.key}",
+            cause=f"it should be in {reference}",
             next_step=f"set it there, or store it: nexus models provider set {name} --key -",
         )
     return value.strip()

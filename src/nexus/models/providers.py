@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nexus.core import errors
+from nexus.models import provider_auth
 from nexus.wire import feed
 from nexus.wire import models as wire
 
@@ -45,18 +46,23 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-def render(name: str, provider: wire.Provider, key: str | None) -> dict[str, feed.ModelEntry]:
+def render(
+    name: str, provider: wire.Provider, key: str | None, environ: Mapping[str, str] | None = None
+) -> dict[str, feed.ModelEntry]:
     """The entries by model name, without the feed's `model/`. Raises `Invalid` (`provider.invalid`)."""
-    preset = PRESETS[provider.kind]
+    preset, environ = PRESETS[provider.kind], environ or {}
+    auth = provider_auth.parse(name, provider.kind, provider.auth)
     headers = {**dict(preset.more), **provider.headers}
     if key:
         headers[preset.header] = preset.scheme + check_key(name, key)
     entry: feed.ModelEntry = {
         "provider": name,
-        "base_url": check_base_url(name, provider.base_url or preset.base_url),
+        "base_url": check_base_url(
+            name, provider.base_url or preset.base_url or provider_auth.base_url(provider.kind, auth, environ)
+        ),
         "headers": headers,
         "upstream_model": "*",
-        "dialects": list(provider.dialects or preset.dialects),
+        "dialects": list(provider.dialects or provider_auth.dialects(provider.kind, auth) or preset.dialects),
         "options": _options(provider, preset),
     }
     entries = {f"{name}/*": entry}
@@ -72,6 +78,21 @@ def render(name: str, provider: wire.Provider, key: str | None) -> dict[str, fee
     return entries
 
 
+def render_unusable(name: str, provider: wire.Provider) -> dict[str, feed.ModelEntry]:
+    """Entries of a provider that cannot be asked now: its calls fail (and fall back) instead of going to somebody else who takes
+    every name."""
+    entry: feed.ModelEntry = {
+        "provider": name,
+        "base_url": "unix:/provider-cannot-be-used",
+        "headers": {},
+        "upstream_model": "*",
+        "dialects": ["openai", "anthropic"],
+    }
+    fixed: feed.ModelEntry = {**entry, "upstream_model": "none"}
+    entries = {f"{name}/*": entry} | {pattern: {**entry, "upstream_model": pattern} for pattern in provider.serves}
+    return entries | {known: fixed for model in provider.models for known in (model, f"{name}/{model}")}
+
+
 def _options(provider: wire.Provider, preset: Preset) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": provider.kind}
     if prices := provider.prices or preset.prices:
@@ -82,8 +103,6 @@ def _options(provider: wire.Provider, preset: Preset) -> dict[str, Any]:
     found |= {setting: value for setting, value in times.items() if value is not None}
     if provider.retries:
         found["retries"] = provider.retries
-    if provider.auth:
-        found["auth"] = provider.auth
     return found
 
 

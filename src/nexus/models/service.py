@@ -15,7 +15,18 @@ import pydantic
 
 from nexus.core import errors, names, principals
 from nexus.kit import clock as clocks
-from nexus.models import assembly, budgets, catalog, file, notices, prices, providers, sealing
+from nexus.models import (
+    assembly,
+    budgets,
+    catalog,
+    file,
+    notices,
+    prices,
+    provider_auth,
+    provider_tokens,
+    providers,
+    sealing,
+)
 from nexus.ports import model_store as ports
 from nexus.wire import feed
 from nexus.wire import models as wire
@@ -65,6 +76,7 @@ class ModelService:
         self._openings: dict[tuple[str, str, str, int], int] = {}
         self._of_configs: tuple[budgets.Declared, ...] = ()
         self._woken = asyncio.Event()
+        self.tokens = provider_tokens.ProviderTokens(changed=self._woken.set, environ=environ, clock=clock)
         self._refreshing = asyncio.Lock()
         self.made = assembly.assemble(known, assembly.Sources(environ=environ, file=self._file))
         self.declared: list[budgets.Declared] = []
@@ -126,8 +138,15 @@ class ModelService:
         """Put everything together and tell gateways, with the prices that are known. Raises `Unavailable` when the store
         cannot be asked."""
         async with self._refreshing:
-            given = assembly.Sources(environ=self._environ, file=self._file, settings=await self.store.settings(), key=self._key)
+            given = assembly.Sources(
+                environ=self._environ,
+                file=self._file,
+                settings=await self.store.settings(),
+                key=self._key,
+                token=self.tokens.find,
+            )
             made = assembly.assemble(self._known, given)
+            self.tokens.want(made.fetched)
             rows, stops = await self.store.budgets(), await self.store.stops()
             self.made = made
             if made.priced != self._priced:
@@ -174,7 +193,8 @@ class ModelService:
         sealed = None
         if key is not None:
             sealed = sealing.seal(self._key, name, providers.check_key(name, key))
-        providers.render(name, provider, key)
+        provider_auth.parse(name, provider.kind, provider.auth, by_api=True)
+        providers.render(name, provider, key, self._environ)
         await self._put("provider", name, provider, caller, sealed)
 
     async def put_route(self, caller: principals.Principal, name: str, route: wire.Route) -> list[str]:

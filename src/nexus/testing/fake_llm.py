@@ -15,6 +15,7 @@ from nexus.testing import dialects
 
 _BODY_LIMIT = 64 * 1024 * 1024
 _HEAD_TIMEOUT_S = 600.0
+_MORE = ("/models", "/messages/count_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +112,7 @@ class FakeLlm:
 
     async def _answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """True when the connection may carry another request."""
-        knobs, leaf = self.knobs, request.path.split("?")[0].removeprefix("/v1")
+        knobs, leaf = self.knobs, _leaf(request.path)
         if (refusal := self._refusal(knobs, request, leaf)) is not None:
             return await _send_json(writer, *refusal)
         if leaf == "/models":
@@ -194,6 +195,12 @@ class FakeLlm:
         writer.write(b"0\r\n\r\n")
         await writer.drain()
         return True
+
+
+def _leaf(path: str) -> str:
+    """What is asked for, whichever prefix a provider has before it (`/openai/v1`, `/openai/deployments/name` …)."""
+    bare = path.split("?")[0]
+    return next((known for known in (*dialects.PATHS, *_MORE) if bare.endswith(known)), bare)
 
 
 def _cut(events: Iterable[bytes], knobs: Knobs) -> Iterator[bytes]:
