@@ -189,7 +189,8 @@ async def test_stops_are_told_at_once_and_stay(room: Room) -> None:
 def passed(percent: int = 80, **fields: Any) -> dict[str, Any]:
     return {
         "kind": "budget", "tenant": "acme", "budget": "watched", "scope": "tenant", "subject": "", "agent": "hello",
-        "unit": "cost", "period": "day", "percent": percent, "limit": 10**9, "spent": 8 * 10**8, "window_ends": NOON + 100, "at": NOON, **fields,
+        "unit": "cost", "period": "day", "percent": percent, "limit": 10**9, "spent": 8 * 10**8, "window_ends": NOON + 100,
+        "at": NOON, **fields,
     }  # fmt: skip
 
 
