@@ -26,24 +26,29 @@ def in_nothing(python: Path) -> float:
 
 
 def in_bubblewrap(python: Path) -> float:
-    command = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    command = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]
     return _timed([*command, "--", str(python), "-c", PROGRAM])
 
 
 def in_runc(python: Path, bundle: Path) -> float:
-    """The same as an OCI container on this machine's own file tree, read-only."""
-    write_bundle(bundle, [str(python), "-c", PROGRAM])
+    """The same as an OCI container that sees this machine's programs and the environment, read-only."""
+    write_bundle(bundle, [str(python), "-c", PROGRAM], [python.parents[1], python.resolve().parents[1]])
     name = f"nexus-bench-{time.monotonic_ns()}"
     return _timed(["runc", "run", "--bundle", str(bundle), name])
 
 
-def write_bundle(bundle: Path, arguments: list[str]) -> None:
-    bundle.mkdir(parents=True, exist_ok=True)
+def write_bundle(bundle: Path, arguments: list[str], needed: list[Path]) -> None:
+    rootfs = bundle / "rootfs"
+    rootfs.mkdir(parents=True, exist_ok=True)
+    seen = [path for path in (*map(Path, ("/usr", "/bin", "/lib", "/lib64", "/etc")), *needed) if path.is_dir()]
     namespaces = [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]
     mounts = [
         {"destination": "/proc", "type": "proc", "source": "proc"},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"]},
-        {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
+        *(
+            {"destination": str(path), "type": "bind", "source": str(path), "options": ["rbind", "ro"]}
+            for path in dict.fromkeys(seen)
+        ),
     ]
     config = {
         "ociVersion": "1.0.2",
@@ -51,7 +56,7 @@ def write_bundle(bundle: Path, arguments: list[str]) -> None:
             "terminal": False, "user": {"uid": 65534, "gid": 65534}, "args": arguments, "cwd": "/", "noNewPrivileges": True,
             "env": ["PATH=/usr/bin:/bin", "HOME=/tmp", "LANG=C.UTF-8"],
         },
-        "root": {"path": "/", "readonly": True},
+        "root": {"path": "rootfs", "readonly": False},
         "mounts": mounts,
         "linux": {"namespaces": namespaces},
     }  # fmt: skip
