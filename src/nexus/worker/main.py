@@ -14,7 +14,7 @@ from typing import Any
 
 from nexus.core import errors
 from nexus.wire import problem
-from nexus.worker import adapters, app, entry, execution, hooks, logs, relay, runs, serving, settings, status, steps
+from nexus.worker import adapters, app, entry, execution, hooks, logs, relay, relay_wake, runs, serving, settings, status, steps
 from nexus.worker import door as doors
 from nexus.worker.adapters import versions
 
@@ -46,7 +46,8 @@ def leave(code: int) -> None:
 
 
 class Worker:
-    """One process, one agent. `relay_port` 0: any that is free; `relay_key`: what model clients show that were made before."""
+    """One process, one agent. `relay_port` 0: any that is free; `relay_key`: what model clients show that were made before;
+    `on_relay`: the relay listens and is started by the first who wants it."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class Worker:
         *,
         relay_port: int = 0,
         relay_key: str = "",
-        on_relay: Callable[[int], None] | None = None,
+        on_relay: Callable[[relay.Relay], None] | None = None,
         on_ready: Callable[[], None] | None = None,
     ) -> None:
         self._config, self._capture = config, capture
@@ -122,9 +123,11 @@ class Worker:
             recorder=self._recorder,
             port=self._relay_port,
         )
-        self._relay.start()
-        if self._on_relay is not None:
-            self._on_relay(self._relay.port)
+        if self._on_relay is None:
+            self._relay.start()
+        else:
+            self._relay.listen()
+            self._on_relay(self._relay)
         relay.export(relay.environment(self._relay.port, self._relay_key or config.token, os.environ))
         hooks.install()
         if config.traces:
@@ -165,6 +168,8 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, signals.put_nowait, number)
+        if self._relay is not None and self._on_relay is not None:
+            relay_wake.on_arrival(self._relay, loop)
         if self._on_ready is not None:
             self._on_ready()
         status.write(config.status_file, "ready", f"listening with the {adapter.name} adapter", note=versions.noted())

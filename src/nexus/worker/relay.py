@@ -10,6 +10,7 @@ import hmac
 import logging
 import os
 import secrets
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ _OURS = frozenset(
     {"authorization", "x-api-key", "api-key", "expect", "cookie", "nexus-relay", header_names.RUN_ID.lower(), "nexus-tenant",
      "nexus-principal", header_names.SESSION_ID.lower(), header_names.USER_ID.lower()}
 )  # fmt: skip
+_BACKLOG = 128
 _IDLE_S = 3600.0
 _HEAD_S = 3600.0
 RELAY_KEY = "Nexus-Relay"
@@ -81,12 +83,35 @@ class Relay:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: threading.Thread | None = None
         self._ready = threading.Event()
+        self._starting = threading.Lock()
+        self._listener: socket.socket | None = None
         self._error: BaseException | None = None
 
+    def listen(self) -> None:
+        """Connections wait from now on, until `start`. Raises OSError when no loopback port can be had."""
+        if self._listener is None:
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            try:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(("127.0.0.1", self.port))
+                listener.listen(_BACKLOG)
+            except OSError:
+                listener.close()
+                raise
+            self._listener, self.port = listener, listener.getsockname()[1]
+
+    def fileno(self) -> int:
+        """The listening descriptor, -1 when there is none."""
+        return self._listener.fileno() if self._listener is not None else -1
+
     def start(self) -> None:
-        """Listening when this returns. Raises OSError when no loopback port can be had."""
-        self._running = threading.Thread(target=self._thread, name="relay", daemon=True)
-        self._running.start()
+        """Serving when this returns; nothing when it does already. Raises OSError when no loopback port can be had."""
+        with self._starting:
+            if self._running is not None:
+                return
+            self.listen()
+            self._running = threading.Thread(target=self._thread, name="relay", daemon=True)
+            self._running.start()
         self._ready.wait(timeout=10)
         if self._error is not None:
             raise OSError(f"the relay did not start: {self._error}") from self._error
@@ -94,6 +119,8 @@ class Relay:
     def stop(self) -> None:
         """Close what is open and end the thread."""
         if self._loop is None or self._running is None:
+            if self._listener is not None:
+                self._listener.close()
             return
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -112,8 +139,7 @@ class Relay:
     def _thread(self) -> None:
         loop = self._loop = asyncio.new_event_loop()
         try:
-            server = loop.run_until_complete(loop.create_server(lambda: self._protocol(loop), "127.0.0.1", self.port))
-            self.port = server.sockets[0].getsockname()[1]
+            server = loop.run_until_complete(loop.create_server(lambda: self._protocol(loop), sock=self._listener))
         except BaseException as error:  # noqa: BLE001 - told to whoever waits in start
             self._error = error
             return

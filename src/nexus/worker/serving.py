@@ -5,6 +5,7 @@ The agent's own uvicorn may be older or newer than the host's; only what has bee
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import os
 import socket
@@ -101,6 +102,7 @@ def bind(config: settings.Settings) -> socket.socket:
     return listener
 
 
+@functools.cache
 def _can_import(name: str) -> bool:
     if importlib.util.find_spec(name) is None:
         return False

@@ -9,6 +9,7 @@ import stat
 import sys
 
 _LARGEST_SEED = 2**32
+_FIRST_OWN_PID = 300  # below it numbers are given in order, and a worker may have its zygote's
 
 
 def refresh() -> None:
@@ -20,8 +21,8 @@ def refresh() -> None:
 
 
 def _openssl() -> None:
-    """OpenSSL knows a fork by its new process number; a little of our own randomness makes it certain."""
-    if (ssl := sys.modules.get("ssl")) is not None:
+    """OpenSSL knows a fork by its new process number and seeds itself again. Only where ours is no new one, it is told."""
+    if (ssl := sys.modules.get("ssl")) is not None and os.getpid() < _FIRST_OWN_PID:
         ssl.RAND_add(os.urandom(32), 32.0)
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from nexus.worker import adapters, hooks, logs, main, session_fresh, session_link, settings, work_folder
+from nexus.worker import adapters, hooks, logs, main, relay, relay_wake, session_fresh, session_link, settings, work_folder
 
 _LOG = logging.getLogger("nexus.worker")
 EXIT_UNBOUND = 72
@@ -57,7 +57,7 @@ def _serve(inherited: Inherited, bound: dict[str, Any], descriptors: list[int], 
         inherited.capture,
         relay_port=inherited.relay_port if inherited.own_network else 0,
         relay_key=inherited.relay_key,
-        on_relay=lambda port: _move(inherited.relay_port, port),
+        on_relay=lambda wanted: _lead(inherited.relay_port, wanted),
         on_ready=lambda: _tell_ready(talk),
     )
     code = worker.live_with(inherited.adapter, lambda: listener)
@@ -76,9 +76,11 @@ def leave(code: int) -> NoReturn:
         os._exit(code)
 
 
-def _move(old: int, new: int) -> None:
-    if old != new:
-        hooks.move_relay(old, new)
+def _lead(known: int, wanted: relay.Relay) -> None:
+    """Model clients to this session's relay, also those that were made while importing."""
+    relay_wake.on_connect(wanted, moved_from=known)
+    if known != wanted.port:
+        hooks.move_relay(known, wanted.port)
 
 
 def _tell_ready(talk: socket.socket) -> None:

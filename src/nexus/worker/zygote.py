@@ -11,9 +11,7 @@ supervisor's orders (`session_link`):
 What the child does in its box is `boxing`'s, handed in by the program that starts us (`drivers.process.session_boot`).
 """
 
-import asyncio
 import contextlib
-import dataclasses
 import faulthandler
 import gc
 import json
@@ -30,9 +28,7 @@ from typing import Any, NoReturn, Protocol
 from nexus.core import errors
 from nexus.wire import problem
 from nexus.worker import (
-    app,
     entry,
-    execution,
     hooks,
     logs,
     main,
@@ -41,6 +37,7 @@ from nexus.worker import (
     session_forkable,
     session_keeper,
     session_link,
+    session_warm,
     session_worker,
     settings,
     status,
@@ -52,6 +49,7 @@ _LOG = logging.getLogger("nexus.worker")
 _BACKLOG = 256
 _MOST_LINKS = 4
 _REQUEST_S = 1.0
+_GRAIN, _LARGEST_SMALL, _POOL, _MOST_FILLING = 16, 512, 14_000, 40_000  # of Objects/obmalloc.c, Python 3.10 and later
 
 
 class Boxing(Protocol):
@@ -118,11 +116,12 @@ class Zygote:
         config = self._config
         status.write(config.status_file, "importing")
         os.chdir(config.source)
-        self._lead_models_here()
         entry.add_to_path(config.source)
-        _warm(config)
+        session_warm.rehearse(config, self._capture)
+        self._lead_models_here()
         own = session_forkable.descriptors()  # the event loop's among them, which makes them anew after a fork
         adapter = entry.load(config.entrypoint, config.source)
+        session_warm.warm_agent(config.entrypoint.partition(":")[0])
         self._reason = session_forkable.find_reason(own=own)
         if self._boxing.isolated:
             self._relay_socket.close()
@@ -141,7 +140,7 @@ class Zygote:
             signal.signal(number, _ignore)
         signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
         self._wakes = wakes
-        _settle_heap()
+        self._filling = _settle_heap()
         said = f"forks sessions with the {adapter.name} adapter" if self._reason is None else f"sessions: exec ({self._reason})"
         _LOG.info("ready: %s %s (%s)", config.agent, config.version, said)
         status.write(config.status_file, "ready", said, note=versions.noted())
@@ -308,53 +307,28 @@ class Zygote:
         return "404 Not Found", {}
 
 
-class _Nobody:
-    """The adapter of no agent."""
+def _settle_heap() -> list[list[bytes]]:
+    """Objects that are there by now are there for good: no collection touches (and so copies) their memory again.
 
-    name = "none"
-    uses_state = False
-
-    async def run(self, run: Any) -> Any:
-        raise errors.Internal("there is no agent yet")
-
-
-def _warm(config: settings.Settings) -> None:
-    """One request through all of our own code, against no agent's: what it imports and builds, no session has to."""
-    ours, theirs = socket.socketpair()
-    bare = dataclasses.replace(config, status_file=None, session_id=None)
-
-    async def exchange() -> None:
-        loop = asyncio.get_running_loop()
-        server = serving.build(app.App(bare, execution.Executor(bare, _Nobody())), bare)
-        server.config.load()
-        protocol: Any = server.config.http_protocol_class
-        server.lifespan = server.config.lifespan_class(server.config)
-        await loop.connect_accepted_socket(
-            lambda: protocol(config=server.config, server_state=server.server_state, app_state={}), theirs
-        )
-        reader, writer = await asyncio.open_connection(sock=ours)
-        writer.write(b"GET /health HTTP/1.1\r\nHost: warm\r\nConnection: close\r\n\r\n")
-        async with asyncio.timeout(_REQUEST_S * 5):
-            await reader.read()
-        writer.close()
-        await asyncio.sleep(0)
-
-    factory = serving.loop_factory(config)
-    try:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(exchange())
-    except Exception as error:  # noqa: BLE001 - a warm start is a gain, not a need
-        _LOG.debug("the first request of each session is a little slower: %r", error)
-    finally:
-        for end in (ours, theirs):
-            end.close()
-
-
-def _settle_heap() -> None:
-    """Objects that are there by now are there for good: no collection touches (and so copies) their memory again."""
+    What is given back fills the holes between them, and is to be kept: what a session allocates then lies together in new pages,
+    instead of costing the copy of an old one each.
+    """
     gc.collect()
+    filling = [_fill(size) for size in range(_GRAIN, _LARGEST_SMALL + 1, _GRAIN)]
     gc.freeze()
     gc.disable()
+    return filling
+
+
+def _fill(size: int) -> list[bytes]:
+    """Objects of one size class of Python's allocator until they come one after the other: from a pool that was empty."""
+    kept: list[bytes] = []
+    length, last, in_order = max(0, size - sys.getsizeof(b"")), 0, 0
+    while in_order * size < _POOL and len(kept) < _MOST_FILLING:
+        kept.append(bytes(length))
+        at = id(kept[-1])
+        in_order, last = in_order + 1 if at - last == size else 0, at
+    return kept
 
 
 def _tell_failure(talk: socket.socket, error: BaseException) -> None:

@@ -54,6 +54,11 @@ def find_hidden() -> list[tuple[str, bool]]:
     return found
 
 
+def build_filter(plan: "box_calls.Plan") -> bytes:
+    """The same for every session: built once."""
+    return box_filter.build(box_calls.machine, restricted=plan["restricted"])
+
+
 def furnish(plan: "box_calls.Plan") -> "list[box_relay.Listener]":
     """In the child: who we are, and a file tree of our own. Gives back the ports of the way out."""
     _map_ids(plan["inner"])
@@ -137,7 +142,7 @@ def close(plan: "box_calls.Plan") -> None:
     if "landlock" in plan["layers"]:
         box_landlock.restrict(["/"], plan["landlock_write"], files=plan["restricted"])
     if "seccomp" in plan["layers"]:
-        box_calls.set_filter(box_filter.build(box_calls.machine, restricted=plan["restricted"]))
+        box_calls.set_filter(plan["filter"])
 
 
 def serve_ways(plan: "box_calls.Plan", ways: "list[box_relay.Listener]") -> None:

@@ -17,7 +17,7 @@ class Boxing:
         from nexus.drivers.process import box_session
 
         self._box = box_session
-        self._plan = {**plan, "hidden": box_session.find_hidden()}
+        self._plan = {**plan, "hidden": box_session.find_hidden(), "filter": box_session.build_filter(plan)}
         self._ways: list[Any] = []
         self.isolated = bool(plan["isolated"])
 
