@@ -51,7 +51,7 @@ def decide_instance(
         return usable[start]
     around = usable[start:] + usable[:start]
     if deployment.balancer == "health-based":
-        return min(around, key=_burden)
+        return min([one for one in around if one.watch is None or one.watch.out_until <= now] or around, key=_burden)
     return min(around, key=_active)
 
 
@@ -128,8 +128,9 @@ def _active(instance: routes.Instance) -> int:
 
 
 def _burden(instance: routes.Instance) -> float:
-    """Expected wait: latency so far times the runs in hand, far worse after failures."""
-    return (instance.latency_s + 0.001) * (instance.active + 1) * 4.0 ** min(instance.failures, 8)
+    """Expected wait: latency so far, with its tail, times the runs in hand; far worse after failures."""
+    tail_s = 0.0 if instance.watch is None else instance.watch.tail_s
+    return (instance.latency_s + tail_s + 0.001) * (instance.active + 1) * 4.0 ** min(instance.failures, 8)
 
 
 def note_unreachable(instance: routes.Instance, now: float) -> None:
@@ -144,4 +145,6 @@ def note_answer(instance: routes.Instance, *, latency_s: float, failed: bool) ->
     """Remember how a run went. A 5xx of the agent counts against it in `health-based` only, and never takes it out."""
     instance.refused = 0
     instance.failures = instance.failures + 1 if failed else 0
+    if instance.watch is not None:
+        instance.watch.note(latency_s)
     instance.latency_s += LATENCY_WEIGHT * (latency_s - instance.latency_s)

@@ -15,6 +15,7 @@ from nexus.gateway import (
     limits,
     model_spend,
     outbox,
+    outliers,
     runs_door,
     server,
     settings,
@@ -213,6 +214,10 @@ async def _sweep(here: world.World) -> None:
             connection.check(now)
         here.waiting.look_again()
         here.pool.sweep(now)
+        for by_environment in here.table.agents.values():
+            for deployment in by_environment.values():
+                if deployment.balancer == "health-based":
+                    outliers.sweep(deployment, now)
         here.spend.sweep()
 
 

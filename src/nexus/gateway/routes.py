@@ -7,13 +7,18 @@ observes of an instance (`Instance.active`, `out_until` …) outlives tables: th
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nexus.core import principals
 from nexus.gateway import breaker, kept, mint, model_budget, model_prices, model_table, shapes, wishes
+from nexus.gateway import entries as entry_rules
 from nexus.wire import feed as wire_feed
 
+if TYPE_CHECKING:
+    from nexus.gateway import outliers
+
 SERVICE = "service"
+_UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 DEFAULT_MAX_BODY = 16 * 1024 * 1024
 
 
@@ -34,7 +39,7 @@ class Outage:
 class Instance:
     """A place that serves runs, with what this process saw of it: `active` runs, `out_until` (monotonic seconds) after
     refused connections (`refused` in a row), `failures` in a row, `latency_s` (a moving average). It shares its deployment's
-    `outage`.
+    `outage`; with the balancer `health-based` it has a `watch`.
 
     `told` (lines for clients), `id_bytes`, `tag_bytes` and `version_json` are ready-made; `shape` is the last plain answer's.
     """
@@ -50,6 +55,7 @@ class Instance:
     latency_s: float = 0.0
     circuit: breaker.Circuit = field(default_factory=breaker.Circuit, repr=False)
     outage: Outage = field(default_factory=Outage, repr=False)
+    watch: "outliers.Watch | None" = field(default=None, repr=False)
     shape: shapes.Shape[tuple[int, bytes]] | None = field(default=None, repr=False)
     told: bytes = field(init=False, repr=False)
     id_bytes: bytes = field(init=False, repr=False)
@@ -168,7 +174,7 @@ def plan_snapshot(old: RouteTable, snapshot: wire_feed.Snapshot) -> RouteTable:
     """The table of a snapshot, or `FeedBroken` when any entry is not of its shape."""
     try:
         return _compile(RouteTable(), old, snapshot["epoch"], snapshot["version"], dict(snapshot["entries"]), ())
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise FeedBroken(f"a snapshot cannot be read: {error!r}") from error
 
 
@@ -178,7 +184,7 @@ def plan_delta(old: RouteTable, delta: wire_feed.Delta) -> RouteTable:
         if delta["epoch"] != old.epoch or delta["previous"] != old.version:
             raise FeedBroken(f"delta {delta['previous']}->{delta['version']} does not follow {old.version}")
         return _compile(old, old, delta["epoch"], delta["version"], dict(delta["set"]), tuple(delta["delete"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise FeedBroken(f"a delta cannot be read: {error!r}") from error
 
 
@@ -204,6 +210,7 @@ def _compile(
         elif kind in simple:
             simple[kind][0].pop(rest, None)
     for path, value in changed.items():
+        entry_rules.check(path, value)
         entries[path] = value
         kind, _, rest = path.partition("/")
         if kind == "deployment":

@@ -1,8 +1,11 @@
 """Snapshots and deltas become whole tables, or nothing at all."""
 
 import copy
+import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nexus.gateway import routes
 
@@ -113,3 +116,64 @@ def test_addresses(address, parsed):
 def test_bad_addresses(address):
     with pytest.raises(ValueError, match="neither"):
         routes.parse_address(address)
+
+
+HALF = {**DEPLOYMENT, "instances": [{"id": "ins_2", "address": "unix:/b", "version": "2"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("tenant/acme", {}), ("tenant/acme", {"requests_per_minute": 0}), ("tenant/acme", {"requests_per_minute": "many"}),
+        ("tenant/acme", []), ("tenant/", {"requests_per_minute": 1}), ("tenant/a b", {"requests_per_minute": 1}),
+        ("tenant/acme", {"requests_per_minute": float("nan")}), ("tenant/acme", {"requests_per_minute": True}),
+        ("key/AA BB", KEY), ("key/dd", {**KEY, "id": "x\r\nNexus-Tenant: other"}), ("key/dd", {**KEY, "roles": "admin"}),
+        ("key/dd", {**KEY, "expires_at": "never"}), ("key/dd", {**KEY, "tenant": None}), ("key/dd", None),
+        ("token/dd", {"instance_id": 'ins"', "tenant": "acme", "agent": "a", "environment": "p"}),
+        ("deployment/acme/b", DEPLOYMENT), ("deployment/acme/B/production", DEPLOYMENT),
+        ("deployment/acme/b/production", {**DEPLOYMENT, "balancer": "random"}),
+        ("deployment/acme/b/production", {**DEPLOYMENT, "timeout_s": float("inf")}),
+        ("deployment/acme/b/production", {**DEPLOYMENT, "max_concurrency": 0}),
+        ("deployment/acme/b/production", {**DEPLOYMENT, "instances": DEPLOYMENT["instances"] * 2}),
+        ("deployment/acme/b/production", {**DEPLOYMENT, "idle": DEPLOYMENT["instances"]}),
+        ("deployment/acme/b/production",
+         {**DEPLOYMENT, "instances": [{"id": "i", "address": "unix:/a", "version": "1\r\nx: y"}]}),
+        ("settings", {"hosts": "agents.example"}), ("settings", {"hosts": [], "max_body_bytes": float("inf")}),
+    ],
+)  # fmt: skip
+def test_a_malformed_entry_applies_nothing_of_what_came_with_it(path, value):
+    old = table()
+    with pytest.raises(routes.FeedBroken, match=path.split("/")[0]):
+        routes.plan_delta(
+            old, delta({"deployment/acme/a/production": HALF, path: value, "tenant/zeta": {"requests_per_minute": 9}})
+        )
+    assert old.agents["acme", "a"]["production"].instances[0].version == "1"
+    assert old.tenant_rates == {}
+    assert (old.version, set(old.entries)) == (3, set(ENTRIES))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_an_entry_that_is_bent_anywhere_is_refused_or_applied_whole(data):
+    entries = copy.deepcopy(ENTRIES) | {"tenant/acme": {"requests_per_minute": 5}}
+    path = data.draw(st.sampled_from(sorted(entries)))
+    where = entries[path]
+    while True:
+        key = data.draw(st.sampled_from(list(where) if isinstance(where, dict) else list(range(len(where)))))
+        if isinstance(where[key], dict | list) and where[key] and data.draw(st.booleans()):
+            where = where[key]
+            continue
+        odd = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({"a": 1})
+        where[key] = data.draw(odd)
+        break
+    before = json.dumps(entries)
+    old = table()
+    try:
+        made = routes.plan_snapshot(old, {"epoch": "e", "version": 4, "entries": entries})
+    except routes.FeedBroken:
+        return
+    assert json.dumps(entries) == before
+    assert set(made.entries) == set(entries)
+    for by_environment in made.agents.values():
+        for one in by_environment.values():
+            assert all("\n" not in instance.version and "\r" not in instance.version for instance in one.instances)
