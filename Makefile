@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(PY) -m pytest -p no:cacheprovider
 TOWNCRIER := $(PY) -m towncrier
 
-.PHONY: help setup demo test test-fast check format dev bench bench-gateway bench-streams fuzz-gateway bench-tasks bench-sessions drill escape frameworks docs lock changelog ci clean FORCE
+.PHONY: help setup demo test test-fast check format dev bench bench-gateway bench-streams fuzz-gateway bench-tasks bench-frameworks bench-sessions drill escape frameworks docs lock changelog ci clean FORCE
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -71,6 +71,9 @@ escape: setup ## a hostile agent in every tier of isolation, against the table o
 
 frameworks: setup ## every agent framework in its real environment (ONLY="langgraph pydantic-ai": those alone)
 	@FRAMEWORKS="$(or $(ONLY),all)" $(PYTEST) -q tests/integration/frameworks
+
+bench-frameworks: setup ## what the worker adds to each framework's own import (ONLY="langgraph agno": those alone)
+	@ONLY="$(ONLY)" $(PY) benchmarks/frameworks/run.py $(BENCH_ARGS)
 
 docs: setup ## write the generated reference pages again
 	@$(PY) scripts/reference.py

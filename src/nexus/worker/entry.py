@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from nexus.core import errors
-from nexus.worker import adapters, faults
+from nexus.worker import adapters, faults, light
 from nexus.worker.adapters import agent, quiet, unserved
 
 FILES = ("agent", "main", "app")
@@ -33,6 +33,7 @@ def load(entrypoint: str, source: Path) -> adapters.Adapter:
     if not source.is_dir():
         raise _failed("entrypoint.not_found", f"the source folder {source} does not exist", None)
     quiet.quieten(os.environ)
+    light.put_off()
     module_name, _, attribute = entrypoint.partition(":")
     with unserved.unserved():
         module = _import(module_name or _find_file(source), source)
