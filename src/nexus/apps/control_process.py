@@ -28,7 +28,7 @@ import nexus
 from nexus.api import app as api_app
 from nexus.api import feed as api_feed
 from nexus.api import services as api_services
-from nexus.apps import control_audit, control_models, control_sessions, control_tasks, keeper_guard, settings
+from nexus.apps import broker_guard, control_audit, control_models, control_sessions, control_tasks, keeper_guard, settings
 from nexus.core import errors
 from nexus.core.deployments import Target
 from nexus.core.principals import Action, Principal
@@ -224,6 +224,7 @@ async def _run(
     loops.start("node changes", parts.reconciler.watch)
     loops.start("keys", key_changes.run)
     loops.start("memory", _give_memory_back)
+    loops.start("brokers", (await _broker_guard(host, environ, parts, work)).run)
     loops.start("keeper guard", lambda: keeper_guard.watch(host.home))
     async with _api(services, host.home) as api:
         with contextlib.suppress(TimeoutError):
@@ -235,6 +236,20 @@ async def _run(
             gc.freeze()
             _LOG.info("control serves %s", host.home.control_socket)
             await api
+
+
+async def _broker_guard(
+    host: settings.HostSettings, environ: Mapping[str, str], parts: Parts, work: control_tasks.TaskParts
+) -> broker_guard.BrokerGuard:
+    made = broker_guard.BrokerGuard(
+        store=work.trigger_store,
+        database_url=_database_url(host),
+        trigger_key=await parts.secrets.platform_key("triggers"),
+        egress_allow=environ.get("NEXUS_EGRESS_ALLOW", ""),
+        log=host.home.logs / "brokers.log",
+    )
+    work.triggers.changed = made.wake
+    return made
 
 
 async def _give_memory_back() -> None:

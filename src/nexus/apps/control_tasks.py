@@ -50,6 +50,7 @@ class TaskParts:
     asks: asks.Asks
     replays: replays.Replays
     triggers: triggers.Triggers
+    trigger_store: task_trigger_store.PostgresTriggerStore
     telemetry: records.RecordSink
     runs: records.RunHistory
     metrics: metrics.Metrics
@@ -123,6 +124,7 @@ async def run_tasks(
     gateway = door.GatewayDoor(sockets=door_sockets, token=environment.service_token)
     runner = dispatcher.Dispatcher(store=store, door=gateway, owner=owner, clock=clock, settings=environment.tasks)
     steps = task_step_store.PostgresStepStore(engine)
+    trigger_rows = task_trigger_store.PostgresTriggerStore(engine)
     questions = asks.Asks(
         store=task_ask_store.PostgresAskStore(engine),
         key=environment.link_key,
@@ -170,8 +172,9 @@ async def run_tasks(
                 schedules=timed,
                 recordings=recordings.Recordings(store=steps),
                 asks=questions,
+                trigger_store=trigger_rows,
                 triggers=triggers.Triggers(
-                    store=task_trigger_store.PostgresTriggerStore(engine),
+                    store=trigger_rows,
                     tasks=store,
                     resolve_target=targets,
                     allowance=environment.egress_allow,

@@ -3,6 +3,7 @@ the process that listens to brokers. A message is one task, however often it is 
 
 import base64
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from nexus.tasks.settings import TaskSettings
 from nexus.wire import params, triggers
 
 MAX_MESSAGE_BYTES = 1024 * 1024
+_CLIENTS = {"rabbit": "aio_pika", "kafka": "aiokafka", "nats": "nats", "redis": "redis"}
 _PLAIN_ID = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-")
 
 
@@ -171,6 +173,7 @@ class Triggers:
             return hook.model_dump(exclude={"secret"}, exclude_none=True), secret
         if request.queue is None:
             raise errors.Invalid("a trigger has a hook or a queue", code="request.invalid")
+        check_installed(triggers.SCHEMES[request.queue.url.partition("://")[0]])
         await check_broker(request.queue.url, self._allowance)
         return request.queue.model_dump(exclude={"url"}, exclude_none=True) | {"url": without_password(request.queue.url)}, (
             request.queue.url
@@ -225,6 +228,18 @@ def message_input(body: bytes, content_type: str | None) -> Any:
         if content_type is not None and "json" in content_type:
             raise _poison(f"it says it is JSON, and is not: {error}") from None
         return text
+
+
+def check_installed(kind: str) -> None:
+    """Nothing, or `Unavailable` (`install.incomplete`) with the command that installs what is missing."""
+    if all(importlib.util.find_spec(name) is not None for name in ("faststream", _CLIENTS[kind])):
+        return
+    raise errors.Unavailable(
+        f"this installation cannot speak with {kind}",
+        code="install.incomplete",
+        cause=f"faststream[{kind}] is not installed",
+        next_step=f"pip install 'nexus-agent-hosting[{kind}]' on the host",
+    )
 
 
 async def check_broker(url: str, allowance: egress.Allowance) -> None:
