@@ -110,7 +110,8 @@ class Relay:
             if self._running is not None:
                 return
             self.listen()
-            self._running = threading.Thread(target=self._thread, name="relay", daemon=True)
+            assert self._listener is not None
+            self._running = threading.Thread(target=self._thread, args=(self._listener,), name="relay", daemon=True)
             self._running.start()
         self._ready.wait(timeout=10)
         if self._error is not None:
@@ -136,10 +137,10 @@ class Relay:
         with self._lock:
             return self._calls.pop(run_id, 0)
 
-    def _thread(self) -> None:
+    def _thread(self, listener: socket.socket) -> None:
         loop = self._loop = asyncio.new_event_loop()
         try:
-            server = loop.run_until_complete(loop.create_server(lambda: self._protocol(loop), sock=self._listener))
+            server = loop.run_until_complete(loop.create_server(lambda: self._protocol(loop), sock=listener))
         except BaseException as error:  # noqa: BLE001 - told to whoever waits in start
             self._error = error
             return

@@ -17,7 +17,6 @@ import gc
 import json
 import logging
 import os
-import secrets
 import select
 import signal
 import socket
@@ -28,16 +27,13 @@ from typing import Any, NoReturn, Protocol
 from nexus.core import errors
 from nexus.wire import problem
 from nexus.worker import (
-    entry,
-    hooks,
     logs,
     main,
-    relay,
     serving,
     session_forkable,
+    session_import,
     session_keeper,
     session_link,
-    session_warm,
     session_worker,
     settings,
     status,
@@ -78,7 +74,7 @@ class Boxing(Protocol):
     def be_open(self) -> None: ...
 
 
-def run(boxing: Boxing, orders: int) -> NoReturn:
+def run(boxing: Boxing, orders: int, *, refusal: str | None = None) -> NoReturn:
     """Never returns. `orders`: the descriptor of the listening socket where the supervisor connects."""
     faulthandler.enable(file=2)
     try:
@@ -88,7 +84,7 @@ def run(boxing: Boxing, orders: int) -> NoReturn:
         sys.exit(main.EXIT_FAILED)
     capture = logs.install(config.log_level)
     try:
-        Zygote(config, capture, boxing, socket.socket(fileno=orders)).live()
+        Zygote(config, capture, boxing, socket.socket(fileno=orders), refusal=refusal).live()
     except errors.NexusError as error:
         status.write(config.status_file, "failed", error.message, problem=problem.render(error))
         _LOG.critical("%s: %s", error.message, error.cause or error.code)
@@ -102,37 +98,33 @@ def run(boxing: Boxing, orders: int) -> NoReturn:
 class Zygote:
     """One version, imported."""
 
-    def __init__(self, config: settings.Settings, capture: logs.Capture, boxing: Boxing, orders: socket.socket) -> None:
+    def __init__(
+        self,
+        config: settings.Settings,
+        capture: logs.Capture,
+        boxing: Boxing,
+        orders: socket.socket,
+        *,
+        refusal: str | None = None,
+    ) -> None:
+        """`refusal`: why nothing is forked here, whatever was imported."""
+        self._refusal = refusal
         self._config, self._capture, self._boxing = config, capture, boxing
         self._orders = orders
         self._links: dict[int, socket.socket] = {}
         self._children: dict[int, str] = {}
         self._started = time.time()
-        self._relay_socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._relay_key = "nxl_" + secrets.token_urlsafe(24)
 
     def live(self) -> None:
         """Import, look whether we may be forked, and serve until SIGTERM."""
         config = self._config
         status.write(config.status_file, "importing")
-        os.chdir(config.source)
-        entry.add_to_path(config.source)
-        session_warm.rehearse(config, self._capture)
-        self._lead_models_here()
-        own = session_forkable.descriptors()  # the event loop's among them, which makes them anew after a fork
-        adapter = entry.load(config.entrypoint, config.source)
-        session_warm.warm_agent(config.entrypoint.partition(":")[0])
-        self._reason = session_forkable.find_reason(own=own)
-        if self._boxing.isolated:
-            self._relay_socket.close()
-        self._inherited = session_worker.Inherited(
-            config=config,
-            capture=self._capture,
-            adapter=lambda: adapter,
-            relay_port=self._relay_port,
-            relay_key=self._relay_key,
-            own_network=self._boxing.isolated,
+        own: list[int] = []  # the event loop's among them, which makes its own anew after a fork
+        imported = session_import.load(
+            config, self._capture, isolated=self._boxing.isolated, before=lambda: own.extend(session_forkable.descriptors())
         )
+        self._imported, adapter = imported, imported.adapter
+        self._reason = self._refusal or session_forkable.find_reason(own=own)
         self._face = serving.bind(config)
         self._face.listen(_BACKLOG)
         self._wake, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -145,17 +137,6 @@ class Zygote:
         _LOG.info("ready: %s %s (%s)", config.agent, config.version, said)
         status.write(config.status_file, "ready", said, note=versions.noted())
         self._serve()
-
-    def _lead_models_here(self) -> None:
-        """Addresses and keys for model clients that are made while importing. The port is held and nobody listens: not here."""
-        self._relay_socket.bind(("127.0.0.1", 0))
-        self._relay_port = self._relay_socket.getsockname()[1]
-        if self._config.door is not None:
-            relay.export(relay.environment(self._relay_port, self._relay_key, os.environ))
-            hooks.install()
-            if self._config.traces:
-                with contextlib.suppress(ImportError):
-                    from nexus.worker import traces  # noqa: F401 - imported once, for all sessions
 
     # orders
 
@@ -243,7 +224,7 @@ class Zygote:
         gc.enable()
         code = main.EXIT_FAILED
         try:
-            code = session_worker.live(self._inherited, talk, descriptors[2])
+            code = session_worker.live(self._imported, talk, descriptors[2])
         except BaseException as error:  # noqa: BLE001 - told, and the end of this process
             _LOG.exception("the session's worker failed")
             _tell_failure(talk, error)
@@ -255,7 +236,7 @@ class Zygote:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number in (self._wake, self._wakes, *self._links):
             os.close(number)
-        for listener in (self._orders, self._face, self._relay_socket):
+        for listener in (self._orders, self._face, self._imported.held):
             listener.close()
         for link in self._links.values():
             link.detach()

@@ -147,6 +147,10 @@ def _live(plan: "box_calls.Plan", link: _socket.socket) -> None:
 def confine_alone(plan: "box_calls.Plan", link: _socket.socket) -> None:
     """Without namespaces: no privileges can be gained, the filter and Landlock where there are such, and no init of our own."""
     confine({**plan, "owner": None})
+    if plan["extra"] >= 0:
+        if link.fileno() == EXTRA:
+            link = _socket.socket(fileno=os.dup(link.detach()))
+        os.dup2(plan["extra"], EXTRA)
     _start(plan, link)
 
 

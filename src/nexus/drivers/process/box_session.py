@@ -140,9 +140,22 @@ def close(plan: "box_calls.Plan") -> None:
     if plan["processes"]:
         resource.setrlimit(resource.RLIMIT_NPROC, (plan["processes"],) * 2)
     if "landlock" in plan["layers"]:
-        box_landlock.restrict(["/"], plan["landlock_write"], files=plan["restricted"])
+        box_landlock.restrict(["/"], [*plan["landlock_write"], *_find_pipes()], files=plan["restricted"])
     if "seccomp" in plan["layers"]:
         box_calls.set_filter(plan["filter"])
+
+
+def _find_pipes() -> list[str]:
+    """What we print into, which programs open again as `/dev/stdout`: a FIFO beyond our file tree, so that no path covers it."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        path = f"/proc/self/fd/{name}"
+        try:
+            if stat.S_ISFIFO(os.stat(path).st_mode) and os.readlink(path).startswith("/"):  # not a nameless pipe
+                found.append(path)
+        except OSError:
+            continue
+    return found
 
 
 def serve_ways(plan: "box_calls.Plan", ways: "list[box_relay.Listener]") -> None:

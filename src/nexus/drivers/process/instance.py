@@ -36,6 +36,7 @@ from nexus.drivers.process import (
     problems,
     races,
     record,
+    session_launch,
 )
 from nexus.kit import guard
 from nexus.wire import problem as problem_wire
@@ -68,7 +69,9 @@ class Instance:
         self._hurried = asyncio.Event()
         self._asked = found is not None and found.status.phase is InstancePhase.STOPPING
         self._way = egress_way.WayOut(self._paths, tools.allowance, note=self._note)
-        self._sessions = instance_sessions.InstanceSessions(spec, tools.sessions, self._paths, self._open_log)
+        self._sessions = instance_sessions.InstanceSessions(
+            spec, tools.sessions, self._paths, self._open_log, self._draw, tools.launcher.launch
+        )
         self._life: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.status = (
@@ -242,39 +245,43 @@ class Instance:
             await self._pause(problem)
 
     async def _start(self) -> launcher.Running:
-        spec = self._spec
         if not self._was_ready:
             self._set(InstancePhase.BUILDING, problem=None)
-        prepared = await self._tools.preparation.prepare(spec, self._on_step)
-        await asyncio.to_thread(preparation.make_folders, self._paths, empty=self._full)
-        self._full = False
-        log = self._open_log()
-        self._set(InstancePhase.STARTING, step="launching", detail="", address=None)
-        layers = await asyncio.to_thread(self._tools.launcher.look)
-        wish = preparation.render_wish(spec, self._paths, prepared, doors=self._tools.doors)
-        problems.check_isolation(spec, wish, layers, missing=self._tools.missing())
-        await self._way.open(self._spec.options)
-        output = log.open_for_child()
+        drawn = await self._draw(fresh=True)
+        output = self._open_log().open_for_child()
         try:
-            plan = launcher.Plan(
-                instance_id=spec.id,
-                command=preparation.render_command(prepared),
-                environ=preparation.render_environ(
-                    spec, self._paths, prepared, temporary=_BOXED_TEMPORARY if layers.boxed else self._paths.temporary
-                ),
-                folder=prepared.source,
-                output=output,
-                memory_bytes=spec.memory_bytes,
-                cpu_millis=spec.cpu_millis,
-                wish=wish,
-                allowed=limits.read_limits(spec),
-            )
-            with self._sessions.plan(plan, layers, prepared) as changed:
-                self._running = await self._launch(changed)
+            with self._sessions.plan(drawn) as plan:
+                self._running = await self._launch(dataclasses.replace(plan, output=output))
         finally:
             os.close(output)
         self._set(InstancePhase.STARTING, pid=self._running.handle.shown, started_at=self._tools.clock())
         return self._running
+
+    async def _draw(self, *, fresh: bool = False) -> session_launch.Drawn:
+        """Whatever a launch needs, made or found; `fresh`: in folders of a new start."""
+        spec = self._spec
+        prepared = await self._tools.preparation.prepare(spec, self._on_step if fresh else _ignore)
+        if fresh:
+            await asyncio.to_thread(preparation.make_folders, self._paths, empty=self._full)
+            self._full = False
+            self._set(InstancePhase.STARTING, step="launching", detail="", address=None)
+        layers = await asyncio.to_thread(self._tools.launcher.look)
+        wish = preparation.render_wish(spec, self._paths, prepared, doors=self._tools.doors)
+        problems.check_isolation(spec, wish, layers, missing=self._tools.missing())
+        await self._way.open(self._spec.options)
+        temporary = _BOXED_TEMPORARY if layers.boxed else self._paths.temporary
+        plan = launcher.Plan(
+            instance_id=spec.id,
+            command=preparation.render_command(prepared),
+            environ=preparation.render_environ(spec, self._paths, prepared, temporary=temporary),
+            folder=prepared.source,
+            output=-1,
+            memory_bytes=spec.memory_bytes,
+            cpu_millis=spec.cpu_millis,
+            wish=wish,
+            allowed=limits.read_limits(spec),
+        )
+        return session_launch.Drawn(plan=plan, layers=layers, ready=prepared)
 
     def _note(self, message: str, level: str, caller: egress_meter.Caller) -> None:
         if self._log is not None:
@@ -482,3 +489,7 @@ class Instance:
             record.write(self._paths.record, kept)
         except OSError as error:
             _LOG.warning("cannot remember instance %s: %s", self._spec.id, error.strerror)
+
+
+def _ignore(*_: object) -> None:
+    """Steps of a launch that nobody follows."""

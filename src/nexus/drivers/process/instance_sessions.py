@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 
@@ -17,9 +18,8 @@ from nexus.drivers.process import (
     launcher,
     log_writer,
     paths,
-    preparation,
-    sandbox,
     session_host,
+    session_launch,
     session_paths,
     session_plans,
     session_table,
@@ -45,14 +45,24 @@ class InstanceSessions:
         shared: Shared,
         at: paths.InstancePaths,
         log: Callable[[], log_writer.LogWriter],
+        draw: session_launch.Draw,
+        launch: session_launch.Launch,
     ) -> None:
         self._spec, self._shared, self._at, self._log = spec, shared, at, log
+        self._draw, self._launch = draw, launch
         self._host: session_host.Host | None = None
 
     @property
     def host(self) -> session_host.Host:
         if self._host is None:
-            self._host = session_host.Host(self._shared.home, self._spec, layout=self._shared.layout, log=self._log)
+            self._host = session_host.Host(
+                self._shared.home,
+                self._spec,
+                layout=self._shared.layout,
+                log=self._log,
+                draw=self._draw,
+                launch=self._launch,
+            )
             self._shared.table.add(self._host)
         return self._host
 
@@ -62,21 +72,23 @@ class InstanceSessions:
             self._host.renew(spec)
 
     @contextlib.contextmanager
-    def plan(self, plan: launcher.Plan, layers: sandbox.Layers, ready: preparation.Prepared) -> Iterator[launcher.Plan]:
+    def plan(self, drawn: session_launch.Drawn) -> Iterator[launcher.Plan]:
         """The plan to launch: the same one, or that of a zygote, for which a socket is open meanwhile."""
+        plan, layers = drawn.plan, drawn.layers
         if not session_plans.is_isolated(self._spec) or plan.wish is None:
             yield plan
             return
         box = f"{self._spec.id}.{session_paths.new_name()}"
         orders = session_paths.listen(self.host.at.orders(box), kind=socket.SOCK_SEQPACKET)
-        drawn = session_plans.render_box(plan.wish, self._at, layers, self.host.policy, layout=self._shared.layout)
-        environ = {name: value for name, value in plan.environ.items() if name != "NEXUS_TOKEN"}
-        environ |= {"NEXUS_ORDERS": str(box_entry.EXTRA), "NEXUS_SESSION_BOX": json.dumps(drawn)}
+        refusal = session_plans.reason_against_forking(plan.wish, layers, is_root=os.geteuid() == 0)
+        boxes = session_plans.render_box(plan.wish, self._at, layers, self.host.policy, layout=self._shared.layout)
+        environ = session_launch.without_token(plan.environ)
+        environ |= {"NEXUS_ORDERS": str(box_entry.EXTRA), "NEXUS_SESSION_BOX": json.dumps({**boxes, "refusal": refusal})}
         with orders:
             yield dataclasses.replace(
                 plan,
-                wish=dataclasses.replace(plan.wish, zygote=True),
-                command=[plan.command[0], "-P", str(ready.worker_copy / "session_boot.py")],
+                wish=dataclasses.replace(plan.wish, zygote=refusal is None),
+                command=[plan.command[0], "-P", str(drawn.ready.worker_copy / "session_boot.py")],
                 environ=environ,
                 extra=orders.fileno(),
                 box=box,

@@ -200,6 +200,13 @@ class Running:
             os.close(self._pidfd)
             self._pidfd = -1
 
+    def release(self) -> cgroups.Group:
+        """Give the process up to somebody else, with its group."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        return self._group
+
     def _tree(self) -> list[psutil.Process]:
         try:
             first = psutil.Process(self.handle.pid)
@@ -211,7 +218,7 @@ class Running:
         out_of_memory = self._group.memory_kills() > self._kills
         if not self._ours:
             return Exit(out_of_memory=out_of_memory, excess=self._excess)
-        code = self._child.wait(timeout=5) if self._child is not None else _take_exit(self._pidfd)
+        code = self._child.wait(timeout=5) if self._child is not None else take_exit(self._pidfd)
         if self.handle.worker and code > 128 and code - 128 in signal.valid_signals():
             code = 128 - code  # as the box's init tells that the worker was ended by a signal
         if code >= 0:
@@ -220,7 +227,7 @@ class Running:
         return Exit(signal=-code, out_of_memory=out_of_memory and killed, excess=self._excess if killed else None)
 
 
-def _take_exit(pidfd: int) -> int:
+def take_exit(pidfd: int) -> int:
     """The exit code of a child that has ended, a signal as a negative number."""
     found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     if found is None:

@@ -7,8 +7,10 @@ their sessions has ended.
 import asyncio
 import collections
 import contextlib
+import dataclasses
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +27,7 @@ from nexus.drivers.process import (
     session_archive,
     session_commands,
     session_demand,
+    session_launch,
     session_link,
     session_output,
     session_paths,
@@ -54,13 +57,17 @@ class Host:
         *,
         layout: cgroups.Layout,
         log: Callable[[], log_writer.LogWriter],
+        draw: session_launch.Draw,
+        launch: session_launch.Launch,
     ) -> None:
+        """`draw` and `launch` start workers that are not forked."""
         self.spec = spec
         self.at = session_paths.of_instance(home, spec.id)
         self.policy = session_plans.parse_policy(spec.options)
         self.archives = session_archive.Archives(home, spec)
         self.sessions: dict[str, session.Session] = {}
         self._layout, self._log = layout, log
+        self._draw, self._launch = draw, launch
         self._token_hash = keys.hash_key(spec.token) if spec.token else ""
         self._zygote: zygote.Zygote | None = None
         self._box = ""
@@ -158,7 +165,7 @@ class Host:
         while self._spares:
             spare = self._spares.popleft()
             self._wanting.set()
-            if spare.spare.usable and spare.box == self._box:
+            if self._fits(spare):
                 spare.how = How.SPARE
                 return spare
             guard.spawn(self.dispose(spare), name="spent spare", owner=self._tasks)
@@ -169,7 +176,7 @@ class Host:
         if forking is None or forking.gone.is_set():
             raise zygote.failure("its zygote is being started again", "it ended")
         if forking.reason is not None:
-            raise zygote.failure("the version cannot be forked", forking.reason)
+            return await self._start_alone()
         async with self._starting:
             name, began = session_paths.new_name(), time.monotonic()
             output = session_output.Output(self.at.output(name), self._log())
@@ -184,6 +191,26 @@ class Host:
             self._demand.note_start(time.monotonic() - began)
             return session.Worker(spare=spare, output=output, box=self._box, how=How.FORK)
 
+    async def _start_alone(self) -> session.Worker:
+        async with self._starting:
+            name = session_paths.new_name()
+            folder = self.at.folder(name)
+            await asyncio.to_thread(session_launch.make_folders, folder)
+            output = session_output.Output(folder / "output", self._log())
+            writing = output.open_for_child()
+            try:
+                drawn = await self._draw()
+                plan = dataclasses.replace(session_launch.plan_alone(self.spec, drawn, folder, name), output=writing)
+                timeout_s = self.spec.start_timeout_s + session_launch.BESIDE_S
+                spare = await session_launch.start(self.at, plan, folder, name=name, launch=self._launch, timeout_s=timeout_s)
+            except BaseException:
+                output.close()
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                raise
+            finally:
+                os.close(writing)
+            return session.Worker(spare=spare, output=output, box="", how=How.EXEC)
+
     def _make_group(self, name: str) -> cgroups.Group:
         return cgroups.make(
             self._layout, f"{self.spec.id}.{name}", memory_bytes=self.spec.memory_bytes, cpu_millis=self.spec.cpu_millis
@@ -192,6 +219,8 @@ class Host:
     async def dispose(self, worker: session.Worker) -> None:
         await worker.spare.close()
         worker.output.close()
+        if not worker.box:
+            await asyncio.to_thread(shutil.rmtree, self.at.folder(worker.name), ignore_errors=True)
         for path in (self.at.commands(worker.name), self.at.record(worker.name), self.at.archive(worker.name)):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -274,7 +303,7 @@ class Host:
             self._wanting.clear()
             await self._drop_spent_spares()
             wanted = self._demand.target(time.monotonic())
-            if self._zygote is None or self._zygote.reason is not None or self._zygote.gone.is_set():
+            if self._zygote is None or self._zygote.gone.is_set():
                 continue
             if len(self._spares) > wanted:
                 await self.dispose(self._spares.pop())
@@ -286,8 +315,12 @@ class Host:
                     await asyncio.sleep(_FILL_PAUSE_S)
                 self._wanting.set()
 
+    def _fits(self, spare: session.Worker) -> bool:
+        """Whether it lives, and was forked from the zygote of today, if from any."""
+        return spare.spare.usable and spare.box in ("", self._box)
+
     async def _drop_spent_spares(self) -> None:
-        spent = [spare for spare in self._spares if not spare.spare.usable or spare.box != self._box]
+        spent = [spare for spare in self._spares if not self._fits(spare)]
         for spare in spent:
             self._spares.remove(spare)
             await self.dispose(spare)
@@ -328,7 +361,8 @@ class Host:
             return False
         one = session.Session(found.session_id, self, listener=listener, created_at=found.created_at)
         self.sessions[one.id] = one
-        output = session_output.Output(self.at.output(found.handle.name), self._log())
+        fifo = self.at.folder(found.handle.name) / "output" if not found.box else self.at.output(found.handle.name)
+        output = session_output.Output(fifo, self._log())
         talk, theirs = session_link.pair()
         theirs.close()
         worker = session.Worker(spare=zygote.Spare(process, talk), output=output, box=found.box, how=How(found.how))
@@ -355,5 +389,7 @@ class Host:
         """Files of workers that are no more."""
         known = {one.process.handle.name for one in self.sessions.values() if one.process is not None}
         for file in self.at.root.iterdir() if self.at.root.is_dir() else ():
-            if file.suffix in (".fifo", ".tar") and file.stem not in known:
+            if file.is_dir() and file.name not in known:
+                shutil.rmtree(file, ignore_errors=True)
+            elif file.suffix in (".fifo", ".tar") and file.stem not in known:
                 file.unlink(missing_ok=True)

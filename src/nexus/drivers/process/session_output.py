@@ -25,6 +25,7 @@ class Output:
         fifo.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not fifo.exists():
             os.mkfifo(fifo, 0o600)
+            fifo.chmod(0o622)  # programs open /dev/stdout again; its folder is ours alone, so only who holds it can
         self._fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
 

@@ -39,6 +39,10 @@ class SessionPaths:
         """The FIFO that a session's worker prints into: ours, so that no session can read another's."""
         return self.root / f"{worker}.fifo"
 
+    def folder(self, worker: str) -> Path:
+        """What belongs to a worker that stands in a whole box of its own."""
+        return self.root / worker
+
     def record(self, worker: str) -> Path:
         return self.root / f"{worker}.json"
 

@@ -12,6 +12,7 @@ from nexus.drivers.process import cgroups, launcher
 
 _FREEZE = "cgroup.freeze"
 _END_S = 5.0
+_TOLD_S = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +37,17 @@ class Ended:
 
 
 class Process:
-    """Takes over `pidfd`. `code` is set by whoever hears it from the zygote."""
+    """Takes over `pidfd`. `ours`: it is our own child, whose exit we take; else its zygote tells, by `note_code`."""
 
-    def __init__(self, handle: Handle, *, pidfd: int, group: cgroups.Group) -> None:
+    def __init__(self, handle: Handle, *, pidfd: int, group: cgroups.Group, ours: bool = False) -> None:
         self.handle = handle
         self.group = group
         self.code: int | None = None
         self.frozen = False
         self._pidfd = pidfd
+        self._ours = ours
         self._cpu = 0.0
+        self._told = asyncio.Event()
         self._ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(pidfd, self._on_end)
 
@@ -55,7 +58,16 @@ class Process:
     async def wait(self) -> Ended:
         """Returns once the keeper, and with it everything in the box, has ended."""
         await self._ended.wait()
+        if not self._told.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TOLD_S):
+                    await self._told.wait()
         return Ended(code=self.code, memory=self.group.memory_kills(), processes=_refused_forks(self.group))
+
+    def note_code(self, code: int) -> None:
+        """How the keeper ended: 128 and more is the worker's signal, as a shell tells it."""
+        self.code = code
+        self._told.set()
 
     def send(self, number: signal.Signals) -> None:
         """To the keeper, which hands it to the worker."""
@@ -140,6 +152,8 @@ class Process:
 
     def _on_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
+        if self._ours:
+            self.note_code(launcher.take_exit(self._pidfd))
         self._ended.set()
 
     def _tree(self) -> list[int]:

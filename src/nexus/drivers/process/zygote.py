@@ -100,7 +100,7 @@ class Zygote:
         return Spare(process, talk)
 
     async def _see_into_box(self, name: str, talk: session_link.Link, group: cgroups.Group) -> session_process.Process:
-        keeper = await _hear(talk, "init")
+        keeper = await hear(talk, "init")
         try:
             pidfd = os.pidfd_open(keeper)
         except OSError as error:
@@ -114,7 +114,7 @@ class Zygote:
                 await asyncio.to_thread(group.join, keeper)
             with contextlib.suppress(session_link.Closed):  # what it said before it ended tells more
                 talk.send({"go": True})
-            worker = await _hear(talk, "worker")
+            worker = await hear(talk, "worker")
         except BaseException:
             await process.close()
             raise
@@ -137,7 +137,7 @@ class Zygote:
                 said, _ = await self._link.receive()
                 process = self._started.pop(str(said.get("id")), None) if said.get("is") == "ended" else None
                 if process is not None and isinstance(code := said.get("code"), int):
-                    process.code = code
+                    process.note_code(code)
         except session_link.Closed:
             self.gone.set()
 
@@ -166,7 +166,8 @@ def failure(what: str, cause: str) -> errors.Unavailable:
     )
 
 
-async def _hear(talk: session_link.Link, wanted: str) -> int:
+async def hear(talk: session_link.Link, wanted: str) -> int:
+    """The pid of the process that says it. Raises `Unavailable` when it says something else, `Closed`."""
     said, pid = await talk.receive()
     if said.get("is") != wanted:
         raise failure("its box could not be made", f"{said.get('layer', '')}: {said.get('text', '')}")

@@ -1,0 +1,54 @@
+"""A session's worker that was not forked: the whole way from the start of the interpreter, in a whole box of its own.
+
+For versions that cannot be forked, or may not be. A keeper is forked before anything is imported; to the supervisor the two look
+like those that a zygote makes, but for the box's own first process.
+"""
+
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+from nexus.core import errors
+from nexus.worker import logs, main, session_import, session_keeper, session_link, session_worker, settings
+
+_LOG = logging.getLogger("nexus.worker")
+
+
+def run(talk: int, *, isolated: bool) -> NoReturn:
+    """Never returns. `talk` is our end of a socket pair; the first message brings the keeper its socket."""
+    link = socket.socket(fileno=talk)
+    try:
+        _, descriptors = session_link.receive(link)
+        session_link.send(link, {"is": "init"})
+    except (session_link.Gone, OSError):
+        sys.exit(main.EXIT_FAILED)
+    worker = os.fork()
+    if worker:
+        link.close()
+        session_keeper.Keeper(worker, socket.socket(fileno=descriptors[0])).run()
+    os.close(descriptors[0])
+    os.setsid()
+    _work(link, isolated=isolated)
+
+
+def _work(link: socket.socket, *, isolated: bool) -> NoReturn:
+    faulthandler.enable(file=2)
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=False)
+    code = main.EXIT_FAILED
+    try:
+        config = settings.parse_settings(os.environ)
+        capture = logs.install(config.log_level)
+        imported = session_import.load(config, capture, isolated=isolated)
+        code = session_worker.live(imported, link, None)
+    except errors.NexusError as error:
+        session_link.send(link, {"is": "failed", "layer": error.code, "text": error.cause or error.message})
+        for line in error.log_tail:
+            _LOG.error("%s", line)
+    except Exception as error:  # noqa: BLE001 - told, and the end of this process
+        _LOG.exception("the session's worker failed")
+        session_link.send(link, {"is": "failed", "layer": "worker", "text": repr(error)})
+    session_worker.leave(code)
