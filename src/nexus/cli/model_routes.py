@@ -40,6 +40,7 @@ def set_provider(
     timeout: Annotated[str | None, typer.Option(help="Longest silence in an answer: 60s.")] = None,
     first_byte: Annotated[str | None, typer.Option(help="Longest wait for an answer's first byte: 10s.")] = None,
     retries: Annotated[int, typer.Option(help="Attempts more at this provider before the first byte.")] = 0,
+    batch: Annotated[str | None, typer.Option(help="Gather embeddings for so long and send them together: 5ms.")] = None,
 ) -> None:
     """Add or replace a provider."""
     from nexus.cli import connect, screen
@@ -47,6 +48,8 @@ def set_provider(
     provider: dict[str, Any] = {"kind": kind, "retries": retries}
     further = {"base_url": base_url, "serves": serves, "timeout": timeout, "first_byte": first_byte}
     provider |= {field: value for field, value in further.items() if value is not None}
+    if batch is not None:
+        provider["batch"] = {"window": batch}
     if key_env is not None:
         provider["key"] = f"env:{key_env}"
     with connect.open_client() as host:

@@ -32,7 +32,8 @@ class Ready(NamedTuple):
 class Target:
     """One place a call can go. `name` is the model's name here, `upstream_model` the provider's; `address` is the pool's.
 
-    `rate` None: its price is not known; `context`: the most input tokens, None when not known. Times are seconds."""
+    `rate` None: its price is not known; `context`: the most input tokens, None when not known. Times are seconds.
+    `batch`: for how long embeddings are gathered, and how many go together; None: each call goes alone."""
 
     name: str
     entry: wire_feed.ModelEntry
@@ -45,6 +46,7 @@ class Target:
     timeout_s: float = 600.0
     first_byte_s: float = 600.0
     retries: int = 0
+    batch: tuple[float, int] | None = None
     tags: frozenset[str] = frozenset()
 
     @property

@@ -52,7 +52,7 @@ def look(call: ModelCall, world: "World") -> None:
     policy = call.policy.embeddings
     if policy is None or call.path != EMBEDDINGS or call.target is None:
         return
-    items = _items(call.body.get("input"))
+    items = items_of(call.body.get("input"))
     shelf = shelf_of(call, policy)
     if not items or shelf is None or len(items) > _MOST_ITEMS:
         return
@@ -114,7 +114,7 @@ def _answer(call: ModelCall, keys: list[bytes], known: dict[int, bytes]) -> None
     call.cached = True
 
 
-def _items(given: Any) -> list[Any]:
+def items_of(given: Any) -> list[Any]:
     """The texts (or lists of tokens) that are asked for; empty when this cannot be told."""
     if isinstance(given, str):
         return [given]

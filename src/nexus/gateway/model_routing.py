@@ -17,6 +17,7 @@ from nexus.gateway.world import World
 from nexus.wire import feed as wire_feed
 
 THRESHOLD = 5
+TAG = "tag:"
 
 
 def resolve(call: ModelCall, world: World) -> None:
@@ -117,6 +118,7 @@ def target_of(name: str, entry: wire_feed.ModelEntry, world: World) -> Target:
         timeout_s=float(options.get("timeout_s") or world.settings.model_timeout_s),
         first_byte_s=float(options.get("first_byte_s") or world.settings.model_timeout_s),
         retries=int(options.get("retries", 0)),
+        batch=None if not options.get("batch") else (float(options["batch"]["window_s"]), int(options["batch"]["most"])),
         tags=frozenset(options.get("tags") or ()),
     )
 
@@ -132,7 +134,7 @@ def _plan_chain(call: ModelCall, alias: wire_feed.RouteEntry, world: World) -> l
         targets.sort(key=lambda target: _list_price(target, call))
     ends = [*alias["fallback"], alias.get("last_resort")]
     tail = [found for name in ends if name and (found := find_target(name, world)) is not None]
-    head = [found] if ruled and (found := find_target(ruled, world)) is not None else []
+    head = [] if ruled is None else _ruled(ruled, [*targets, *tail], call, world)
     unique = list({target.name: target for target in (*head, *targets, *tail)}.values())
     if not unique:
         raise errors.NotFound(
@@ -142,6 +144,15 @@ def _plan_chain(call: ModelCall, alias: wire_feed.RouteEntry, world: World) -> l
             next_step=f"nexus models route set {call.model} --to …, with names of nexus models list",
         )
     return _checked(call, unique)
+
+
+def _ruled(use: str, targets: Sequence[Target], call: ModelCall, world: World) -> list[Target]:
+    """What a rule chooses: a model by name, or the cheapest of the alias's own that has the tag (`tag:small`)."""
+    if use.startswith(TAG):
+        tagged = [target for target in targets if use.removeprefix(TAG) in target.tags]
+        return sorted(tagged, key=lambda target: _list_price(target, call))
+    found = find_target(use, world)
+    return [] if found is None else [found]
 
 
 def _draw(weighed: Sequence[dict[str, Any]], at: float) -> list[str]:

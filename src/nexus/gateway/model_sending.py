@@ -34,6 +34,17 @@ def render_head(call: ModelCall, framing: bytes) -> bytes:
     return b"".join(lines)
 
 
+def render_own_head(call: ModelCall, framing: bytes) -> bytes:
+    """The head of a request that the gateway makes itself, for several calls: nothing in it is a client's."""
+    target = call.target
+    given = target.entry["headers"] if target is not None else {}
+    host = target.host.encode("ascii") if target is not None else b"localhost"
+    lines = [b"POST %b HTTP/1.1\r\nHost: %b\r\n" % (model_auth.render_target(call), host)]
+    lines.extend(b"%b: %b\r\n" % (name.lower().encode("latin-1"), text.encode("latin-1")) for name, text in given.items())
+    lines.extend(b"%b: %b\r\n" % header for header in call.signed)
+    return b"".join([*lines, b"accept: application/json\r\naccept-encoding: identity\r\n", framing, b"\r\n"])
+
+
 def clean_answer(headers: list[http1.Header]) -> list[http1.Header]:
     """The provider's headers that concern the client."""
     return [header for header in headers if header[0] not in _PROVIDERS_OWN]

@@ -13,6 +13,7 @@ from nexus.gateway import (
     http1,
     mint,
     model_auth,
+    model_batch,
     model_cache,
     model_counting,
     model_embeddings,
@@ -58,6 +59,7 @@ class ModelHandler(Handler):
         self._circuit: breaker.Circuit | None = None
         self._refused_status = 0
         self._over = False
+        self._batch: model_batch.Batch | None = None
 
     def _describe(self) -> ModelCall:
         call, world = self.call, self.world
@@ -94,8 +96,42 @@ class ModelHandler(Handler):
         if ready is not None:
             self.exchange.reply(ready.status, [*ready.headers, *answers.cors(self.call)], ready.body)
             return
+        key = model_batch.key_of(call)
+        if key is not None:
+            self.exchange.phase = Phase.WAITING
+            self.exchange.deadline = self.world.loop.time() + self._target.timeout_s
+            self._batch = self.world.batches.add(self, key, self.world)
+            return
         self.exchange.replace_body(self._prepare())
         self.exchange.connect(self._target.address)
+
+    def deliver(self, headers: list[http1.Header], body: bytes) -> None:
+        """The provider answered the batch that this call was part of; `body` is its own part."""
+        call, self._batch = self.model_call, None
+        self.world.counts.model_calls += 1
+        call.provider_status, call.headers = 200, list(headers)
+        self._note_first_byte()
+        self._counter.keep(body)
+        whole = call.merge.join(body) if call.merge is not None and model_embeddings.joins(call) else body
+        told = [*model_sending.told(call), *model_cache.told(call), *answers.cors(self.call)]
+        self.exchange.reply(200, [*headers, *told], whole)
+
+    def refuse(self, status: int, headers: list[http1.Header], body: bytes) -> None:
+        """The provider refused the batch that this call was part of."""
+        self._batch = None
+        try:
+            if self._another(_KINDS[status]):
+                return
+        except errors.NexusError as error:
+            self.exchange.fail(error)
+            return
+        self.model_call.provider_status = status
+        self.exchange.reply(status, [*headers, *answers.cors(self.call)], body)
+
+    def go_alone(self) -> None:
+        """The batch did not go well: this call is sent by itself."""
+        self._batch = None
+        self.exchange.send_elsewhere(self._target.address, self._prepare())
 
     # sending, here or elsewhere
 
@@ -275,6 +311,7 @@ class ModelHandler(Handler):
         call = self.model_call
         if call.target is None:
             raise errors.Exhausted("the body did not come in time", code="request.timeout", next_step="send the request again")
+        self._leave_batch()
         self._note(failed=True)
         if not self.exchange.answered and self._another("timeout"):
             return
@@ -285,6 +322,11 @@ class ModelHandler(Handler):
             retry_after_s=1,
             next_step="try again, or use a smaller model",
         )
+
+    def _leave_batch(self) -> None:
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            batch.leave(self)
 
     def broken(self, reason: str, *, lost: bool) -> errors.NexusError:
         provider = self.model_call.provider
@@ -302,9 +344,10 @@ class ModelHandler(Handler):
     def close(self, *, outcome: str, status: int, code: str) -> None:
         call = self.model_call
         self.world.model_handlers.discard(self)
+        self._leave_batch()
         if not call.chain:
             return
-        self._note(failed=None if outcome == "cancelled" else True)
+        self._note(failed=None if outcome == "cancelled" or code.startswith(("model.stopped", "budget.")) else True)
         call.outcome, call.status, call.code = outcome, status, code
         call.ended = self.world.loop.time()
         self._counter.finish()

@@ -12,6 +12,7 @@ from nexus.gateway import (
     kept,
     limits,
     mint,
+    model_batch,
     model_cache,
     model_spend,
     outbox,
@@ -69,6 +70,7 @@ class World:
     admitted: "dict[tuple[bytes | None, ...], express.Admission]" = field(default_factory=dict, repr=False)
     targets: "dict[str, model_call.Target]" = field(default_factory=dict, repr=False)
     circuits: dict[str, breaker.Circuit] = field(default_factory=dict, repr=False)
+    batches: model_batch.Batches = field(default_factory=model_batch.Batches, repr=False)
     model_handlers: "set[models_door.ModelHandler]" = field(default_factory=set, repr=False)
     requests: "shapes.Known[express.Opening]" = field(default_factory=lambda: shapes.Known(shapes.IN_REQUESTS), repr=False)
     loaded: asyncio.Event = field(default_factory=asyncio.Event)

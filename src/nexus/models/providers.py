@@ -103,6 +103,8 @@ def _options(provider: wire.Provider, preset: Preset) -> dict[str, Any]:
     found |= {setting: value for setting, value in times.items() if value is not None}
     if provider.retries:
         found["retries"] = provider.retries
+    if provider.batch is not None:
+        found["batch"] = {"window_s": provider.batch.window, "most": provider.batch.most}
     return found
 
 

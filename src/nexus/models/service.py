@@ -201,7 +201,8 @@ class ModelService:
         """Gives the targets that are not known here (yet)."""
         caller.require(principals.Action.MANAGE_HOST)
         check_name(name, _MODEL_NAME, "alias")
-        told = [*(one.model for one in route.to), *route.fallback, *(rule.use for rule in route.rules)]
+        ruled = (rule.use for rule in route.rules if not rule.use.startswith("tag:"))
+        told = [*(one.model for one in route.to), *route.fallback, *ruled]
         told += [route.last_resort] if route.last_resort else []
         missing = [model for model in dict.fromkeys(told) if feed.resolve_model(self.made.entries, model) is None]
         if len(missing) == len(set(told)):

@@ -95,7 +95,8 @@ class ModelEntry(TypedDict):
     `base_url` + the path after `/v1` (`/chat/completions`, `/messages`); behind `unix:/path` the prefix is `/v1`.
 
     `options` the gateway knows (others are ignored): `prices` (whose price list, absent: `provider`), `price` (as in
-    `PricesEntry`), `context` (most input tokens), `tags`, `timeout_s`, `first_byte_s`, `retries` (attempts more at one place)."""
+    `PricesEntry`), `context` (most input tokens), `tags`, `timeout_s`, `first_byte_s`, `retries` (attempts more at one place),
+    `batch` (`window_s`, `most`: embeddings of a tenant that come together go together)."""
 
     provider: str
     base_url: str
@@ -111,7 +112,7 @@ class RouteEntry(TypedDict):
     then `fallback`, then `last_resort` are tried when one fails in a way that `on` names: `error`, `timeout`, `rate` (429),
     `quota` (a budget of money does not cover it).
 
-    `rules` (the first that fits): `{"below_tokens": 400, "use": name}`, also `above_tokens`, `without_tools`, `agent`,
+    `rules` (the first that fits): `{"below_tokens": 400, "use": name or "tag:small"}`, also `above_tokens`, `without_tools`, `agent`,
     `environment`.
     `trim_to`: oldest messages are left out until the prompt is estimated at so many tokens."""
 

@@ -39,6 +39,13 @@ class Price(Section):
     request: Dollars | None = Field(default=None, description="US dollars for each call")
 
 
+class Batch(Section):
+    """Embeddings of a tenant that come within `window` go to the provider together, at most `most` texts at a time."""
+
+    window: Annotated[Duration, Field(le=1.0)] = 0.005
+    most: int = Field(default=64, ge=2, le=2048)
+
+
 class ProviderModel(Section):
     """One model that a provider is known to have. `upstream`: its own name for it, absent: the same."""
 
@@ -66,6 +73,7 @@ class Provider(Section):
     timeout: Duration | None = None
     first_byte: Duration | None = Field(default=None, description="Longest wait for the first byte of an answer")
     retries: int = Field(default=0, ge=0, le=5, description="Attempts more at this provider before the first byte")
+    batch: Batch | None = Field(default=None, description="Send embeddings together; absent: each call by itself")
     prices: str | None = Field(default=None, max_length=64, description="Whose price list holds; absent: the kind's")
     auth: dict[str, Any] = Field(default_factory=dict, description="What the kind's own authentication needs")
 
@@ -84,7 +92,7 @@ class Weighed(Section):
 
 
 class Rule(Section):
-    """The first rule that fits a call chooses its model."""
+    """The first rule that fits a call chooses its model: `use` names one, or a tag (`tag:small`: the cheapest that has it)."""
 
     use: ModelName
     below_tokens: int | None = Field(default=None, ge=1)

@@ -174,6 +174,10 @@ def test_length_rules_and_tools_choose(door):
     assert said(chat(door, "ruled", messages=[{"role": "user", "content": "word " * 100}])) == "b"
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     assert said(chat(door, "ruled", tools=[tool])) == "b"
+    door.control.change({"model/a": {**(a := door.control.entries["model/a"]), "options": {**a["options"], "tags": ["small"]}}})
+    alias(door, "tagged", "b", "c", "a", rules=[{"below_tokens": 50, "use": "tag:small"}])
+    assert said(chat(door, "tagged")) == "a"
+    assert said(chat(door, "tagged", messages=[{"role": "user", "content": "word " * 100}])) == "b"
 
 
 def test_a_dialect_leaves_out_those_that_do_not_speak_it(door):
