@@ -21,7 +21,7 @@ def open_handler(exchange: Exchange) -> Handler:
     match = exchange.call.match
     if match is None:
         raise errors.Internal("a request was opened without a door")
-    if match.door is Door.RUN and (owner := siblings.decide_owner(exchange.call, exchange.world.settings)) is not None:
+    if match.door is Door.RUN and (owner := siblings.decide_owner(exchange.call, exchange.world)) is not None:
         return siblings.SiblingHandler(exchange, owner)
     return _HANDLERS[match.door](exchange)
 

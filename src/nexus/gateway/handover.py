@@ -23,21 +23,22 @@ _CREDENTIALS = struct.Struct("3i")
 
 @dataclass(slots=True)
 class Taken:
-    """What the older process gave: its listening sockets (TCP, then door). Call `serving` when they are being accepted from."""
+    """What the older process gave: its listening sockets (TCP, then door). Call `serving` when they are being accepted from; on
+    `line` the older one then tells what else it knows (`key_handover`)."""
 
     tcp: socket.socket
     door: socket.socket
-    _line: socket.socket
+    line: socket.socket
 
     def close(self) -> None:
         """Leave everything as it was."""
-        for one in (self.tcp, self.door, self._line):
+        for one in (self.tcp, self.door, self.line):
             one.close()
 
     def serving(self) -> None:
         with contextlib.suppress(OSError):
-            self._line.sendall(_SERVING)
-        self._line.close()
+            self.line.sendall(_SERVING)
+        self.line.setblocking(False)
 
 
 def take(path: Path) -> Taken | None:
@@ -60,9 +61,9 @@ def take(path: Path) -> Taken | None:
 
 
 class Offer:
-    """Waits for a successor. `on_taken` is called once, when the successor serves."""
+    """Waits for a successor. `on_taken` is called once, when the successor serves, with the line to it, which is then its own."""
 
-    def __init__(self, path: Path, sockets: Sequence[socket.socket], on_taken: Callable[[], None]) -> None:
+    def __init__(self, path: Path, sockets: Sequence[socket.socket], on_taken: Callable[[socket.socket], None]) -> None:
         self._path = path
         self._sockets = sockets
         self._on_taken = on_taken
@@ -81,29 +82,32 @@ class Offer:
         loop = asyncio.get_running_loop()
         while self._listener is not None:
             line, _ = await loop.sock_accept(self._listener)
+            taken = False
             try:
-                await self._give(loop, line)
+                taken = await self._give(loop, line)
             except (OSError, TimeoutError) as error:
                 _LOG.warning("a successor did not take over (%s); this process goes on", error or type(error).__name__)
             finally:
-                line.close()
+                if not taken:
+                    line.close()
 
-    async def _give(self, loop: asyncio.AbstractEventLoop, line: socket.socket) -> None:
+    async def _give(self, loop: asyncio.AbstractEventLoop, line: socket.socket) -> bool:
         pid, uid, _ = _CREDENTIALS.unpack(line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         if uid != os.geteuid():
             _LOG.warning("a process of another user (%d) asked for the listening sockets", uid)
-            return
+            return False
         line.setblocking(False)
         async with asyncio.timeout(_TIMEOUT_S):
             if await loop.sock_recv(line, 16) != _ASK:
-                return
+                return False
             socket.send_fds(line, [b"here\n"], [one.fileno() for one in self._sockets])
             said = await loop.sock_recv(line, 16)
         if said == _SERVING:
             _LOG.info("process %d serves in this one's place", pid)
-            self._on_taken()
-        else:
-            _LOG.warning("process %d took the listening sockets and ended before it served", pid)
+            self._on_taken(line)
+            return True
+        _LOG.warning("process %d took the listening sockets and ended before it served", pid)
+        return False
 
     def close(self) -> None:
         if self._listener is not None:

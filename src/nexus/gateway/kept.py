@@ -5,7 +5,7 @@ Keys are the caller's to choose and never cross tenants; what is kept is what th
 
 import collections
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from nexus.core import errors
@@ -71,8 +71,14 @@ class Cache:
             self.size -= answer.size
 
 
+Key = tuple[str, str, bytes]
+"""Tenant, deployment, and what the caller chose."""
+
+
 @dataclass(slots=True)
-class _Use:
+class Use:
+    """What became of a key: its run is under way, or `done` with an `answer` (None: too large to keep)."""
+
     fingerprint: bytes
     at: float
     done: bool = False
@@ -80,19 +86,25 @@ class _Use:
 
 
 class Keys:
-    """What became of each `Idempotency-Key`, for an hour. A key in use is never forgotten before its run ends."""
+    """What became of each `Idempotency-Key`, for an hour. A key in use is never forgotten before its run ends.
+
+    `settling`: what an older process knows of keys is not all here yet. `on_change` is told of each key whose run begins or ends.
+    """
 
     def __init__(self) -> None:
-        self._uses: collections.OrderedDict[Hashable, _Use] = collections.OrderedDict()
+        self.settling = False
+        self.on_change: Callable[[Key], None] | None = None
+        self._uses: collections.OrderedDict[Key, Use] = collections.OrderedDict()
         self._size = 0
 
-    def begin(self, key: Hashable, fingerprint: bytes, now: float) -> Answer | None:
+    def begin(self, key: Key, fingerprint: bytes, now: float) -> Answer | None:
         """The answer to replay, or None when the run is to be made. Raises `Conflict` when it is being made, when the key was
         used for another body, or when its answer was too large to keep."""
         self._forget(now)
         use = self._uses.get(key)
         if use is None:
-            self._uses[key] = _Use(fingerprint, now)
+            self._uses[key] = Use(fingerprint, now)
+            self._tell(key)
             return None
         if use.fingerprint != fingerprint:
             raise errors.Conflict(
@@ -115,18 +127,38 @@ class Keys:
             )
         return use.answer
 
-    def finish(self, key: Hashable, answer: Answer | None) -> None:
+    def finish(self, key: Key, answer: Answer | None) -> None:
         use = self._uses.get(key)
         if use is None:
             return
         use.done, use.answer = True, answer
         self._size += answer.size if answer is not None else 0
+        self._tell(key)
 
-    def release(self, key: Hashable) -> None:
+    def release(self, key: Key) -> None:
         """The run failed before it had an effect that must not be repeated: the key is as if it had never been used."""
         self._drop(key)
+        self._tell(key)
 
-    def _drop(self, key: Hashable) -> None:
+    def uses(self) -> list[tuple[Key, Use]]:
+        """All that is known now, oldest first."""
+        return list(self._uses.items())
+
+    def find(self, key: Key) -> Use | None:
+        return self._uses.get(key)
+
+    def adopt(self, key: Key, use: Use | None) -> None:
+        """What another process knows of a key; None: it is free again."""
+        self._drop(key)
+        if use is not None:
+            self._uses[key] = use
+            self._size += use.answer.size if use.answer is not None else 0
+
+    def _tell(self, key: Key) -> None:
+        if self.on_change is not None:
+            self.on_change(key)
+
+    def _drop(self, key: Key) -> None:
         use = self._uses.pop(key, None)
         if use is not None and use.answer is not None:
             self._size -= use.answer.size

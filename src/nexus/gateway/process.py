@@ -12,6 +12,7 @@ from nexus.gateway import (
     doors,
     feed,
     handover,
+    key_handover,
     limits,
     model_spend,
     outbox,
@@ -43,12 +44,17 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
     if cached is not None:
         here.swap(cached)
     taken = _take_over(config)
+    here.keys.settling = taken is not None
     sockets = (_bind_tcp(config), _bind_door(config)) if taken is None else (taken.tcp, taken.door)
     listeners: list[asyncio.AbstractServer] = []
 
-    def give_way() -> None:
+    telling: list[asyncio.Task[None]] = []
+    over = asyncio.Event()
+
+    def give_way(line: socket.socket) -> None:
         here.replaced = True
         stop.set()
+        telling.append(guard.spawn(key_handover.tell(here.keys, line, here.loop.time(), over), name="keys", owner=here.tasks))
 
     offer = handover.Offer(_handover_path(config), sockets, give_way)
     gc.collect()
@@ -62,10 +68,11 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
                 await _routes_known(here)
             for listening, inside in zip(sockets, (False, True), strict=True):
                 listeners.append(await _listen(here, listening, inside=inside))
-            if config.gateways > 1:
+            if taken is None:
                 listeners.append(await _listen_to_siblings(here))
-            if taken is not None:
+            else:
                 taken.serving()
+                guard.spawn(_settle(here, taken.line, listeners), name="keys", owner=here.tasks)
             offer.open()
             loops.start("handover", offer.follow)
             if config.number == 0:
@@ -75,6 +82,9 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
             for listener in listeners:
                 listener.close()
             await _drain(here, force)
+            over.set()
+            if telling:
+                await asyncio.wait(telling, timeout=2)
     finally:
         offer.close()
         for connection in list(here.connections):
@@ -172,6 +182,17 @@ async def _listen(here: world.World, listening: socket.socket, *, inside: bool) 
         return await here.loop.create_unix_server(connect, sock=listening, backlog=_BACKLOG)
     context = _tls_context(here.settings)
     return await here.loop.create_server(connect, sock=listening, backlog=_BACKLOG, ssl=context)
+
+
+async def _settle(here: world.World, line: socket.socket, listeners: list[asyncio.AbstractServer]) -> None:
+    """Learn of the keys that the older process knows; then runs with a key are taken here."""
+    known = asyncio.Event()
+    listening = asyncio.ensure_future(key_handover.listen(here.keys, line, here.loop.time(), known))
+    await known.wait()
+    if not here.draining:
+        listeners.append(await _listen_to_siblings(here))
+    here.keys.settling = False
+    await listening
 
 
 async def _listen_to_siblings(here: world.World) -> asyncio.AbstractServer:

@@ -7,23 +7,33 @@ that two requests with one key meet whichever process they came to. What was cou
 import hashlib
 
 from nexus.core import errors
-from nexus.gateway import answers, http1, settings
+from nexus.gateway import answers, http1
 from nexus.gateway.call import Call
 from nexus.gateway.exchange import Exchange
 from nexus.gateway.handler import Handler, Phase
+from nexus.gateway.world import World
 
 KEY = b"idempotency-key"
 _AGAIN_S = 0.05
 
 
-def decide_owner(call: Call, config: settings.Settings) -> int | None:
-    """The gateway that a run has to be passed to; None when it stays here."""
+def decide_owner(call: Call, world: World) -> int | None:
+    """The gateway that a run has to be passed to; None when it stays here.
+
+    While this one is settling it passes its own runs to its own sibling socket, which opens when it knows its keys; when it has
+    been replaced that socket is its successor's.
+    """
+    config, elsewhere = world.settings, world.replaced or world.keys.settling
     key, deployment = call.head.named.get(KEY), call.deployment
-    if key is None or deployment is None or config.gateways < 2 or call.relayed or call.trusted:
+    if key is None or deployment is None or call.trusted or (call.relayed and not world.replaced):
+        return None
+    if config.gateways < 2 and not elsewhere:
         return None
     digest = hashlib.sha256(b"\0".join((call.tenant.encode(), deployment.id.encode(), key))).digest()
     owner = int.from_bytes(digest[:4], "big") % config.gateways
-    return None if owner == config.number else owner
+    if call.relayed:
+        return config.number
+    return None if owner == config.number and not elsewhere else owner
 
 
 class SiblingHandler(Handler):
@@ -59,7 +69,9 @@ class SiblingHandler(Handler):
 
     def unreachable(self, error: Exception) -> None:
         """That gateway is being started again, or replaced: wait a little. Without it nobody knows whether the run was made."""
-        if self.world.loop.time() - self._began < self.world.settings.control_patience_s and not self.world.draining:
+        if self.world.loop.time() - self._began < self.world.settings.control_patience_s and (
+            not self.world.draining or self.world.replaced
+        ):
             self.exchange.phase = Phase.WAITING
             self.world.loop.call_later(_AGAIN_S, self._again)
             return

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import gzip
+import http.client
 import json
 
 import pytest
@@ -103,3 +104,45 @@ def runs_at(node, number, key):
     before = node.door(number, "GET", "/health").json["runs"]
     assert ask(node, 1 - number, key).status == 200
     return node.door(number, "GET", "/health").json["runs"] > before
+
+
+def test_a_successor_knows_what_its_predecessor_did(bare_node, small):
+    node = bare_node
+    worker = node.worker("a")
+    node.control.entries["deployment/acme/hello/production"] = small.deployment_entry(worker)
+    older = node.start()
+    done = ask(node, 0, "done", {"input": "\u00e4" * 100_000})
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        going = pool.submit(ask, node, 0, "going", **{"x-do": "gated"})
+        node.wait_for(lambda: worker.seen.qsize() == 2)
+        newer = node.start(wait=False)
+        node.wait_for(lambda: node.door(0, "GET", "/health").json["pid"] == newer.pid)
+        again = ask(node, 0, "done", {"input": "\u00e4" * 100_000})
+        assert (again.status, again.body, again.header("idempotency-replayed")) == (200, done.body, "true")
+        assert ask(node, 0, "done").status == 422
+        busy = ask(node, 0, "going")
+        assert (busy.status, busy.json["code"]) == (409, "idempotency.in_flight")
+        assert ask(node, 0, "fresh").status == 200
+        node.open_gate(worker, "gate")
+        assert going.result(10).status == 200
+    node.wait_for(lambda: ask(node, 0, "going").header("idempotency-replayed") == "true")
+    assert older.wait(20) == 0
+    assert ask(node, 0, "going").header("idempotency-replayed") == "true"
+    assert len(drain(worker)) == 3
+
+
+def test_keys_of_a_predecessor_that_was_killed_are_free(bare_node, small):
+    node = bare_node
+    worker = node.worker("a")
+    node.control.entries["deployment/acme/hello/production"] = small.deployment_entry(worker)
+    older = node.start()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        going = pool.submit(ask, node, 0, "going", **{"x-do": "gated"})
+        node.wait_for(lambda: worker.seen.qsize() == 1)
+        newer = node.start(wait=False)
+        node.wait_for(lambda: node.door(0, "GET", "/health").json["pid"] == newer.pid)
+        assert ask(node, 0, "going").status == 409
+        older.kill()
+        older.wait()
+        assert isinstance(going.exception(10), OSError | http.client.HTTPException)
+    node.wait_for(lambda: ask(node, 0, "going").status == 200)
