@@ -116,8 +116,8 @@ def see(target):
 
 @probe("C02 see the first process of the host")
 def first_process(target):
-    if b"box_main" in (line := read("/proc/1/cmdline")):
-        raise OSError(errno.ESRCH, "it is the init of the box")
+    if b"box_main" in (line := read("/proc/1/cmdline")) or b"boot.py" in line:
+        raise OSError(errno.ESRCH, "it is the init of the box, or the agent itself")
     return line
 
 
@@ -389,6 +389,111 @@ def system_v(key):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
+# D: the way out. What the broker does not refuse counts as allowed, whether or not anybody answers there.
+
+
+def way_out():
+    """Our end of the way; without one there is nothing to ask."""
+    proxy = os.environ.get("HTTP_PROXY", "")
+    if not proxy:
+        raise OSError(errno.ENETUNREACH, "there is no way out")
+    host, port = proxy.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=4)
+
+
+def asked(line, more=b""):
+    """What the broker says to one request line."""
+    with way_out() as link:
+        link.sendall(line.encode("utf-8", "surrogateescape") + b" HTTP/1.1\r\n" + more + b"\r\n")
+        answer = link.recv(4096)
+    status = answer.split(b" ")[1:2]
+    if status in ([b"403"], []):
+        raise OSError(errno.EACCES, (answer.partition(b"\r\n\r\n")[2] or b"closed").decode("utf-8", "replace")[:120])
+    return answer[:80]
+
+
+def by_socks(kind, address, port=443, command=1):
+    with way_out() as link:
+        link.sendall(b"\x05\x01\x00")
+        if link.recv(2) != b"\x05\x00":
+            raise OSError(errno.EACCES, "no greeting")
+        link.sendall(bytes((5, command, 0, kind)) + address + port.to_bytes(2, "big"))
+        answer = link.recv(10)
+    if answer[1:2] in (b"\x02", b"\x07", b"\x08", b""):
+        raise OSError(errno.EACCES, f"refused: {answer[1:2].hex()}")
+    return answer.hex()
+
+
+def named(host):
+    return bytes((len(host),)) + host
+
+
+INWARD = (
+    "127.0.0.1", "127.0.0.53", "[::1]", "0.0.0.0", "169.254.169.254", "10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1",
+    "[fd00::1]", "[fe80::1]", "[::ffff:127.0.0.1]", "[::ffff:a9fe:a9fe]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "2130706433",
+    "0x7f000001", "0x7f.1", "017700000001", "127.1", "localhost", "localhost.", "LOCALHOST", "127\u30020\u30020\u30021",
+    "\uff11\uff12\uff17.0.0.1", "metadata.google.internal",
+)  # fmt: skip
+for where in INWARD:
+    shown = where.encode("ascii", "backslashreplace").decode()
+    probe(f"D01 connect to {shown}")(lambda target, where=where: asked(f"CONNECT {where}:80"))
+probe("D01 ask for a page of the metadata service")(lambda target: asked("GET http://169.254.169.254/latest/meta-data/"))
+probe("D01 by SOCKS: loopback by number")(lambda target: by_socks(1, b"\x7f\x00\x00\x01"))
+probe("D01 by SOCKS: loopback in IPv6's clothes")(lambda target: by_socks(4, bytes(10) + b"\xff\xff\x7f\x00\x00\x01"))
+probe("D01 by SOCKS: localhost")(lambda target: by_socks(3, named(b"localhost")))
+probe("D01 a port of the host")(lambda target: asked(f"CONNECT 127.0.0.1:{target['port']}"))
+LINES = (
+    "GET file:///etc/passwd", "GET gopher://127.0.0.1:6379/_INFO", "GET ftp://api.example.com/", "GET https://api.example.com/",
+    "GET http://user:pass@api.example.com/", "GET http://api.example.com:22/", "CONNECT api.example.com:22", "TRACE *",
+)  # fmt: skip
+for line in LINES:
+    probe(f"D03 {line}")(lambda target, line=line: asked(line))
+probe("D03 a second request in a header")(
+    lambda target: asked("GET http://other.test/", b"x: y\r\n\r\nGET http://api.example.com/ HTTP/1.1\r\n")
+)
+TRICKS = {
+    "a longer name": "api.example.com.evil.test:443",
+    "a longer beginning": "evilapi.example.com:443",
+    "a NUL": "evil.test\0.api.example.com:443",
+    "a NUL at the end": "api.example.com\0.evil.test:443",
+    "another user": "api.example.com@evil.test:443",
+    "a slash": "evil.test/api.example.com:443",
+    "a backslash": "evil.test\\api.example.com:443",
+    "a fragment": "evil.test#api.example.com:443",
+    "an escape": "api%2eexample%2ecom:443",
+    "the parent": "example.com:443",
+}
+for how, where in TRICKS.items():
+    probe(f"D04 pass for a named host by {how}")(lambda target, where=where: asked(f"CONNECT {where}"))
+probe("D04 by SOCKS: a NUL in the name")(lambda target: by_socks(3, named(b"api.example.com\0.evil.test")))
+probe("D05 another address by SOCKS")(lambda target: by_socks(1, b"\xc6\x33\x64\x01"))
+probe("D05 listen by SOCKS")(lambda target: by_socks(1, b"\x00\x00\x00\x00", command=2))
+probe("D05 datagrams by SOCKS")(lambda target: by_socks(1, b"\x00\x00\x00\x00", command=3))
+probe("D05 a datagram to a name server")(lambda target: datagram(("198.51.100.53", 53)))
+probe("D05 a datagram to QUIC's port")(lambda target: datagram(("198.51.100.1", 443)))
+probe("D05 ping")(lambda target: ping())
+probe("D05 a name server on the way in")(lambda target: connect(socket.AF_INET, ("127.0.0.53", 53)))
+probe("D07 a head without an end")(lambda target: endless_head())
+
+
+def datagram(address):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        return link.sendto(b"probe", address)
+
+
+def ping():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP) as link:
+        return link.sendto(bytes((8, 0, 0xF7, 0xFF)) + bytes(4), ("198.51.100.1", 0))
+
+
+def endless_head():
+    """A broker that goes on reading would be filled up."""
+    with way_out() as link:
+        for _ in range(1024):
+            link.sendall(b"GET http://api.example.com/ HTTP/1.1\r\nx: " + b"y" * 4096)
+    return "it was read to its end"
+
+
 # E: secrets
 
 
@@ -416,6 +521,14 @@ def arguments(target):
 def dump_core(target):
     if resource.getrlimit(resource.RLIMIT_CORE) == (0, 0):
         raise OSError(errno.EPERM, "no core may be dumped")
+
+
+@probe("E02 the secrets of another in shared memory")
+def secrets_in_memory(target):
+    for name in os.listdir("/dev/shm"):
+        if b"flag" in open(f"/dev/shm/{name}", "rb").read(64):
+            return name
+    raise OSError(errno.ENOENT, "none")
 
 
 # What an agent needs: these must be allowed

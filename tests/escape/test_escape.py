@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,22 +18,28 @@ from nexus.testing.driver_contract import is_in, until, until_gone
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the box is Linux's")
 WATCHED = ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sys/kernel/modprobe")
 FOLDERS = ("/", "/etc", "/usr", "/usr/bin", "/usr/local/bin", "/dev")
+KEPT = ("/etc", "/usr/bin", "/usr/local/bin")
 
 
 def host() -> dict[str, object]:
     """What no agent may change, and what none may leave: its probes make files of this name."""
     seen: dict[str, object] = {path: Path(path).read_bytes() for path in WATCHED if os.path.exists(path)}
-    seen |= {folder: "probe" in os.listdir(folder) for folder in FOLDERS}
+    seen |= {f"{folder} has a probe": "probe" in os.listdir(folder) for folder in FOLDERS}
+    seen |= {folder: tiers.fingerprint(Path(folder)) for folder in KEPT}
     seen["mounts"] = [line for line in Path("/proc/mounts").read_text().splitlines() if "nexus-escape" in line]
     return seen
 
 
-@pytest.mark.parametrize("tier", list(tiers.OPTIONS))
+@pytest.mark.parametrize(
+    "tier", [pytest.param(tier, marks=[pytest.mark.slow] if tier == "gvisor" else []) for tier in tiers.OPTIONS]
+)
 async def test_nothing_new_is_allowed(tier: str) -> None:
     if tier == "user" and not tiers.user_python():
         pytest.skip("needs root, setpriv and a /usr/bin/python of this version")
     if tier == "unboxed" and os.geteuid() != 0:
         pytest.skip("playing a weak machine needs root")
+    if tier == "gvisor" and (os.geteuid() != 0 or shutil.which("runsc") is None):
+        pytest.skip("needs root and runsc")
     before = host()
     async with tiers.supervised(tier) as rig:
         capabilities = await rig.driver.capabilities()

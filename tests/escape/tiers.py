@@ -1,6 +1,9 @@
 """The tiers that the probe runs in, each on a real supervisor, and what the harness puts outside for it to find."""
 
+import asyncio
 import contextlib
+import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -16,18 +19,23 @@ import supervisor_rig
 
 from nexus.core import instances
 from nexus.core.phases import InstancePhase
-from nexus.drivers.process import launcher
+from nexus.drivers.process import launcher, session_client
+from nexus.kit.home import Home
+from nexus.ports import session_node
 from nexus.testing.driver_contract import is_in, until
 
 PROBE = Path(__file__).with_name("probe.py").read_text()
 NOBODY = 65534
+NAMED = ["api.example.com", "127.0.0.1", "localhost", "169.254.169.254", "10.0.0.1", "[::1]"]
 OPTIONS: dict[str, dict[str, object]] = {
     "restricted": {},
     "isolated": {"network": "isolated"},
-    "egress": {"network": "egress", "egress": ["api.example.com"]},
+    "egress": {"network": "egress", "egress": NAMED},
     "baseline": {"security_context": "baseline"},
     "user": {},
     "unboxed": {},
+    "session": {"isolation": "session", "network": "isolated", "session": {"freeze_after_s": 3600.0}},
+    "gvisor": {"runtime_class": "gvisor", "network": "isolated"},
 }
 HOST_VARIABLE = "PROBE_HOST_SECRET"
 
@@ -65,7 +73,7 @@ def user_python() -> str:
 @contextlib.asynccontextmanager
 async def supervised(tier: str) -> AsyncIterator[supervisor_rig.SupervisorRig]:
     root = Path(tempfile.mkdtemp(prefix="nexus-escape-"))
-    rig = {"user": UserRig, "unboxed": WeakRig}.get(tier, supervisor_rig.SupervisorRig)(root)
+    rig = {"user": UserRig, "unboxed": WeakRig}.get(tier, supervisor_rig.SupervisorRig)(root, plain=tier != "session")
     rig.environ = {HOST_VARIABLE: "canary", "PYTHONDONTWRITEBYTECODE": "1"}
     if tier == "user":
         shutil.chown(root, NOBODY, NOBODY)
@@ -117,6 +125,42 @@ def outside(home: Path) -> Any:
             process.wait()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where an agent is asked: an instance, or one of an instance's sessions."""
+
+    socket: Path
+    pid: int | None
+    instance_id: str
+
+    async def ask(self, given: object, *, timeout_s: float = 30.0) -> Any:
+        body = json.dumps({"input": given}).encode()
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_unix_connection(str(self.socket), limit=2**24)
+            writer.write(b"POST /run HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+            answer = await reader.read()
+            writer.close()
+        told = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert "output" in told, told
+        return told["output"]
+
+
+async def places(rig: supervisor_rig.SupervisorRig, options: dict[str, object]) -> tuple[Place, Place]:
+    """A neighbour and a prober: two tenants' instances, or two sessions of one instance."""
+    if options.get("isolation") != "session":
+        pair = await started(rig, options, tenant="other"), await started(rig, options)
+        found = [Place(rig.home.instance_socket(one.id), one.pid, one.id) for one in pair]
+        return found[0], found[1]
+    instance = await started(rig, options)
+    node = session_client.ProcessSessions(rig.driver)
+    made = []
+    for name in ("neighbour", "prober"):
+        place = await node.place([instance.id], name)
+        pid = next(one.pid for one in await node.sessions(session_node.SessionQuery(tenant="acme")) if one.session_id == name)
+        made.append(Place(Path(place.address.removeprefix("unix:")), pid, instance.id))
+    return made[0], made[1]
+
+
 async def attack(rig: supervisor_rig.SupervisorRig, options: dict[str, object]) -> dict[str, list[str]]:
     """Every probe in one box, while a neighbour's box stands beside it."""
     door = rig.home.door_socket(0)
@@ -124,16 +168,36 @@ async def attack(rig: supervisor_rig.SupervisorRig, options: dict[str, object]) 
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(door))
         door.chmod(0o666)
-    neighbour, prober = await started(rig, options, tenant="other"), await started(rig, options)
-    planted = await rig.run(neighbour.id, {"do": "plant"})
+    neighbour, prober = await places(rig, options)
+    planted = await neighbour.ask({"do": "plant"})
     with outside(rig.home.root) as target:
         target |= {
             "supervisor": str(rig.home.supervisor_socket),
-            "record": str(rig.home.instances / prober.id / "status.json"),
+            "record": str(rig.home.instances / prober.instance_id / "status.json"),
             "door": str(door),
-            "neighbour": {**planted, "pid": neighbour.pid, "published": str(rig.home.instance_socket(neighbour.id))},
+            "neighbour": {**planted, "pid": neighbour.pid, "published": str(neighbour.socket)},
         }
-        found: dict[str, list[str]] = await rig.run(prober.id, {"do": "probe", "target": target}, timeout_s=100)
+        before = fingerprint(*code_of(rig.home))
+        found: dict[str, list[str]] = await prober.ask({"do": "probe", "target": target}, timeout_s=200)
+        assert fingerprint(*code_of(rig.home)) == before, "it changed code that others run"
+    return found
+
+
+def code_of(home: Home) -> list[Path]:
+    """What every agent of a host runs, and none may change."""
+    return [home.packages, home.root / "sources", home.environments, home.worker_copies, home.doors]
+
+
+def fingerprint(*folders: Path) -> dict[str, tuple[int, ...]]:
+    """Each file below them with what changes when somebody touches it."""
+    found = {}
+    for folder in folders:
+        for directory, folders_, files in os.walk(folder):
+            for name in (*folders_, *files):
+                entry = os.lstat(os.path.join(directory, name))
+                found[os.path.join(directory, name)] = (
+                    entry.st_ino, entry.st_mode, entry.st_uid, entry.st_size, entry.st_mtime_ns, entry.st_ctime_ns
+                )  # fmt: skip
     return found
 
 

@@ -116,8 +116,8 @@ async def told(rig: Rig, instance_id: str, *call: object) -> dict[str, Any]:
         (["bomb"], "instance.out_of_processes", "--process-limit 128", "allows 64"),
         (["flood", 4 << 20, False], "instance.out_of_disk", "--disk-limit 64Mi", "allows 32Mi"),
         (["flood", 4 << 20, True], "instance.out_of_disk", "--disk-limit 64Mi", "allows 32Mi"),
-        (["many"], "instance.out_of_disk", "--disk-limit 64Mi", "2048"),
-        (["deep"], "instance.out_of_disk", "--disk-limit 64Mi", "200 deep"),
+        pytest.param(["many"], "instance.out_of_disk", "--disk-limit 64Mi", "2048", marks=pytest.mark.slow),
+        pytest.param(["deep"], "instance.out_of_disk", "--disk-limit 64Mi", "200 deep", marks=pytest.mark.slow),
     ],
     ids=["processes", "disk", "deleted files", "inodes", "depth"],
 )
