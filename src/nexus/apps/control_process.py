@@ -188,7 +188,7 @@ async def _run(
             )
         )
         records = [each for mine in picture.instances.values() for each in mine]
-        models.declare(control_models.declared_in(picture))
+        await models.declare(control_models.declared_in(picture))
         server.publish("hosting", entries | routes.render_tokens(picture.deployments, records))
         first_routes.set()
 

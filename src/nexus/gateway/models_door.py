@@ -141,6 +141,12 @@ class ModelHandler(Handler):
             raise errors.Internal("a model call was sent before it had a target")
         return self.model_call.target
 
+    @property
+    def _patience_s(self) -> float:
+        """How long an answer may take to begin. One that is not streamed begins when it is made."""
+        target = self._target
+        return min(target.first_byte_s, target.timeout_s) if self.model_call.streaming else target.timeout_s
+
     def _prepare(self) -> bytes:
         """The body for the target; from here on its time runs."""
         target = self._target
@@ -149,7 +155,7 @@ class ModelHandler(Handler):
         self._refused_status = 0
         self._circuit = model_routing.circuit_of(target, self.world)
         self._circuit.note_start(model_routing.THRESHOLD)
-        self.exchange.deadline = self.world.loop.time() + min(target.first_byte_s, target.timeout_s)
+        self.exchange.deadline = self.world.loop.time() + self._patience_s
         self.world.counts.model_calls += 1
         model_embeddings.prepare(self.model_call)
         body = model_request.render(self.model_call, self._raw)
@@ -218,7 +224,7 @@ class ModelHandler(Handler):
 
     def answer_headers(self, status: int, headers: list[http1.Header]) -> list[http1.Header]:
         kind = _KINDS.get(status)
-        self._note(failed=None if status == 429 else kind is not None)
+        self._note(failed=None if status == 429 else status >= 500)
         if kind is not None and self._can_go_on(kind):
             self._fall = kind
             raise BadAnswer(f"it answered {status}")
@@ -315,7 +321,7 @@ class ModelHandler(Handler):
         self._note(failed=True)
         if not self.exchange.answered and self._another("timeout"):
             return
-        waited = call.target.timeout_s if self.exchange.answered else min(call.target.first_byte_s, call.target.timeout_s)
+        waited = call.target.timeout_s if self.exchange.answered else self._patience_s
         raise errors.Exhausted(
             f"the model {call.model!r} did not answer within {waited:g} s",
             code="model.timeout",

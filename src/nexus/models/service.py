@@ -128,10 +128,15 @@ class ModelService:
             self._listed = found
             await asyncio.to_thread(prices.write_cache, self._price_cache, found)
 
-    def declare(self, found: Sequence[budgets.Declared]) -> None:
-        """What deployments' `config.yaml` declare, all of it; called with every picture of the reconciler."""
-        if tuple(found) != self._of_configs:
-            self._of_configs = tuple(found)
+    async def declare(self, found: Sequence[budgets.Declared]) -> None:
+        """What deployments' `config.yaml` declare, all of it; called with every picture of the reconciler, before its routes
+        are told: nothing new is served before its budget holds."""
+        if tuple(found) == self._of_configs:
+            return
+        self._of_configs = tuple(found)
+        try:
+            await self.refresh()
+        except errors.Unavailable:
             self._woken.set()
 
     async def refresh(self) -> None:

@@ -112,8 +112,8 @@ class RouteEntry(TypedDict):
     then `fallback`, then `last_resort` are tried when one fails in a way that `on` names: `error`, `timeout`, `rate` (429),
     `quota` (a budget of money does not cover it).
 
-    `rules` (the first that fits): `{"below_tokens": 400, "use": name or "tag:small"}`, also `above_tokens`, `without_tools`, `agent`,
-    `environment`.
+    `rules` (the first that fits): `{"below_tokens": 400, "use": name or "tag:small"}`, also `above_tokens`, `without_tools`,
+    `agent`, `environment`.
     `trim_to`: oldest messages are left out until the prompt is estimated at so many tokens."""
 
     targets: list[dict[str, Any]]

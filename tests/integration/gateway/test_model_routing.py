@@ -22,7 +22,7 @@ def door(stage, small):
             options = {
                 "price": {"input": ord(name), "output": 1},
                 "context": 1000 if name == "c" else 100_000,
-                "first_byte_s": 0.5,
+                "timeout_s": 0.5,
             }
             one.control.entries[f"model/{name}"] = {
                 "provider": name, "base_url": llm.base_url, "headers": {}, "upstream_model": f"{name}-1",
@@ -89,6 +89,23 @@ def test_one_that_says_nothing_in_time_falls_back(door):
     started = time.monotonic()
     assert said(chat(door, "fast")) == "b"
     assert time.monotonic() - started < 10
+
+
+def test_a_stream_that_does_not_begin_falls_back_sooner(door):
+    entry = door.control.entries["model/a"]
+    door.control.change({"model/hurried": {**entry, "options": {**entry["options"], "timeout_s": 30, "first_byte_s": 0.3}}})
+    alias(door, "hurry", "hurried", "b")
+    door.llms["a"].turn(latency_s=2.0)
+    answer = chat(door, "hurry", stream=True)
+    assert (answer.status, answer.header("Nexus-Model")) == (200, "b")
+    assert said(chat(door, "hurry")) == "a", "a whole answer takes the time it takes"
+
+
+def test_callers_mistakes_do_not_turn_a_provider_away_from_others(door):
+    for status in (404, 401):
+        door.llms["c"].turn(fail=status, fail_times=8)
+        assert {chat(door, "c").status for _ in range(8)} <= {404, 502}
+    assert said(chat(door, "c")) == "c"
 
 
 def test_an_answer_that_broke_off_is_not_asked_for_again(door):
