@@ -1,6 +1,7 @@
 """Budgets as a gateway knows them: which of them bind a call, which counter that is, what is said when one is empty. Pure."""
 
 import calendar
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Budget:
 
     def meter(self, subject: str, now: float) -> Meter:
         period = "day" if self.period == "total" and subject == _NOBODY else self.period
-        window, ends = window_of(period, now)
+        window, ends = _window_in(period, int(now))
         name = f"{self.tenant}\0{self.id}\0{self.unit}\0{subject}\0{period}\0{window}"
         return Meter(name, ends, self.opening if window == self.opening_window else 0)
 
@@ -70,6 +71,11 @@ def window_of(period: str, now: float) -> tuple[int, float]:
     length = 60 if period == "minute" else 86400
     window = int(now // length)
     return window, float((window + 1) * length)
+
+
+@functools.lru_cache(maxsize=16)
+def _window_in(period: str, second: int) -> tuple[int, float]:
+    return window_of(period, float(second))
 
 
 def parse(path: str, value: Mapping[str, Any]) -> Budget:

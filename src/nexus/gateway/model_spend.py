@@ -23,6 +23,7 @@ _LOG = logging.getLogger(__name__)
 SLOTS = 1 << 16
 _SLOT = struct.Struct("=QdqqQ")
 _AMOUNT = struct.Struct("=q")
+_MARK = struct.Struct("=Q")
 _PROBES = 64
 _REMEMBERED = 20_000
 _OWN = "held-"
@@ -46,7 +47,7 @@ class Spend:
         self._own_descriptor, self._own_path = own, own_path
         self._memory = mmap.mmap(descriptor, SLOTS * _SLOT.size)
         self._held = mmap.mmap(own, SLOTS * _AMOUNT.size)
-        self._places: dict[str, int] = {}
+        self._places: dict[str, tuple[int, int]] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -162,16 +163,16 @@ class Spend:
 
     def _find(self, meter: Meter, now: float) -> int:
         """The meter's place, made when absent: a free one near where its name hashes to."""
-        mark = int.from_bytes(hashlib.sha256(meter.name.encode("utf-8", "surrogateescape")).digest()[:8], "big") | 1
         known = self._places.get(meter.name)
-        if known is not None and _SLOT.unpack_from(self._memory, known * _SLOT.size)[0] == mark:
-            return known
+        if known is not None and _MARK.unpack_from(self._memory, known[0] * _SLOT.size)[0] == known[1]:
+            return known[0]
+        mark = int.from_bytes(hashlib.sha256(meter.name.encode("utf-8", "surrogateescape")).digest()[:8], "big") | 1
         free = -1
         for step in range(_PROBES):
             place = (mark + step) % SLOTS
             owner, ends, _, reserved, _ = _SLOT.unpack_from(self._memory, place * _SLOT.size)
             if owner == mark:
-                return self._remember(meter.name, place)
+                return self._remember(meter.name, place, mark)
             if free < 0 and (not owner or (not reserved and ends < now)):
                 free = place
         if free < 0:
@@ -182,10 +183,10 @@ class Spend:
                 next_step="have fewer budgets per session or run, or use shorter periods",
             )
         _SLOT.pack_into(self._memory, free * _SLOT.size, mark, meter.ends, meter.opening, 0, 0)
-        return self._remember(meter.name, free)
+        return self._remember(meter.name, free, mark)
 
-    def _remember(self, name: str, place: int) -> int:
+    def _remember(self, name: str, place: int, mark: int) -> int:
         if len(self._places) >= _REMEMBERED:
             self._places.clear()
-        self._places[name] = place
+        self._places[name] = (place, mark)
         return place
