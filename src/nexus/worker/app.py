@@ -121,7 +121,7 @@ class App:
         run = self._executor.begin(
             call,
             run_id=_run_id(headers),
-            session_id=_session_id(headers),
+            session_id=self._own(_session_id(headers)),
             streaming=streaming,
             timeout_s=self._timeout(headers),
             traceparent=headers.get(b"traceparent", b"").decode("latin-1"),
@@ -142,6 +142,16 @@ class App:
             for watcher in watchers:
                 watcher.cancel()
             run.stop("client")
+
+    def _own(self, session_id: str) -> str:
+        """The id itself; where each session has a worker of its own, no other one's."""
+        if self._config.session_id not in (None, session_id):
+            raise errors.Conflict(
+                "this worker serves another session",
+                code="session.wrong_worker",
+                next_step="ask the supervisor where the session lives (POST /sessions)",
+            )
+        return session_id
 
     def _watch(self, receive: Receive, run: one_run.Run) -> asyncio.Task[None]:
         return guard.spawn(_watch(receive, run), name=f"watch {run.run_id}", owner=self._watchers)

@@ -32,6 +32,7 @@ class SupervisorRig:
         self.driver = client.ProcessDriver(self.home.supervisor_socket)
         self._plain = plain
         self._count = 0
+        self.instance_ids: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
         self.environ: dict[str, str] = {}
 
@@ -86,6 +87,7 @@ class SupervisorRig:
             door=str(self.home.door_socket(0)),
             start_timeout_s=20.0,
         )
+        self.instance_ids.append(spec.id)
         return dataclasses.replace(spec, **changes)
 
     def spec(self, behaviour: str) -> instances.InstanceSpec:
