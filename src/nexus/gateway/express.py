@@ -139,6 +139,11 @@ class Express:
         self._upstream.express = None
         self.unfold()
 
+    def unfold_in_time(self) -> None:
+        """A stream will need an exchange: better made while the worker thinks than when its first event is here."""
+        if self.client.express is self:
+            self.abandon()
+
     def unfold(self) -> Exchange:
         """This run as an `Exchange` that is relaying, in the connection's and the upstream's hands."""
         client, world, admission = self.client, self.world, self._opening.admission
@@ -182,7 +187,7 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
         opening, session, trace, user, body = read
     else:
         return False
-    admission, head, _, _, deployment, homes, room, limiting, seconds = opening
+    admission, head, streams, _, deployment, homes, room, limiting, seconds = opening
     started, now, size = world.clock(), time.monotonic(), len(body)
     if size > table.max_body_bytes or admission.expires_at <= started:
         return False
@@ -231,6 +236,8 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
         b"%b%bNexus-Deadline: %d\r\ntraceparent: %b\r\nContent-Length: %d\r\n\r\n%b"
         % (head, ids, int((started + seconds) * 1000), trace, size, body)
     )
+    if streams:
+        world.loop.call_soon(run.unfold_in_time)
     return True
 
 
