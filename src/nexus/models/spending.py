@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nexus.core import errors, principals
+from nexus.kit import egress
 from nexus.models import budgets, notices, service
 from nexus.ports import model_store as ports
 from nexus.wire import models as wire
@@ -31,6 +32,8 @@ class Spending:
     async def put(self, caller: principals.Principal, budget_id: str, spec: wire.BudgetSpec) -> dict[str, Any]:
         """Raises `Invalid`; `Forbidden` for a key that is narrower than the budget."""
         _require(caller, spec)
+        if spec.webhook is not None:
+            _check_url(spec.webhook)
         service.check_name(budget_id, service.BUDGET_ID, "budget")
         row = ports.BudgetRow(
             tenant=caller.tenant,
@@ -129,6 +132,16 @@ class Spending:
         total = (await self._room.store.usage(which, None))[0]
         rows = await self._room.store.usage(which, by) if by is not None else []
         return Usage(since=since, until=until or now, by=by, rows=rows, total=total)
+
+
+def _check_url(url: str) -> None:
+    """Where it leads is judged again at each call."""
+    try:
+        egress.parse_url(url)
+    except ValueError as error:
+        raise errors.Invalid(
+            "this webhook cannot be called", code="webhook.invalid", cause=str(error), next_step="give an http(s) URL"
+        ) from error
 
 
 def _may_see(caller: principals.Principal, spec: wire.BudgetSpec) -> bool:
