@@ -1,9 +1,9 @@
-"""What Python costs for one run at the gateway, without sockets: the protocols with transports that do nothing, and the parts alone.
+"""What Python costs for a run at the gateway, without sockets: the protocols with transports that do nothing, and the parts alone.
 
     python benchmarks/gateway/parts.py [--rounds 30]
 
-Prints the least of many rounds, in nanoseconds of CPU: other work on the machine moves it little. The kernel's part, and uvloop's,
-is what `run.py` shows beyond it.
+Prints the least of many rounds, in nanoseconds of CPU: other work on the machine moves it little. What `run.py` shows beyond it
+is the kernel's part, and uvloop's.
 """
 
 import argparse
@@ -54,7 +54,8 @@ def request(key: str, number: int) -> bytes:
     body = b'{"input": "%b", "context": {}}' % (b"x" * (60 + number % 120))
     return (
         b"POST /agents/echo/run HTTP/1.1\r\nHost: 127.0.0.1:8700\r\nContent-Type: application/json\r\nAccept: */*\r\n"
-        b"User-Agent: python-httpx/0.28.1\r\nAuthorization: Bearer %b\r\nNexus-Session-Id: customer-%d\r\nContent-Length: %d\r\n\r\n%b"
+        b"User-Agent: python-httpx/0.28.1\r\nAuthorization: Bearer %b\r\nNexus-Session-Id: customer-%d\r\n"
+        b"Content-Length: %d\r\n\r\n%b"
         % (key.encode(), number, len(body), body)
     )
 
@@ -66,8 +67,8 @@ def entries(key: str) -> dict[str, object]:
             "requests_per_minute": 1_000_000_000,
         },
         "deployment/acme/echo/production": {
-            "id": "dep_1", "revision": 1, "balancer": "least-connections", "timeout_s": 60, "wait_s": 1, "max_concurrency": 100000,
-            "max_queue": 10, "instances": [{"id": f"ins_{name}", "address": f"unix:/{name}", "version": "1"} for name in "abcd"],
+            "id": "dep_1", "revision": 1, "balancer": "least-connections", "timeout_s": 60, "wait_s": 1, "max_queue": 10,
+            "max_concurrency": 100000, "instances": [{"id": f"ins_{name}", "address": f"unix:/{name}", "version": "1"} for name in "abcd"],
         },
     }  # fmt: skip
 
@@ -98,7 +99,7 @@ async def main(rounds: int) -> None:
         turns = sorted(measure(here, clients, requests, flying) for _ in range(rounds))
         whole, there, back = turns[0]
         median = turns[len(turns) // 2][0]
-        print(f"a run: {whole:.0f} ns, to the worker {there:.0f}, back to the client {back:.0f} (median of all rounds {median:.0f})")
+        print(f"a run: {whole:.0f} ns, to the worker {there:.0f}, back to the client {back:.0f} (median round {median:.0f})")
         measure_parts(here, clients[0], requests[0])
         here.rates.close()
 

@@ -215,10 +215,8 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
     run_id = minter.run_id_bytes(started)
     run = Express()
     run._given = session is not None
-    if session is None:
-        session = minter.session_id_bytes(instance.tag_bytes, started)
-    if trace is None:
-        trace = minter.traceparent_bytes()
+    session = session or minter.session_id_bytes(instance.tag_bytes, started)
+    trace = trace or minter.traceparent_bytes()
     run._ids = ids = b"Nexus-Run-Id: %b\r\nNexus-Session-Id: %b\r\n" % (run_id, session)
     run.client, run.world, run._opening, run._data, run._size = client, world, opening, data, size
     run._instance, run._upstream, run._quota = instance, upstream, quota
