@@ -12,7 +12,7 @@ from typing import Any
 
 from nexus.core import errors
 from nexus.worker import door as doors
-from nexus.worker import runs, settings
+from nexus.worker import runs, settings, tool_spans
 
 _LOG = logging.getLogger("nexus.worker")
 
@@ -39,6 +39,7 @@ class Traces:
         self._provider.add_span_processor(export.BatchSpanProcessor(_exporter(door, export), schedule_delay_millis=1000))
         trace.set_tracer_provider(self._provider)
         self._tracer = self._provider.get_tracer("nexus.worker")
+        tool_spans.install(self._tracer)
         self._propagator = tracecontext.TraceContextTextMapPropagator()
         self._trace = trace
         self._name = f"run {config.agent}"
@@ -52,7 +53,10 @@ class Traces:
             self._name, context=parent, kind=self._trace.SpanKind.SERVER, attributes=attributes
         ) as span:
             run.trace_id = f"{span.get_span_context().trace_id:032x}"
-            yield
+            try:
+                yield
+            finally:
+                tool_spans.end_all(run.run_id)
 
     def stop(self, timeout_s: float = 3.0) -> None:
         """Send what is left."""

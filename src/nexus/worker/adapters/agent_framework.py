@@ -6,7 +6,7 @@ Source: https://learn.microsoft.com/agent-framework/.
 import importlib
 from typing import Any
 
-from nexus.worker import outputs, runs
+from nexus.worker import outputs, runs, tool_spans
 from nexus.worker.adapters import prompts, tell, versions
 
 _AGENT = "agent_framework._agents.BaseAgent"
@@ -27,6 +27,7 @@ class AgentFrameworkAdapter:
 
     def __init__(self, agent: Any) -> None:
         versions.check("agent-framework-core", tried="1.23")
+        tool_spans.leave_to_framework()
         self._agent = agent
         self._session = importlib.import_module("agent_framework").AgentSession
 
@@ -37,7 +38,7 @@ class AgentFrameworkAdapter:
             session = self._session.from_dict(outputs.plain(kept))
         else:
             session = self._agent.create_session(session_id=run.session_id)
-        if run.streaming:
+        if tell.listens(run):
             told = Teller(run)
             stream = self._agent.run(prompt, session=session, stream=True)
             async for update in stream:

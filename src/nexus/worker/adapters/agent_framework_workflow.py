@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nexus.core import errors
-from nexus.worker import outputs, runs
+from nexus.worker import outputs, runs, tool_spans
 from nexus.worker.adapters import agent_framework, prompts, tell, versions
 
 _LOG = logging.getLogger("nexus.worker")
@@ -37,6 +37,7 @@ class WorkflowAdapter:
 
     def __init__(self, workflow: Any) -> None:
         versions.check("agent-framework-core", tried="1.23")
+        tool_spans.leave_to_framework()
         self._sdk = importlib.import_module("agent_framework")
         self._given = workflow
         self._turn = asyncio.Lock()

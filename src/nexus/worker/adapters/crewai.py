@@ -137,7 +137,7 @@ def _listening(run: runs.Run, *, last_task: Any) -> Iterator[None]:
     def told(source: Any, event: Any) -> None:
         if run.stopping:
             raise _Stopped
-        if run.streaming:
+        if tell.listens(run):
             _event(run, event, last_task, calls)
 
     token = sinks.add_stream_sink(told)

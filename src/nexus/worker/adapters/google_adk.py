@@ -8,7 +8,7 @@ import importlib
 import re
 from typing import Any
 
-from nexus.worker import runs
+from nexus.worker import runs, tool_spans
 from nexus.worker.adapters import contract, prompts, tell, versions
 
 _AGENTS = ("google.adk.agents.base_agent.BaseAgent", "google.adk.workflow._base_node.BaseNode")
@@ -32,6 +32,7 @@ class AdkAdapter:
 
     def __init__(self, target: Any) -> None:
         versions.check("google-adk", tried="2.13")
+        tool_spans.leave_to_framework()
         self._runners = importlib.import_module("google.adk.runners")
         self._types = importlib.import_module("google.genai.types")
         self._sessions = importlib.import_module("google.adk.sessions")

@@ -14,7 +14,7 @@ from typing import Any
 from nexus.core import errors
 from nexus.wire import runs as wire
 from nexus.worker import outputs, runs
-from nexus.worker.adapters import langgraph_memory, versions
+from nexus.worker.adapters import langgraph_memory, tell, versions
 
 _PREGEL = ("langgraph.pregel.Pregel", "langgraph.pregel.main.Pregel")
 _MODES = ["messages", "updates", "values"]
@@ -99,8 +99,8 @@ class GraphAdapter:
             for message in _messages(change):
                 _tool_events(run, message, seen)
                 _count(run, message)
-            if run.streaming:
-                run.emit(wire.STEP, {"name": str(node), "data": _shown(change)})
+            if tell.listens(run):
+                tell.step(run, node, _shown(change))
 
 
 def _takes(function: Any, parameter: str) -> bool:
@@ -135,15 +135,12 @@ def _tool_events(run: runs.Run, message: Any, seen: set[str]) -> None:
         key = f"call:{call.get('id')}"
         if key not in seen:
             seen.add(key)
-            run.emit(wire.TOOL_CALL, {"id": call.get("id"), "name": call.get("name"), "arguments": call.get("args")})
+            tell.tool_call(run, id=call.get("id"), name=call.get("name"), arguments=call.get("args"))
     if getattr(message, "type", None) == "tool":
         key = f"result:{getattr(message, 'tool_call_id', None)}"
         if key not in seen:
             seen.add(key)
-            run.emit(
-                wire.TOOL_RESULT,
-                {"id": getattr(message, "tool_call_id", None), "name": getattr(message, "name", None), "output": message.content},
-            )
+            tell.tool_result(run, id=message.tool_call_id, name=getattr(message, "name", None), output=message.content)
 
 
 def _count(run: runs.Run, message: Any) -> None:

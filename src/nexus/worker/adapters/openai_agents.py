@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from nexus.worker import outputs, runs
+from nexus.worker import outputs, runs, tool_spans
 from nexus.worker.adapters import openai_spans, prompts, tell, versions
 
 _AGENTS = ("agents.agent.Agent", "agents.agent.AgentBase")
@@ -59,6 +59,7 @@ class OpenAiAgentsAdapter:
 
     def __init__(self, agent: Any) -> None:
         versions.check("openai-agents", tried="0.24")
+        tool_spans.leave_to_framework()
         self._agent = agent
         self._sdk = importlib.import_module("agents")
         _keep_traces_home(self._sdk)

@@ -45,7 +45,7 @@ class PydanticAiAdapter:
                 await run.room()
 
         result = await self._agent.run(
-            prompt, message_history=history, deps=self._deps(run), event_stream_handler=events if run.streaming else None
+            prompt, message_history=history, deps=self._deps(run), event_stream_handler=events if tell.listens(run) else None
         )
         run.state[_KEY] = json.loads(result.all_messages_json())
         usage = result.usage() if callable(result.usage) else result.usage

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from nexus.worker import outputs, runs
+from nexus.worker import outputs, runs, tool_spans
 from nexus.worker.adapters import prompts, tell, versions
 
 _AGENT = "strands.agent.agent.Agent"
@@ -29,6 +29,7 @@ class StrandsAdapter:
 
     def __init__(self, agent: Any) -> None:
         versions.check("strands-agents", tried="1.62")
+        tool_spans.leave_to_framework()
         self._agent = agent
         self._turn = asyncio.Lock()
         self._first = outputs.plain(agent.messages)

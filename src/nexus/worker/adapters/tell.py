@@ -9,7 +9,7 @@ from typing import Any
 
 from nexus.core import errors
 from nexus.wire import runs as wire
-from nexus.worker import outputs, runs
+from nexus.worker import outputs, runs, tool_spans
 
 
 def delta(run: runs.Run, text: object) -> bool:
@@ -20,19 +20,27 @@ def delta(run: runs.Run, text: object) -> bool:
     return True
 
 
+def listens(run: runs.Run) -> bool:
+    """Whether anybody is told what happens inside a run: its client, or the traces."""
+    return run.streaming or tool_spans.wanted()
+
+
 def tool_call(run: runs.Run, *, name: object, arguments: object, id: object = None) -> None:
     """`arguments` may be an object or the JSON text that models write."""
+    tool_spans.begin(run, _text(id), _text(name))
     if run.streaming:
         run.emit(wire.TOOL_CALL, {"id": _text(id), "name": _text(name), "arguments": _arguments(arguments)})
 
 
 def tool_result(run: runs.Run, *, name: object, output: object, id: object = None) -> None:
+    tool_spans.end(run, _text(id))
     if run.streaming:
         run.emit(wire.TOOL_RESULT, {"id": _text(id), "name": _text(name), "output": shown(output)})
 
 
 def step(run: runs.Run, name: object, data: object = None) -> None:
     """A part of the work began or ended: an agent, a node, a task."""
+    tool_spans.mark(run, str(name))
     if run.streaming:
         run.emit(wire.STEP, {"name": str(name), "data": shown(data)})
 
