@@ -1,9 +1,13 @@
 """Sessions with workers of their own on a real supervisor: place them, talk to them, look at what is left of them."""
 
 import asyncio
+import atexit
 import contextlib
+import functools
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -112,7 +116,7 @@ async def call(address: str, session_id: str, given: Any, *, timeout_s: float = 
     if b"\r\n\r\n" not in answer:
         raise ConnectionError("it died")
     value = json.loads(answer.partition(b"\r\n\r\n")[2])
-    return value["output"] if "output" in value else value
+    return value.get("output", value)
 
 
 async def ready(rig: supervisor_rig.SupervisorRig, *, code: str = AGENT, **changes: Any) -> SessionRig:
@@ -132,10 +136,28 @@ async def start(rig: supervisor_rig.SupervisorRig, spec: instances.InstanceSpec)
             await asyncio.sleep(0.02)
 
 
+@functools.cache
+def shared() -> Path:
+    """Worker copy and environments of all homes of this process: made once."""
+    folder = Path(tempfile.mkdtemp(prefix="nexus-shared-"))
+    folder.chmod(0o755)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 @contextlib.asynccontextmanager
 async def supervisor() -> AsyncIterator[supervisor_rig.SupervisorRig]:
-    async with supervisor_rig.started(plain=False) as rig:
+    root = Path(tempfile.mkdtemp(prefix="nexus-node-"))
+    for name in ("worker", "environments"):
+        (shared() / name).mkdir(exist_ok=True)
+        (root / name).symlink_to(shared() / name)
+    rig = supervisor_rig.SupervisorRig(root, plain=False)
+    try:
+        await rig.up()
         yield rig
+    finally:
+        await rig.close()
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def alive(pid: int) -> bool:
