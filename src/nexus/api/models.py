@@ -36,7 +36,8 @@ class StopParams(params.Params):
 
 
 class ModelSettings(View):
-    """What is set about models. `source`: `api`, `models.yaml` or `environment`. Keys are never shown."""
+    """What is set about models. `source`: `api`, `models.yaml` or `environment`. Keys are never shown; where providers are, and
+    what is wrong with them, to the host's admins only."""
 
     default: str | None
     unknown: str
@@ -86,6 +87,7 @@ class UsageView(View):
 async def settings(caller: Caller, rooms: Rooms) -> ModelSettings:
     caller.require(principals.Action.READ)
     made = rooms.models.made
+    hidden = {"headers", "auth"} if caller.may(principals.Action.MANAGE_HOST) else {"headers", "auth", "base_url", "key"}
 
     def source(kind: str, name: str) -> str:
         return str(made.sources.get((kind, name), "environment"))
@@ -105,7 +107,7 @@ async def settings(caller: Caller, rooms: Rooms) -> ModelSettings:
         unknown=made.unknown_model,
         models=models,
         providers=[
-            {"name": name, "source": source("provider", name), **one.model_dump(mode="json", exclude={"headers"})}
+            {"name": name, "source": source("provider", name), **one.model_dump(mode="json", exclude=hidden)}
             for name, one in sorted(made.providers.items())
         ],
         routes=[{"name": name, "source": source("route", name), **route} for name, route in sorted(made.routes.items())],
@@ -114,7 +116,11 @@ async def settings(caller: Caller, rooms: Rooms) -> ModelSettings:
             for provider, of in sorted(made.prices.items())
             for model, price in sorted(of.items())
         ],
-        problems=[{"code": one.code, "message": one.message, "cause": one.cause} for one in rooms.models.problems],
+        problems=[
+            {"code": one.code, "message": one.message, "cause": one.cause}
+            for one in rooms.models.problems
+            if caller.may(principals.Action.MANAGE_HOST)
+        ],
     )
 
 

@@ -56,7 +56,7 @@ def set_budget(
         made = host.models.set_budget(
             name, limit, **fields, **{field: value for field, value in further.items() if value is not None}
         )
-    screen.give(made, as_json=as_json, text=f"{made['id']}: {_limit(made)}, {_used(made)} used")
+    screen.give(made, as_json=as_json, text=f"{made['id']}: {_limit(made)} of {_whose(made)}{_so_far(made)}")
 
 
 def list_budgets(as_json: options.Json = False) -> None:
@@ -91,7 +91,7 @@ def show_budget(name: Name, as_json: options.Json = False) -> None:
     if as_json:
         screen.write_json(found)
         return
-    screen.write(f"{found['id']}: {_limit(found)} of {_whose(found)}, {_used(found)} used, set by {found['source']}")
+    screen.write(f"{found['id']}: {_limit(found)} of {_whose(found)}{_so_far(found)}, set by {found['source']}")
     rows = [
         (
             one["at"],
@@ -219,6 +219,10 @@ def _whose(one: dict[str, Any]) -> str:
 def _limit(one: dict[str, Any]) -> str:
     period = "in all" if one["period"] == "total" else f"per {one['period']}"
     return f"{_amount(one['limit'], one['unit'])} {period}"
+
+
+def _so_far(one: dict[str, Any]) -> str:
+    return "" if one["used"] is None else f", {_used(one)} used"
 
 
 def _used(one: dict[str, Any]) -> str:

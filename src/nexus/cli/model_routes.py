@@ -83,7 +83,7 @@ def list_providers(as_json: options.Json = False) -> None:
         screen.write_json(found["providers"])
         return
     rows = [
-        (one["name"], one["kind"], one["base_url"] or "its own", ", ".join(one["serves"]) or "", one["source"])
+        (one["name"], one["kind"], one.get("base_url") or "its own", ", ".join(one["serves"]) or "", one["source"])
         for one in found["providers"]
     ]
     screen.table(("PROVIDER", "KIND", "ADDRESS", "SERVES", "SET BY"), rows, empty="no providers were set")
