@@ -28,8 +28,8 @@ class SessionPaths:
         return self.sockets / f"{digest}.sock"
 
     def orders(self, box: str) -> Path:
-        """Where the zygote of that box takes orders."""
-        return self.sockets / f"{box}.zyg"
+        """Where the zygote of that box takes orders: by the random part of its name, for a socket's path has 107 bytes at most."""
+        return self.sockets / orders_name(box)
 
     def commands(self, worker: str) -> Path:
         """Where a session's keeper takes commands."""
@@ -53,6 +53,10 @@ class SessionPaths:
 
 def of_instance(home: Home, instance_id: str) -> SessionPaths:
     return SessionPaths(home.run / "s", paths.of_instance(home, instance_id).root / "sessions")
+
+
+def orders_name(box: str) -> str:
+    return f"{box.rpartition('.')[2]}.zyg"
 
 
 def new_name() -> str:

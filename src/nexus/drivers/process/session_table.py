@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nexus.core import errors, names
 from nexus.core.sessions import SessionPhase, SessionPlace, SessionStatus
-from nexus.drivers.process import session, session_host, session_watch
+from nexus.drivers.process import session, session_host, session_paths, session_watch
 from nexus.kit import guard
 from nexus.wire import problem as problem_wire
 
@@ -98,8 +98,9 @@ class Table:
     def sweep(self, boxes: set[str]) -> None:
         """Remove sockets that belong to no session and to none of these boxes."""
         known = {path for host in self._hosts.values() for path in host.sockets()}
+        orders = {session_paths.orders_name(box) for box in boxes}
         for file in self._sockets.iterdir() if self._sockets.is_dir() else ():
-            if file not in known and not (file.suffix == ".zyg" and file.stem in boxes):
+            if file not in known and file.name not in orders:
                 file.unlink(missing_ok=True)
 
     async def run(self) -> None:
