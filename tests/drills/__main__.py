@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.drills import kill_storm, webhook_abuse
+from tests.drills import kill_storm, simulation, webhook_abuse
 
 
 def crash_points(arguments: list[str]) -> int:
@@ -22,6 +22,7 @@ DRILLS = {
     "kill-storm": kill_storm.main,
     "crash-points": crash_points,
     "zombie": zombie,
+    "simulation": simulation.main,
     "webhook-abuse": webhook_abuse.main,
 }
 

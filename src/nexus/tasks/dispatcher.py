@@ -120,12 +120,15 @@ class Dispatcher:
 
     async def _let_go(self) -> None:
         """Give what is in hand back to the queue, so that the next dispatcher need not wait for the lease."""
-        for hand in list(self._hands.values()):
+        hands = list(self._hands.values())
+        for hand in hands:
             hand.end(attempt.Stop.STOPPING)
-        if self._tasks:
-            _, late = await asyncio.wait(set(self._tasks), timeout=_LETTING_GO_S)
-            for task in late:
-                task.cancel()
+        tasks = [hand.task for hand in hands if hand.task is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_LETTING_GO_S)
+            for task in tasks:
+                if task in late:
+                    task.cancel()
 
     async def _claim_loop(self) -> None:
         await self._store.enlist(self.owner)
@@ -141,6 +144,8 @@ class Dispatcher:
             return False
         paused, wakes = self._pacing.paused(now=self._clock.monotonic()), self._wakes
         try:
+            if self._in_doubt:
+                await self._let_go_of_strays()
             claims = await self._store.claim(
                 self.owner,
                 limit=free,
@@ -180,8 +185,6 @@ class Dispatcher:
         while True:
             try:
                 wishes = await self._store.beat(self.owner)
-                if self._in_doubt:
-                    await self._let_go_of_strays()
             except errors.Unavailable as error:
                 _LOG.warning("the lease cannot be renewed: %s", error.cause or error)
                 wishes = {}
@@ -195,15 +198,18 @@ class Dispatcher:
             await asyncio.sleep(self._settings.beat_s)
 
     async def _let_go_of_strays(self) -> None:
-        """A claim whose answer was lost may have been committed: put back what the store says is ours and nobody here has."""
-        self._in_doubt = False
+        """A claim whose answer was lost may have been committed: put back what the store says is ours and nobody here has.
+
+        Called between two claims, so that none is under way whose tasks are not in hand yet.
+        """
         known = {*self._hands, *self._starting}
         held = await self._store.held(self.owner)
+        self._in_doubt = False
         known |= {*self._hands, *self._starting}
         for task_id, fence in held:
             if task_id not in known:  # one that came and went meanwhile has ended, so its release is refused
                 _LOG.warning("task %s was claimed by a call whose answer was lost; it goes back to the queue", task_id)
-                await self._attempts.put(task_store.Release(task_id=task_id, fence=fence, pause_s=0, began=False, strike=False))
+                await self._attempts.put(task_store.Release(task_id=task_id, fence=fence, pause_s=0, began=True, strike=False))
 
     async def _bury_loop(self) -> None:
         while True:

@@ -49,11 +49,16 @@ _PURGE = sa.text(
     SELECT count(*) FROM gone
     """
 )
+# What was to start after a delay starts as well when the clock was set back behind the moment it was stored: else it would wait
+# as much longer.
 _DUE = sa.text(
     """
-    UPDATE tasks SET parked = false, available_at = NULL WHERE id IN (
+    UPDATE tasks SET parked = false, available_at = NULL, deferred_at = NULL WHERE id IN (
       SELECT id FROM tasks WHERE phase = 'pending' AND parked AND available_at <= nexus_now()
       ORDER BY available_at LIMIT 1000 FOR UPDATE SKIP LOCKED)
+    OR id IN (
+      SELECT id FROM tasks WHERE phase = 'pending' AND parked AND deferred_at > nexus_now()
+      ORDER BY deferred_at LIMIT 1000 FOR UPDATE SKIP LOCKED)
     """
 )
 _NEXT = sa.text("SELECT min(available_at) - nexus_now() FROM tasks WHERE phase = 'pending' AND parked")

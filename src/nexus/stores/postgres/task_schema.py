@@ -77,6 +77,7 @@ TASKS = sa.Table(
     sa.Index("ix_tasks_tenant_number", "tenant", sa.text("number DESC")),
     sa.Index("ix_tasks_queue", "tenant", "agent", "environment", sa.text("priority DESC"), "number", postgresql_where=_QUEUED),
     sa.Index("ix_tasks_parked", "available_at", postgresql_where=_PARKED),
+    sa.Index("ix_tasks_delayed", "deferred_at", postgresql_where=_PARKED),
     sa.Index("ix_tasks_expiring", "expires_at", postgresql_where=_EXPIRING),
     sa.Index("ix_tasks_dead", "tenant", sa.text("number DESC"), postgresql_where=sa.text("dead")),
     sa.Index("ix_tasks_finished", "finished_at", postgresql_where=sa.text("finished_at IS NOT NULL")),

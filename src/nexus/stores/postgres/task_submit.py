@@ -32,12 +32,13 @@ _INSERT = """
     ), made AS (
       INSERT INTO tasks (id, tenant, agent, environment, principal, body, digest, session_id, webhook_url, idempotency_key,
         traceparent, priority, max_attempts, retry, origin, run_timeout_s, phase, owner, fence, attempt, started_at, created_at,
-        parked, available_at, end_by, expires_at)
+        parked, available_at, deferred_at, end_by, expires_at)
       SELECT id, tenant, agent, environment, principal, body, digest, session_id, webhook_url, idempotency_key,
         traceparent, priority, max_attempts, retry, origin, run_timeout_s,
         CASE WHEN owner IS NULL THEN 'pending' ELSE 'running' END, owner, CASE WHEN owner IS NULL THEN 0 ELSE 1 END,
         CASE WHEN owner IS NULL THEN 0 ELSE 1 END, CASE WHEN owner IS NOT NULL THEN now END, now,
-        coalesce(begin > now, false), CASE WHEN begin > now THEN begin END, now + total_timeout_s,
+        coalesce(begin > now, false), CASE WHEN begin > now THEN begin END,
+        CASE WHEN begin > now AND run_at IS NULL THEN now END, now + total_timeout_s,
         CASE WHEN owner IS NULL THEN least(greatest(begin, now) + queue_timeout_s, now + total_timeout_s)
           ELSE now + total_timeout_s END
       FROM entries ORDER BY place

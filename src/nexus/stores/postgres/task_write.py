@@ -1,7 +1,7 @@
 """What a running task leaves behind, in one statement for a whole group: its events, and its one result.
 
 Each entry names the fence it was claimed with. A refused one leaves no trace: events, webhooks and notices follow from the rows
-that were changed.
+that were changed. One that is sent again because its answer was lost is taken again, and stored once.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,18 @@ _LOGGED = """
       FROM unnest(%(event_ids)s::text[], %(event_fences)s::bigint[], %(event_seqs)s::int[], %(event_names)s::text[],
         %(event_data)s::text[]) AS e(task_id, fence, seq, name, data)
       JOIN changed ON changed.id = e.task_id AND changed.fence = e.fence
-    )
+    {once})
 """
 _HEARD = f"SELECT pg_notify('{task_listener.CHANNEL_EVENTS}', line) FROM unnest(%(heard)s::text[]) AS line"  # noqa: S608 - constants
 _APPEND = f"""
     WITH changed AS (
       UPDATE tasks t
-      SET last_seq = v.seq, progress = coalesce(v.progress, t.progress), message = coalesce(v.message, t.message)
+      SET last_seq = greatest(t.last_seq, v.seq), progress = coalesce(v.progress, t.progress),
+        message = coalesce(v.message, t.message)
       FROM unnest(%(ids)s::text[], %(fences)s::bigint[], %(seqs)s::int[], %(progress)s::float8[], %(messages)s::text[])
         AS v(id, fence, seq, progress, message)
-      WHERE t.id = v.id AND t.fence = v.fence AND {_RUNS} AND t.last_seq < v.seq RETURNING t.id, t.fence
-    ), {_LOGGED}, told AS ({_HEARD})
+      WHERE t.id = v.id AND t.fence = v.fence AND {_RUNS} RETURNING t.id, t.fence
+    ), {_LOGGED.format(once='ON CONFLICT (task_id, seq) DO NOTHING')}, told AS ({_HEARD})
     SELECT id, fence, (SELECT count(*) FROM told) AS told FROM changed
 """  # noqa: S608 - constants
 _FINISH = f"""
@@ -43,7 +44,7 @@ _FINISH = f"""
         AS v(id, fence, seq, phase, output, metadata, error, progress, message, delivery)
       WHERE t.id = v.id AND t.fence = v.fence AND {_RUNS}
       RETURNING t.id, t.fence, t.tenant, t.webhook_url, v.delivery
-    ), {_LOGGED}, owed AS (
+    ), {_LOGGED.format(once='')}, owed AS (
       INSERT INTO webhook_deliveries (id, task_id, tenant, url, host, status, next_at, set_at, created_at)
       SELECT delivery, id, tenant, webhook_url, coalesce(lower(substring(webhook_url FROM '^[^:]+://([^/?#]+)')), ''),
         'pending', nexus_now(), nexus_now(), nexus_now()

@@ -1,0 +1,19 @@
+"""The drills in short, so that they do not rot between their full runs."""
+
+import argparse
+
+import pytest
+
+from tests.drills import simulation, webhook_abuse
+
+
+def test_simulation() -> None:
+    for seed in (1, 2):
+        first, second = simulation.simulate(seed), simulation.simulate(seed)
+        assert first.problems == []
+        assert first.trace == second.trace
+
+
+@pytest.mark.slow
+def test_webhook_abuse(postgres_url: str) -> None:
+    assert webhook_abuse.drill(postgres_url, argparse.Namespace(abusive=100, healthy=5, tasks=30, seconds=3.0, seed=1)) == 0
