@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import socket
+import tarfile
 import threading
 from typing import Any, NoReturn
 
@@ -93,4 +94,7 @@ def _tell_ready(talk: socket.socket) -> None:
 def _restore(archive: int, config: settings.Settings) -> None:
     """The work directory as it was when the session's last worker was stopped."""
     with os.fdopen(archive, "rb") as file:
-        work_folder.unpack(file, os.environ["HOME"])
+        try:
+            work_folder.unpack(file, os.environ["HOME"])
+        except (tarfile.TarError, OSError, EOFError) as error:
+            _LOG.error("the session's kept work directory cannot be read to its end: %s", error)

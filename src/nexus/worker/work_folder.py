@@ -40,21 +40,17 @@ def _add(archive: tarfile.TarFile, path: str, name: str) -> None:
 
 def unpack(file: IO[bytes], folder: str) -> None:
     """Put everything of the archive below `folder`; what would land elsewhere, and what cannot be made, is passed over."""
+    trusted = {"filter": "fully_trusted"} if hasattr(tarfile, "fully_trusted_filter") else {}  # Python 3.11.4 and later
     with tarfile.open(fileobj=file, mode="r|") as archive:
         for member in archive:
-            try:
-                archive.extract(member, folder, filter=_plain)
-            except (tarfile.FilterError, OSError):
+            member.name, member.mode = os.path.normpath(member.name), member.mode & 0o777
+            outside = member.name.startswith(("/", "..")) or member.name == "."
+            if outside or not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
                 continue
-
-
-def _plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
-        return None
-    if member.issym():  # a link is the session's own affair, wherever it leads
-        tarfile.tar_filter(member.replace(linkname="."), folder)
-        return member.replace(uid=None, gid=None, uname=None, gname=None, deep=False)  # type: ignore[arg-type]
-    return tarfile.tar_filter(member, folder).replace(uid=None, gid=None, uname=None, gname=None, deep=False)  # type: ignore[arg-type]
+            try:
+                archive.extract(member, folder, **trusted)  # type: ignore[arg-type]
+            except (tarfile.TarError, OSError):
+                continue
 
 
 class _Counted(io.RawIOBase):

@@ -362,6 +362,7 @@ class Session:
         if worker is None:
             return
         worker.process.thaw()
+        self.measure()
         if self._home.policy.persist and not worker.process.ended:
             worker.process.hold(signal.SIGSTOP)  # what it does from here on would be lost
             await self._save(worker)

@@ -193,9 +193,12 @@ def _refused_forks(group: cgroups.Group) -> int:
 def _cpu_of(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+        counted = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        threads = [f"/proc/{pid}/task/{thread}/schedstat" for thread in os.listdir(f"/proc/{pid}/task")]
+        exact = sum(int(Path(thread).read_text().split()[0]) for thread in threads) / 1e9
+    except (OSError, ValueError, IndexError):
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return max(counted, exact)  # the first knows ended threads too, the second less than a tick
 
 
 def _memory_of(pid: int) -> int:
