@@ -1,4 +1,4 @@
-"""What Python costs for a run at the gateway, without sockets: the protocols with transports that do nothing, and the parts alone.
+"""What Python costs for a run at the gateway, without sockets: protocols with transports that do nothing, and the parts alone.
 
     python benchmarks/gateway/parts.py [--rounds 30]
 
@@ -68,7 +68,8 @@ def entries(key: str) -> dict[str, object]:
         },
         "deployment/acme/echo/production": {
             "id": "dep_1", "revision": 1, "balancer": "least-connections", "timeout_s": 60, "wait_s": 1, "max_queue": 10,
-            "max_concurrency": 100000, "instances": [{"id": f"ins_{name}", "address": f"unix:/{name}", "version": "1"} for name in "abcd"],
+            "max_concurrency": 100000,
+            "instances": [{"id": f"ins_{name}", "address": f"unix:/{name}", "version": "1"} for name in "abcd"],
         },
     }  # fmt: skip
 

@@ -19,6 +19,7 @@ from nexus.wire import feed as wire_feed
 _LOG = logging.getLogger(__name__)
 _PAUSES = backoff.Backoff(first_s=0.02, longest_s=0.2, least_s=0.02)  # a local socket: looking costs nothing, waiting does
 _SILENCE_S = 6.5
+_LONGEST_REFUSAL_S = 5.0  # asking for the same bad snapshot again and again would cost both sides
 _LONGEST_LINE = 256 * 1024 * 1024
 _RECORD_PAUSE_S = 0.25
 _CACHE_PAUSE_S = 0.2
@@ -33,18 +34,22 @@ class FeedClient:
         self._behind = 0
 
     async def follow(self) -> None:
-        attempt = 0
+        attempt = refused = 0
         while True:
             before = self._world.table
             try:
                 await self._converse()
-            except* (OSError, TimeoutError, EOFError, ValueError, routes.FeedBroken) as group:
+            except* routes.FeedBroken as group:
+                refused += 1
+                _LOG.warning("what the route feed says is refused (%s); serving version %d", _reason(group), before.version)
+            except* (OSError, TimeoutError, EOFError, ValueError) as group:
                 if self._world.connected or attempt == 0:
                     _LOG.warning("the route feed broke off (%s); serving version %d", _reason(group), before.version)
             finally:
                 self._world.connected = False
             attempt = 0 if self._world.table is not before else attempt + 1
-            await asyncio.sleep(_PAUSES.pause_s(attempt))
+            refused = refused if attempt else 0
+            await asyncio.sleep(max(_PAUSES.pause_s(attempt), min(_LONGEST_REFUSAL_S, 0.02 * 2.0 ** min(refused, 10))))
 
     async def _converse(self) -> None:
         path = str(self._world.settings.home.feed_socket)
