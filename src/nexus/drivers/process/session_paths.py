@@ -28,7 +28,7 @@ class SessionPaths:
         return self.sockets / f"{digest}.sock"
 
     def orders(self, box: str) -> Path:
-        """Where the zygote of that box takes orders: by the random part of its name, for a socket's path has 107 bytes at most."""
+        """Where the zygote of that box takes orders, by the random part of its name: a socket's path has 107 bytes at most."""
         return self.sockets / orders_name(box)
 
     def commands(self, worker: str) -> Path:
