@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(PY) -m pytest -p no:cacheprovider
 TOWNCRIER := $(PY) -m towncrier
 
-.PHONY: help setup demo test test-fast check format dev bench bench-gateway bench-streams fuzz-gateway bench-tasks bench-frameworks bench-sessions drill escape frameworks docs lock changelog ci clean FORCE
+.PHONY: help setup demo test test-fast check format dev bench bench-gateway bench-streams bench-models fuzz-gateway bench-tasks bench-frameworks bench-sessions drill escape frameworks docs lock changelog ci clean FORCE
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,9 @@ bench: setup ## the figures of the documentation, side by side with a plain serv
 
 bench-gateway: setup ## the data plane beside plain nginx and, where installed, plain Envoy
 	@$(PY) benchmarks/gateway/run.py $(BENCH_ARGS)
+
+bench-models: setup ## the models door of a whole host beside the LiteLLM proxy (LITELLM=folder of its environment)
+	@$(PY) benchmarks/models/run.py $(BENCH_ARGS)
 
 bench-streams: setup ## event streams: first event, CPU of an event, memory of an idle one
 	@$(PY) benchmarks/gateway/streams.py $(BENCH_ARGS)

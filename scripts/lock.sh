@@ -17,4 +17,19 @@ fi
     echo "# Everything that make setup installs, with hashes. Written by make lock from pyproject.toml; not by hand."
     grep -v '^#' "$target"
 } >requirements.lock
-echo "lock: $(grep -c == requirements.lock) packages"
+# The translator lives in an environment of its own: its library needs SDKs that contradict ours.
+printf '%s\n' 'any-llm-sdk[anthropic,openai]>=1.40' 'uvicorn>=0.38' >"$target.in"
+cp src/nexus/models/translator.lock "$target"
+# shellcheck disable=SC2086
+.venv/bin/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+    --no-header --no-annotate --no-emit-index-url --no-emit-find-links ${LOCK_ARGS:-} --output-file "$target" "$target.in"
+rm -f "$target.in"
+if grep -nE '://|^-' "$target"; then
+    echo "lock: the translator's file names a host or an option; it was not written" >&2
+    exit 1
+fi
+{
+    echo "# What the translator's own environment holds, with hashes (see nexus.models.translator). Written by scripts/lock.sh."
+    grep -v '^#' "$target"
+} >src/nexus/models/translator.lock
+echo "lock: $(grep -c == requirements.lock) packages, and $(grep -c == src/nexus/models/translator.lock) of the translator"

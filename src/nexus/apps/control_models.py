@@ -44,6 +44,7 @@ async def run_models(
     await room.start()
     async with guard.Loops() as loops:
         loops.start("models", room.run)
+        loops.start("provider tokens", room.tokens.run)
         loops.start("budget notices", telling.run)
         yield room
 

@@ -25,6 +25,7 @@ from nexus.kit import egress
 from nexus.kit.home import Home, find_home
 
 _LOG = logging.getLogger("nexus.supervisor")
+_TRANSLATIONS = 512
 _GRACE_S = 10.0
 _BUILD_S = 120.0
 _BUILD = """
@@ -161,6 +162,24 @@ async def _enter_local_model(stack: contextlib.AsyncExitStack, home: Home) -> No
         await stack.enter_async_context(local_model.Activator(home))
     except (OSError, errors.NexusError) as error:
         _LOG.warning("no local model: %s", error)
+    await _enter_translator(stack, home)
+
+
+async def _enter_translator(stack: contextlib.AsyncExitStack, home: Home) -> None:
+    """It starts on its first use, too; where it is not installed, calls that need it are told how to."""
+    from nexus.models import translator as installed
+    from nexus.providers import local_model, translator
+
+    settings = translator.Settings(
+        python=installed.python_of(home),
+        socket=home.run / f"engine-{installed.SOCKET}.sock",
+        log=home.logs / f"model-{installed.SOCKET}.log",
+    )
+    try:
+        activator = local_model.Activator(home, model=installed.SOCKET, settings=settings, connections=_TRANSLATIONS)
+        await stack.enter_async_context(activator)
+    except (OSError, errors.NexusError) as error:
+        _LOG.warning("no translator: %s", error)
 
 
 async def _either(*waits: object) -> None:

@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     group.command("list")(list_models)
     group.command("pull")(pull)
     group.command("test")(ask_once)
+    group.command("translator")(translator)
     model_routes.register(group)
     model_money.register(group)
     app.add_typer(group, name="models")
@@ -26,6 +27,24 @@ def register(app: typer.Typer) -> None:
 
 def _nothing() -> None:
     """Models: fetch, list, try, route, and what they cost."""
+
+
+def translator(
+    remove: Annotated[bool, typer.Option("--remove", help="Remove it instead.")] = False, as_json: options.Json = False
+) -> None:
+    """Install what translates between OpenAI's and Anthropic's dialects, for providers with `translate: true`."""
+    from nexus.cli import screen
+    from nexus.models import translator as room
+
+    home = _home()
+    if remove:
+        found = room.remove(home)
+        screen.give({"removed": found}, as_json=as_json, text="the translator is removed" if found else "there was no translator")
+        return
+    fresh = room.install(home)
+    screen.give(
+        {"installed": True, "fetched": fresh}, as_json=as_json, text=f"the translator is {'' if fresh else 'already '}installed"
+    )
 
 
 def _home() -> "homes.Home":

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from nexus.gateway import http1
+from nexus.gateway import http1, model_translation
 from nexus.gateway.model_call import ModelCall, Target
 
 _ALGORITHM = "AWS4-HMAC-SHA256"
@@ -22,6 +22,8 @@ def render_target(call: ModelCall) -> bytes:
     target, rest = call.target, call.call.head.target[len(b"/v1") :]
     if target is None:
         return rest
+    if target.translated:
+        return b"/v1" + rest
     auth = auth_of(target)
     if auth.get("deployments"):
         path, mark, query = rest.partition(b"?")
@@ -38,6 +40,9 @@ def sign(call: ModelCall, body: bytes, now: float) -> None:
     """Set `call.signed` to the headers that this attempt needs besides its entry's."""
     call.signed = []
     target = call.target
+    if target is not None and target.translated:
+        call.signed = [model_translation.render_upstream(target)]
+        return
     if target is None or "sigv4" not in (auth := auth_of(target)):
         return
     call.signed = sign_v4(auth["sigv4"], host=target.host, target=render_target(call).decode("ascii"), body=body, now=now)

@@ -32,7 +32,8 @@ class Ready(NamedTuple):
 class Target:
     """One place a call can go. `name` is the model's name here, `upstream_model` the provider's; `address` is the pool's.
 
-    `rate` None: its price is not known; `context`: the most input tokens, None when not known. Times are seconds.
+    `rate` None: its price is not known; `context`: the most input tokens, None when not known; `translator`: whose
+    address to use for a dialect the provider does not speak (empty: none). Times are seconds.
     `batch`: for how long embeddings are gathered, and how many go together; None: each call goes alone."""
 
     name: str
@@ -48,6 +49,8 @@ class Target:
     retries: int = 0
     batch: tuple[float, int] | None = None
     tags: frozenset[str] = frozenset()
+    translator: str = ""
+    translated: bool = False
 
     @property
     def provider(self) -> str:

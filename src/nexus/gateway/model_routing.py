@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nexus.core import errors
-from nexus.gateway import breaker, model_estimate
+from nexus.gateway import breaker, model_estimate, model_translation
 from nexus.gateway.model_call import ModelCall, Target
 from nexus.gateway.model_prices import FREE, Rate, parse_rate
 from nexus.gateway.usage import Tokens
@@ -78,9 +78,10 @@ def advance(call: ModelCall, world: World) -> bool:
 
 
 def circuit_of(target: Target, world: World) -> breaker.Circuit:
-    found = world.circuits.get(target.address)
+    place = f"{target.address}#{target.provider}" if target.translated else target.address
+    found = world.circuits.get(place)
     if found is None:
-        found = world.circuits[target.address] = breaker.Circuit()
+        found = world.circuits[place] = breaker.Circuit()
     return found
 
 
@@ -120,6 +121,7 @@ def target_of(name: str, entry: wire_feed.ModelEntry, world: World) -> Target:
         retries=int(options.get("retries", 0)),
         batch=None if not options.get("batch") else (float(options["batch"]["window_s"]), int(options["batch"]["most"])),
         tags=frozenset(options.get("tags") or ()),
+        translator=f"unix:{world.settings.home.model_socket('translator')}" if options.get("translate") else "",
     )
 
 
@@ -185,14 +187,14 @@ def _fits(rule: dict[str, Any], call: ModelCall) -> bool:
 
 def _checked(call: ModelCall, targets: list[Target]) -> list[Target]:
     """Those that speak the call's dialect and have room for its prompt, or the error that says why none does."""
-    speaking = [target for target in targets if call.dialect in target.entry["dialects"]]
+    speaking = [found for target in targets if (found := model_translation.find_speaker(target, call)) is not None]
     if not speaking:
         able = ", ".join(targets[0].entry["dialects"]) or "none"
         raise errors.Invalid(
             f"the model {call.model!r} does not speak {call.dialect}",
             code="model.dialect_unsupported",
             cause=f"its provider {targets[0].provider} speaks {able}",
-            next_step="use the other API, or a model whose provider speaks this one",
+            next_step="use the other API, a model whose provider speaks this one, or set translate for the provider",
         )
     roomy = [target for target in speaking if target.context is None or call.input_estimate <= target.context]
     if not roomy:

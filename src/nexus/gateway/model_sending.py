@@ -19,7 +19,7 @@ def render_head(call: ModelCall, framing: bytes) -> bytes:
     """The request's head. `framing` is the ready Content-Length line."""
     head, target = call.call.head, call.target
     hop = http1.connection_names(head.named.get(b"connection"))
-    given = target.entry["headers"] if target is not None else {}
+    given = target.entry["headers"] if target is not None and not target.translated else {}
     added = {name.lower().encode("latin-1"): text.encode("latin-1") for name, text in given.items()}
     host = target.host.encode("ascii") if target is not None else b"localhost"
     lines = [b"POST %b HTTP/1.1\r\nHost: %b\r\n" % (model_auth.render_target(call), host)]

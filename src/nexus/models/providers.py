@@ -101,6 +101,8 @@ def _options(provider: wire.Provider, preset: Preset) -> dict[str, Any]:
         found["price"] = {}
     times = {"timeout_s": provider.timeout, "first_byte_s": provider.first_byte}
     found |= {setting: value for setting, value in times.items() if value is not None}
+    if provider.translate:
+        found["translate"] = True
     if provider.retries:
         found["retries"] = provider.retries
     if provider.batch is not None:

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from nexus.core import errors
 
@@ -37,6 +37,17 @@ class Settings:
     start_timeout_s: float = 60.0
     stop_timeout_s: float = 5.0
 
+    def absent(self) -> errors.NexusError | None:
+        """What is missing on this machine, if something is."""
+        if self.weights.is_file():
+            return None
+        return errors.Unavailable(
+            f"the weights of {self.model!r} are not on this machine",
+            code="model.not_pulled",
+            cause=f"{self.weights} is absent",
+            next_step=f"nexus models pull {self.model}",
+        )
+
     @property
     def command(self) -> list[str]:
         # llama.cpp's threads spin at barriers: with as many as cores, one that must wait for a core costs ten times the time.
@@ -47,10 +58,28 @@ class Settings:
         return [sys.executable, "-P", "-m", "nexus.providers.llama_server", *places, *options]
 
 
+class Program(Protocol):
+    """What is started: `Settings` of a local model, or the translator's."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def socket(self) -> Path: ...
+    @property
+    def log(self) -> Path: ...
+    @property
+    def start_timeout_s(self) -> float: ...
+    @property
+    def stop_timeout_s(self) -> float: ...
+    @property
+    def command(self) -> list[str]: ...
+    def absent(self) -> errors.NexusError | None: ...
+
+
 class Engine:
     """An async context manager; leaving it kills the process. `ready` may be called by many at once."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Program) -> None:
         self.settings = settings
         self._process: asyncio.subprocess.Process | None = None
         self._starting = asyncio.Lock()
@@ -105,14 +134,9 @@ class Engine:
 
     async def _start(self) -> None:
         model = self.settings.model
-        if not self.settings.weights.is_file():
+        if (absent := self.settings.absent()) is not None:
             self._refused_at = 0.0
-            raise errors.Unavailable(
-                f"the weights of {model!r} are not on this machine",
-                code="model.not_pulled",
-                cause=f"{self.settings.weights} is absent",
-                next_step=f"nexus models pull {model}",
-            )
+            raise absent
         self.settings.socket.unlink(missing_ok=True)
         self.settings.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         started = time.monotonic()

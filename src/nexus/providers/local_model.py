@@ -44,9 +44,11 @@ class Activator:
         model: str = "smollm2",
         idle_s: float = 600.0,
         monotonic: Callable[[], float] = time.monotonic,
-        settings: engine.Settings | None = None,
+        settings: engine.Program | None = None,
+        connections: int = _CONNECTIONS,
     ) -> None:
         self._socket = home.model_socket(model)
+        self._most = connections
         self._engine = engine.Engine(
             settings
             or engine.Settings(
@@ -109,8 +111,8 @@ class Activator:
         assert task is not None
         self._connections.add(task)
         try:
-            if len(self._connections) > _CONNECTIONS:
-                await _refuse(reader, writer, _too_many())
+            if len(self._connections) > self._most:
+                await _refuse(reader, writer, _too_many(self._most))
             else:
                 await self._serve(reader, writer)
         except (OSError, TimeoutError, httptools.HttpParserError) as error:
@@ -272,7 +274,7 @@ async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, er
                 pass
 
 
-def _too_many() -> errors.NexusError:
+def _too_many(most: int) -> errors.NexusError:
     return errors.Exhausted(
-        f"the local model has {_CONNECTIONS} connections already", code="model.busy", next_step="try again", retry_after_s=1
+        f"the local model has {most} connections already", code="model.busy", next_step="try again", retry_after_s=1
     )

@@ -74,6 +74,7 @@ class Provider(Section):
     first_byte: Duration | None = Field(default=None, description="Longest wait for the first byte of an answer")
     retries: int = Field(default=0, ge=0, le=5, description="Attempts more at this provider before the first byte")
     batch: Batch | None = Field(default=None, description="Send embeddings together; absent: each call by itself")
+    translate: bool = Field(default=False, description="Translate the dialect it does not speak (nexus models translator)")
     prices: str | None = Field(default=None, max_length=64, description="Whose price list holds; absent: the kind's")
     auth: dict[str, Any] = Field(default_factory=dict, description="What the kind's own authentication needs")
 

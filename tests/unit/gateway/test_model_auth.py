@@ -45,8 +45,9 @@ def test_the_signature_is_the_one_botocore_makes(target: str, more: dict[str, st
 
 
 def call_to(auth: dict[str, Any], path: bytes, *, dialect: str = "openai") -> Any:
-    target = mock.Mock(spec_set=["entry", "prefix", "upstream_model", "host"])
+    target = mock.Mock(spec_set=["entry", "prefix", "upstream_model", "host", "translated"])
     target.entry, target.prefix = {"options": {"auth": auth}}, "/openai"
+    target.translated = False
     target.upstream_model, target.host = "my gpt/4", "res.openai.azure.com"
     call = mock.Mock(target=target, dialect=dialect)
     call.call.head.target = path
