@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import anthropic
+import openai
 import pytest
 
 from nexus.testing import fake_llm
@@ -337,3 +339,54 @@ def test_direct_callers_are_bound_by_the_tenants_budget(pair):
     govern(pair, "everybody", scope="tenant", unit="requests", limit=1)
     body = {"model": "fake", "messages": [], "max_tokens": 4}
     assert [pair.ask("POST", "/v1/chat/completions", body).status for _ in range(2)] == [200, 402]
+
+
+def sdks(pair):
+    base = f"http://127.0.0.1:{pair.port}"
+    return (
+        openai.OpenAI(base_url=base + "/v1", api_key=pair.key, max_retries=3),
+        anthropic.Anthropic(base_url=base, api_key=pair.key, max_retries=3),
+    )
+
+
+def test_the_vendors_sdks_show_what_is_wrong_and_do_not_try_in_vain(pair):
+    govern(pair, "none", scope="tenant", unit="requests", limit=0)
+    before = sum(pair.door(number, "GET", "/health").json["requests"] for number in (0, 1))
+    gpt, claude = sdks(pair)
+    hello = [{"role": "user", "content": "hello"}]
+    with gpt, claude:
+        with pytest.raises(openai.APIStatusError, match="the budget 'none' of tenant acme is used up") as first:
+            gpt.chat.completions.create(model="fake", messages=hello)
+        with pytest.raises(anthropic.APIStatusError, match="the budget 'none' of tenant acme is used up") as second:
+            claude.messages.create(model="fake", messages=hello, max_tokens=9)
+    assert (first.value.status_code, first.value.code) == (402, "budget.exhausted")
+    assert (second.value.status_code, second.value.body["error"]["type"]) == (402, "billing_error")
+    assert sum(pair.door(number, "GET", "/health").json["requests"] for number in (0, 1)) == before + 2 + 2
+
+
+def test_the_vendors_sdks_hear_of_a_stream_that_is_cut(pair):
+    pair.llm.turn(tokens=9000)
+    govern(pair, "cut", scope="tenant", unit="tokens", limit=5000)
+    gpt, claude = sdks(pair)
+    hello = [{"role": "user", "content": "hello"}]
+    with gpt, claude:
+        with pytest.raises(openai.APIError, match="the budget 'cut' of tenant acme is used up") as first:
+            for _ in gpt.chat.completions.create(model="fake", messages=hello, stream=True):
+                pass
+        assert first.value.code == "budget.exhausted"
+        pair.control.change({"stop/acme/*": {"reason": "enough", "since": time.time()}}, ("budget/acme/cut",))
+        pair.settled()
+        with pytest.raises(anthropic.APIStatusError, match="enough"):
+            claude.messages.create(model="fake", messages=hello, max_tokens=9)
+        pair.control.change({}, ("stop/acme/*",))
+        pair.settled()
+        pair.llm.turn(tokens=9000, piece_s=0.01)
+
+        def read():
+            with claude.messages.stream(model="fake", messages=hello, max_tokens=9000) as stream:
+                for number, _ in enumerate(stream.text_stream):
+                    if number == 3:
+                        pair.control.change({"stop/acme/*": {"reason": "at once", "since": time.time()}})
+
+        with pytest.raises(anthropic.APIStatusError, match="at once"):
+            read()
