@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from nexus.core import errors
-from nexus.gateway import balance, call, http1, limits, lines, mint, routes, runs_door, shapes, stages
+from nexus.gateway import balance, call, http1, limits, lines, mint, routes, runs_door, sessions, shapes, stages
 from nexus.gateway.exchange import Exchange
 from nexus.gateway.world import World
 
@@ -65,8 +65,8 @@ class Express:
     """
 
     __slots__ = (
-        "_data", "_given", "_ids", "_instance", "_opening", "_quota", "_run_id", "_session_id", "_size", "_started", "_trace",
-        "_upstream", "client", "deadline", "sent_at", "world",
+        "_data", "_given", "_ids", "_instance", "_opening", "_place", "_quota", "_run_id", "_session_id", "_size", "_started",
+        "_trace", "_upstream", "client", "deadline", "sent_at", "world",
     )  # fmt: skip
 
     client: "ClientConnection"
@@ -78,6 +78,7 @@ class Express:
     _given: bool
     _ids: bytes
     _instance: routes.Instance
+    _place: sessions.Place | None
     _quota: limits.Verdict | None
     _run_id: bytes
     _session_id: bytes
@@ -167,7 +168,7 @@ class Express:
         )
         exchange = Exchange(client, request, world)
         handler = runs_door.RunHandler(exchange)
-        handler.resume(sent_at=self.sent_at)
+        handler.resume(sent_at=self.sent_at, place=self._place)
         body = self._data[len(self._data) - self._size :]
         exchange.resume(handler, self._upstream, body, deadline=self.deadline)
         client.current = exchange
@@ -192,6 +193,7 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
     if size > table.max_body_bytes or admission.expires_at <= started:
         return False
     quota: limits.Verdict | None = None
+    place: sessions.Place | None = None
     if (
         session is None
         or world.waiting
@@ -200,10 +202,10 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
         or home.active >= room
         or (upstream := world.pool.take(home.address, now)) is None
     ):
-        reserved = _reserve(admission, session, world, now)
+        reserved = _reserve(opening, session, world, now)
         if reserved is None:
             return False
-        instance, upstream, quota = reserved
+        instance, upstream, quota, place = reserved
     else:
         instance = home
         if limiting:
@@ -219,7 +221,7 @@ def begin(client: "ClientConnection", data: bytes) -> bool:
     trace = trace or minter.traceparent_bytes()
     run._ids = ids = b"Nexus-Run-Id: %b\r\nNexus-Session-Id: %b\r\n" % (run_id, session)
     run.client, run.world, run._opening, run._data, run._size = client, world, opening, data, size
-    run._instance, run._upstream, run._quota = instance, upstream, quota
+    run._instance, run._place, run._upstream, run._quota = instance, place, upstream, quota
     run._run_id, run._session_id, run._trace, run._started, run.sent_at = run_id, session, trace, started, now
     run.deadline = now + seconds + world.settings.deadline_grace_s
     counts = world.counts
@@ -283,22 +285,25 @@ def _read_answer(data: bytes, instance: routes.Instance, world: World) -> shapes
 
 
 def _reserve(
-    admission: Admission, session: bytes | None, world: World, now: float
-) -> "tuple[routes.Instance, Upstream, limits.Verdict | None] | None":
-    """Instance, a warm connection to it and what the limits leave; None, and nothing taken, when one of them is not to be had."""
-    deployment = admission.deployment
+    opening: Opening, session: bytes | None, world: World, now: float
+) -> "tuple[routes.Instance, Upstream, limits.Verdict | None, sessions.Place | None] | None":
+    """Instance, a warm connection to it (or to the session's own worker, at a place), and what the limits leave; None, and
+    nothing taken, when one of them is not to be had."""
+    admission, deployment = opening.admission, opening.deployment
     threshold = deployment.options.threshold
     if world.waiting.has(deployment.id) or (threshold is not None and not deployment.circuit.may_pass(threshold, now)):
         return None
     session_id = None if session is None else session.decode("ascii")
-    version = None
-    if len(deployment.versions) > 1:
-        if session_id is None:
+    turn, place = deployment.turn.at, None
+    if deployment.options.isolated:
+        place = None if session_id is None or opening.streams else world.places.find((deployment.id, session_id))
+        instance = None if place is None else next((one for one in deployment.instances if one.id == place.instance_id), None)
+        if instance is not None and instance.active >= opening.room:
             return None
-        version = balance.decide_version(deployment, session_id=session_id, user="", pins=world.pins, draw=world.draw)
-    turn = deployment.turn.at
-    instance = balance.decide_instance(deployment, session_id=session_id, now=now, version=version)
-    upstream = None if instance is None else world.pool.take(instance.address, now)
+    else:
+        instance = _choose(deployment, session_id, world, now)
+    address = instance.address if instance is not None and place is None else place.address if place is not None else ""
+    upstream = None if instance is None else world.pool.take(address, now)
     if instance is None or upstream is None:
         deployment.turn.at = turn
         return None
@@ -313,7 +318,16 @@ def _reserve(
     if threshold is not None:
         instance.circuit.note_start(threshold)
         deployment.circuit.note_start(threshold)
-    return instance, upstream, quota
+    return instance, upstream, quota, place
+
+
+def _choose(deployment: routes.Deployment, session_id: str | None, world: World, now: float) -> routes.Instance | None:
+    version = None
+    if len(deployment.versions) > 1:
+        if session_id is None:
+            return None
+        version = balance.decide_version(deployment, session_id=session_id, user="", pins=world.pins, draw=world.draw)
+    return balance.decide_instance(deployment, session_id=session_id, now=now, version=version)
 
 
 def _admit(key: tuple[bytes | None, ...], data: bytes, world: World) -> Admission | None:

@@ -118,12 +118,14 @@ class Deployment:
 
     @property
     def open_homes(self) -> Mapping[str, Instance]:
-        """`homes`, when a session that is found there may go there at once: neither split nor circuit has a say."""
-        return self.homes if len(self.versions) == 1 and self.options.threshold is None else {}
+        """`homes`, when a session that is found there may go there at once: it has no worker of its own, and neither split nor
+        circuit has a say."""
+        free = len(self.versions) == 1 and self.options.threshold is None and not self.options.isolated
+        return self.homes if free else {}
 
     @property
     def plain(self) -> bool:
-        return self.options.cache is None and self.options.split is None and not self.options.isolated
+        return self.options.cache is None and self.options.split is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

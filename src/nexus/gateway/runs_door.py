@@ -111,11 +111,11 @@ class RunHandler(Handler):
             return False
         return _NOT_TO_KEEP.search(call.head.named.get(b"cache-control", b"").lower()) is None
 
-    def resume(self, *, sent_at: float) -> None:
+    def resume(self, *, sent_at: float, place: sessions.Place | None) -> None:
         """Go on with what the short way (`express`) began: an instance is held and the request was sent."""
         deployment = self.call.deployment
         self._began = self._sent_at = sent_at
-        self._holding = True
+        self._holding, self._place = True, place
         self._seconds = deployment.timeout_s if deployment is not None else 0.0
 
     def open(self) -> None:

@@ -194,3 +194,15 @@ def test_what_a_session_says_a_run_used_stands_in_its_record(isolated):
     assert answer.header("Nexus-Usage") is None
     node.control.next_record(kind="run")
     assert node.control.next_record(kind="run")["cpu_s"] == 0.125
+
+
+def test_a_session_at_a_known_place_stays_there_on_the_short_way_and_leaves_with_it(isolated):
+    node, supervisor = isolated
+    assert {run(node, "one").json["by"] for _ in range(6)} == {"one-1"}  # from the second on over a warm connection
+    assert {run(node, "two").json["by"] for _ in range(3)} == {"two-2"}
+    worker = next(one for one in node.workers if one.name == "one-1")
+    node.stage.run(worker.stop())
+    node.wait_for(lambda: run(node, "one").status == 200)
+    assert run(node, "one").json["by"].startswith("one-")
+    assert run(node, "two").json["by"] == "two-2"
+    assert [asked["session"] for asked in supervisor.asked].count("one") >= 2
