@@ -1,5 +1,6 @@
 """What of a gateway's report becomes an audit record: its own plain fields, bounded, as one exact text. Pure."""
 
+import functools
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ _MOST_FIELDS = 60
 _LONGEST = 512
 _NOT_KEPT = frozenset({"kind", "content", "trace", "content_hash", "content_cut"})
 _SIDES = ("request", "response")
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,7 @@ def render_entry(report: Any, rules: redaction.Rules) -> Entry | None:
         return None
     fields: dict[str, Any] = {"kind": "model"}
     for name, value in report.items():
-        if len(fields) < _MOST_FIELDS and name not in _NOT_KEPT and isinstance(name, str) and _NAME.fullmatch(name):
+        if name not in _NOT_KEPT and len(fields) < _MOST_FIELDS and _is_name(name):
             kept = _plain(value)
             if kept is not None:
                 fields[name] = kept
@@ -47,7 +49,7 @@ def render_entry(report: Any, rules: redaction.Rules) -> Entry | None:
         if report.get("content_cut") is True:
             fields["content_cut"] = True
     at = fields.get("started_at")
-    text = json.dumps(fields, separators=(",", ":"))
+    text = _ENCODE(fields)
     return Entry(
         id=str(fields.get("id") or hashlib.sha256(text.encode()).hexdigest()),
         tenant=str(fields.get("tenant", "")),
@@ -79,18 +81,24 @@ def _content(given: Any, rules: redaction.Rules) -> str | None:
     if not isinstance(given, Mapping):
         return None
     sides = {side: rules.redact(_printable(given[side])) for side in _SIDES if isinstance(given.get(side), str)}
-    return json.dumps(sides, separators=(",", ":")) if sides else None
+    return _ENCODE(sides) if sides else None
+
+
+@functools.lru_cache(maxsize=1000)
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def _plain(value: Any) -> Any:
     """A plain value as it is kept; None leaves the field out."""
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
+    kind = type(value)
+    if kind is str:
+        return value if len(value) <= _LONGEST and value.isascii() and "\0" not in value else _printable(value[:_LONGEST])
+    if kind is int:
         return value if abs(value) < 2**63 else None
-    if isinstance(value, float):
+    if kind is float:
         return value if math.isfinite(value) else None
-    return _printable(value[:_LONGEST]) if isinstance(value, str) else None
+    return value if kind is bool else None
 
 
 def _printable(text: str) -> str:

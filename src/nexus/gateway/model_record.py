@@ -7,6 +7,8 @@ from nexus.gateway.model_call import ModelCall
 from nexus.gateway.world import World
 from nexus.wire import runs as wire_runs
 
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def tell_run(call: ModelCall, world: World) -> None:
     """One more call of its run. The tokens were told while they came (`models_door`)."""
@@ -18,7 +20,7 @@ def tell_run(call: ModelCall, world: World) -> None:
 
 def report(call: ModelCall, world: World) -> None:
     record = {**render(call), **model_audit.render_content(call, world)}
-    world.outbox.add(json.dumps(record, separators=(",", ":")).encode())
+    world.outbox.add(_ENCODE(record).encode())
 
 
 def render(call: ModelCall) -> wire_runs.ModelRecord:

@@ -8,6 +8,15 @@ from nexus.gateway.model_call import STREAMABLE, ModelCall
 from nexus.gateway.world import World
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_BOM = b"\xef\xbb\xbf"
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+_DECODE = json.JSONDecoder(parse_constant=_no_constant).decode
+
+
 def read(call: ModelCall, raw: bytes) -> None:
     """Raises `Invalid` saying what is wrong with the body."""
     call.body = parse_body(raw)
@@ -35,13 +44,13 @@ def render(call: ModelCall, raw: bytes) -> bytes:
     if target is not None and call.body.get("model") != target.upstream_model:
         call.body["model"] = target.upstream_model
         call.changed = True
-    return json.dumps(call.body, separators=(",", ":")).encode() if call.changed else raw
+    return _ENCODE(call.body).encode() if call.changed else raw
 
 
 def parse_body(body: bytes) -> dict[str, Any]:
     """The JSON object of a model call, or `Invalid` saying what is wrong with it."""
     try:
-        value = json.loads(body, parse_constant=_no_constant)
+        value = _DECODE(body.removeprefix(_BOM).decode())
     except RecursionError:
         raise errors.Invalid("the body is nested too deeply", code="body.too_deep") from None
     except ValueError as error:
@@ -51,7 +60,3 @@ def parse_body(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise errors.Invalid("the body is not a JSON object", code="body.not_an_object", next_step="send {...}")
     return value
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

@@ -153,6 +153,8 @@ def run_key(record: runs.RunRecord) -> str:
 
 def model_record_id(record: runs.ModelRecord) -> str:
     """The same for a record that is reported again."""
+    if call_id := record.get("id"):
+        return f"{record['tenant']}/{call_id}"
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
