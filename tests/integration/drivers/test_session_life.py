@@ -128,3 +128,13 @@ async def test_an_instance_that_is_stopped_saves_its_sessions_for_the_next() -> 
         moved = session_rig.SessionRig(supervisor, other)
         assert (await moved.place("mover")).instance_id == other.id
         assert await moved.run("mover", ["read", "~/kept"]) == "yes"
+
+
+async def test_the_longest_idle_session_makes_room_for_another_and_comes_back() -> None:
+    async with session_rig.supervisor() as supervisor:
+        rig = await session_rig.ready(supervisor, options={"isolation": "session", "session": {"most": 2, "warm": 0}})
+        await rig.run("first", ["write", "~/kept", "yes"])
+        await rig.run("second", ["echo", 1])
+        assert await rig.run("third", ["echo", 1]) == 1
+        await rig.reach("first", SessionPhase.SAVED)
+        assert await rig.run("first", ["read", "~/kept"]) == "yes"

@@ -6,6 +6,7 @@ They lie below the home by tenant, agent and environment, so they outlive the in
 import contextlib
 import hashlib
 import os
+import time
 from pathlib import Path
 
 from nexus.core import errors, instances
@@ -62,6 +63,16 @@ class Archives:
         finally:
             os.close(output)
             _unlink(beside)
+
+    def prune(self, *, older_s: float) -> int:
+        """Remove what nobody came back for; how many there were."""
+        gone, before = 0, time.time() - older_s
+        for path in self._folder.glob("*.tar"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < before:
+                    path.unlink()
+                    gone += 1
+        return gone
 
     def forget(self, session_id: str) -> None:
         _unlink(self.path(session_id))

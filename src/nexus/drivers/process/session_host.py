@@ -34,6 +34,7 @@ from nexus.drivers.process import (
     session_plans,
     session_process,
     session_record,
+    session_room,
     zygote,
 )
 from nexus.kit import guard, keys, session_tokens
@@ -43,6 +44,7 @@ _LOG = logging.getLogger(__name__)
 _MOST_ENDS = 1000
 _FILL_PAUSE_S = 0.5
 _AT_ONCE = 16
+_STOP_S = 10.0
 _MOST_RECORD = 64 * 1024
 _KEPT_HASH = "token.hash"
 
@@ -78,6 +80,7 @@ class Host:
         self._wanting = asyncio.Event()
         self._ends: collections.OrderedDict[str, tuple[float, Mapping[str, object]]] = collections.OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
         self._closing = False
         self.connections: Mapping[str, int] = {}
         self.spent_cpu_s = 0.0
@@ -109,6 +112,7 @@ class Host:
             raise zygote.failure("its zygote does not answer", str(error) or "it took too long") from error
         self._box = box
         self._write_token_hash()
+        await asyncio.to_thread(self.archives.prune, older_s=self.policy.retention_s)
         if not self._tasks:
             guard.spawn(self._fill(), name=f"spares of {self.spec.id}", owner=self._tasks)
         self._wanting.set()
@@ -152,7 +156,12 @@ class Host:
             raise errors.NotFound(
                 f"{self.spec.id} is being stopped", code="session.no_instance", next_step="try again in a second"
             )
-        if sum(one.phase is not SessionPhase.SAVED for one in self.sessions.values()) >= self.policy.most:
+        if session_room.count_alive(self.sessions.values()) < self.policy.most:
+            return
+        idle = session_room.find_idle(self.sessions.values(), self.connections)
+        if idle:
+            guard.spawn(idle[0].stop(grace_s=_STOP_S, keep=True), name=f"stop {idle[0].id} for another", owner=self._leaving)
+        else:
             raise errors.Exhausted(
                 f"{self.spec.agent} has {self.policy.most} sessions on this instance already",
                 code="session.too_many",

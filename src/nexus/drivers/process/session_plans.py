@@ -23,6 +23,7 @@ class Policy:
     max_lifetime_s: float = 8 * 3600.0
     persist: bool = True
     work_bytes: int = _WORK_BYTES
+    retention_s: float = 30 * 86400.0
     most: int = _MOST
     warm: int | None = None
 
@@ -45,6 +46,7 @@ def parse_policy(options: Mapping[str, object]) -> Policy:
         max_lifetime_s=number("max_lifetime_s", usual.max_lifetime_s),
         persist=given.get("persist") is not False,
         work_bytes=int(number("work_bytes", usual.work_bytes)),
+        retention_s=number("retention_s", usual.retention_s),
         most=int(number("most", usual.most)),
         warm=warm if isinstance(warm, int) and not isinstance(warm, bool) else None,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nexus.core import errors, names
 from nexus.core.sessions import SessionPhase, SessionPlace, SessionStatus
-from nexus.drivers.process import session, session_host, session_paths, session_watch
+from nexus.drivers.process import session, session_host, session_paths, session_room, session_watch
 from nexus.kit import guard
 from nexus.wire import problem as problem_wire
 
@@ -122,6 +122,7 @@ class Table:
             for one in list(host.sessions.values()):
                 if not one.busy:
                     self._move(host, one, connections.get(str(one.path), 0), now)
+            self._make_room(host, session_room.read_memory())
 
     def _move(self, host: session_host.Host, one: session.Session, connected: int, now: float) -> None:
         if one.phase is SessionPhase.LIVE:
@@ -135,6 +136,13 @@ class Table:
         )
         if move != "keep":
             guard.spawn(self._carry_out(move, one), name=f"{move} {one.id}", owner=self._tasks)
+
+    def _make_room(self, host: session_host.Host, memory: session_room.Memory) -> None:
+        residents = host.sessions.values()
+        for one in session_room.choose_to_stop(residents, host.connections, most=host.policy.most, memory=memory):
+            guard.spawn(self._carry_out("stop", one), name=f"stop {one.id}", owner=self._tasks)
+        for one in session_room.choose_to_forget(residents):
+            guard.spawn(self._carry_out("end", one), name=f"forget {one.id}", owner=self._tasks)
 
     async def _carry_out(self, move: session_watch.Move, one: session.Session) -> None:
         try:
