@@ -18,6 +18,7 @@ _FURTHER = (
     "nexus.api.asks",
     "nexus.api.replays",
     "nexus.api.triggers",
+    "nexus.api.checkpoints",
     "nexus.api.runs",
     "nexus.api.sessions",
     "nexus.api.audit",

@@ -40,6 +40,7 @@ class Services:
     asks: Any = None
     replays: Any = None
     triggers: Any = None
+    checkpoints: Any = None
     telemetry: Any = None
     metrics: Any = None
     traces: Any = None

@@ -210,6 +210,7 @@ async def _run(
         asks=work.asks,
         replays=work.replays,
         triggers=work.triggers,
+        checkpoints=work.checkpoints,
         telemetry=work.telemetry,
         metrics=work.metrics,
         traces=work.traces,

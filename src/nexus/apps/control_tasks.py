@@ -18,6 +18,7 @@ from nexus.kit import clock as clocks
 from nexus.kit import egress, guard
 from nexus.ports import task_store as ports
 from nexus.stores.postgres import (
+    checkpoint_store,
     run_store,
     session_store,
     task_ask_store,
@@ -29,7 +30,20 @@ from nexus.stores.postgres import (
     task_trigger_store,
     task_webhook_store,
 )
-from nexus.tasks import asks, dispatcher, door, recordings, replays, schedules, service, sessions, tail, triggers, webhooks
+from nexus.tasks import (
+    asks,
+    checkpoints,
+    dispatcher,
+    door,
+    recordings,
+    replays,
+    schedules,
+    service,
+    sessions,
+    tail,
+    triggers,
+    webhooks,
+)
 from nexus.tasks.settings import TaskPolicy, TaskSettings, WebhookSettings
 from nexus.telemetry import metrics, records, traces
 from nexus.telemetry.traces import TraceSettings
@@ -51,6 +65,7 @@ class TaskParts:
     replays: replays.Replays
     triggers: triggers.Triggers
     trigger_store: task_trigger_store.PostgresTriggerStore
+    checkpoints: checkpoints.Checkpoints
     telemetry: records.RecordSink
     runs: records.RunHistory
     metrics: metrics.Metrics
@@ -124,6 +139,7 @@ async def run_tasks(
     gateway = door.GatewayDoor(sockets=door_sockets, token=environment.service_token)
     runner = dispatcher.Dispatcher(store=store, door=gateway, owner=owner, clock=clock, settings=environment.tasks)
     steps = task_step_store.PostgresStepStore(engine)
+    graphs = checkpoints.Checkpoints(store=checkpoint_store.PostgresCheckpointStore(engine))
     trigger_rows = task_trigger_store.PostgresTriggerStore(engine)
     questions = asks.Asks(
         store=task_ask_store.PostgresAskStore(engine),
@@ -165,7 +181,7 @@ async def run_tasks(
     history, counted = run_store.PostgresRunStore(engine), metrics.Metrics()
     async with guard.Loops() as loops, rooms, traces.TraceForwarder(settings=environment.traces) as forwarder:
         loops.start("task-listener", ears.run)
-        async with sender, runner, timed, questions:
+        async with sender, runner, timed, questions, graphs:
             yield TaskParts(
                 tasks=rooms,
                 webhooks=sender,
@@ -173,6 +189,7 @@ async def run_tasks(
                 recordings=recordings.Recordings(store=steps),
                 asks=questions,
                 trigger_store=trigger_rows,
+                checkpoints=graphs,
                 triggers=triggers.Triggers(
                     store=trigger_rows,
                     tasks=store,

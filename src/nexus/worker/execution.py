@@ -87,6 +87,7 @@ class Executor:
             traceparent=traceparent,
             attribution=self._attribution,
             recording=None if self._recorder is None else self._recorder.begin(run_id, attempt),
+            door=self._door,
         )
         if run.recording is not None:
             run.recording.leave, run.recording.tell = run.leave, run.emit

@@ -15,6 +15,7 @@ from nexus.core import errors
 from nexus.wire import headers
 from nexus.wire import runs as wire
 from nexus.worker import bodies, outputs, propagation, sessions, steps
+from nexus.worker import door as doors
 
 Stop = Literal["client", "timeout", "shutdown", "interrupted", "asked"]
 _MOST_PENDING = 10_000
@@ -41,7 +42,7 @@ class Run:
 
     __slots__ = (
         "_asks", "_attribution", "_bytes", "_loop", "_pending", "_room", "_thread", "_thread_room", "_usage", "call", "context",
-        "cost", "cpu_s", "deadline_s", "done", "leftover", "recording", "run_id", "session", "session_id", "started_s",
+        "cost", "cpu_s", "deadline_s", "done", "door", "leftover", "recording", "run_id", "session", "session_id", "started_s",
         "stop_reason", "streaming", "task", "timeout_s", "trace_id", "traceparent", "user_id", "wake",
     )  # fmt: skip
 
@@ -56,6 +57,7 @@ class Run:
         traceparent: str = "",
         recording: steps.Recording | None = None,
         attribution: Callable[["Run", str, int], Mapping[str, str]] | None = None,
+        door: doors.Door | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -81,6 +83,7 @@ class Run:
         self._asks: list[Mapping[str, Any]] = []
         self.recording = recording
         self._attribution = attribution
+        self.door = door
         self.user_id = ""
         self.cost: float | None = None
 

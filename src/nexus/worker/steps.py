@@ -13,7 +13,7 @@ import logging
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -21,7 +21,7 @@ from nexus.core import errors, ids
 from nexus.kit import http_client
 from nexus.ports import run as ports
 from nexus.wire import problem
-from nexus.worker import asks
+from nexus.worker import asks, talks
 from nexus.worker import door as doors
 
 _LOG = logging.getLogger("nexus.worker")
@@ -29,8 +29,6 @@ MOST_RECORDED = 8 * 1024 * 1024
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 T = TypeVar("T")
-# What is to be said to the door, one call at a time: (method, path, body) out, the answer in.
-Talk = Generator[tuple[str, str, bytes], http_client.Answer, T]
 
 
 class Recording:
@@ -40,7 +38,7 @@ class Recording:
     """
 
     def __init__(self, door: doors.Door, task_id: str, attempt: int) -> None:
-        self._door, self._task_id, self._attempt = door, task_id, attempt
+        self._door, self._task_id, self.attempt = door, task_id, attempt
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._live = attempt <= 1
@@ -107,7 +105,7 @@ class Recording:
             if self._seen[name] == int(number) + 1:
                 self._seen[name] -= 1
 
-    def _open(self, key: str, *, live: bool, request: bytes = b"") -> Talk[dict[str, Any]]:
+    def _open(self, key: str, *, live: bool, request: bytes = b"") -> talks.Talk[dict[str, Any]]:
         sent = zlib.compress(request, 1) if request else b""
         path = self._path("steps", key)
         answer = yield "POST", path + ("&live=true" if live else ""), sent
@@ -126,7 +124,7 @@ class Recording:
             return {"status": "done", "head": {}, "body": base64.b64encode(body)}
         return found
 
-    def _ask(self, key: str, question: ports.Question) -> Talk[Any]:
+    def _ask(self, key: str, question: ports.Question) -> talks.Talk[Any]:
         answer = yield "POST", self._path("asks", key), asks.render(question)
         found = _value(answer, "open", "answered", "expired")
         told = {"ask_id": found["ask_id"], "question": question.text}
@@ -145,7 +143,7 @@ class Recording:
             self.tell(f"ask.{found['status']}", {"ask_id": found["ask_id"], "answer": found.get("answer")})
         return asks.read(question, found)
 
-    def _finish(self, name: str, key: str, value: Any) -> Talk[Any]:
+    def _finish(self, name: str, key: str, value: Any) -> talks.Talk[Any]:
         try:
             body = json.dumps(value, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
@@ -165,12 +163,12 @@ class Recording:
         yield from self._close(key, {}, body)
         return json.loads(body)
 
-    def _close(self, key: str, head: dict[str, Any], body: bytes) -> Talk[None]:
+    def _close(self, key: str, head: dict[str, Any], body: bytes) -> talks.Talk[None]:
         sent = json.dumps({"head": head, "body": base64.b64encode(body).decode()}).encode()
         answer = yield "PUT", self._path("steps", key), sent
         _check(answer)
 
-    def _forget(self, key: str) -> Talk[None]:
+    def _forget(self, key: str) -> talks.Talk[None]:
         """Take a failed call from the recording; if that fails too, the next attempt finds it with an unknown outcome."""
         try:
             answer = yield "PUT", self._path("steps", key), b""
@@ -178,36 +176,14 @@ class Recording:
         except errors.NexusError as error:
             _LOG.warning("a failed call could not be taken from the recording: %s", error.cause or error.message)
 
-    async def _say(self, talk: Talk[T]) -> T:
-        try:
-            wanted = next(talk)
-            while True:
-                try:
-                    answer = await self._door.call(*wanted)
-                except errors.NexusError as error:
-                    wanted = talk.throw(error)
-                else:
-                    wanted = talk.send(answer)
-        except StopIteration as done:
-            result: T = done.value
-            return result
+    async def _say(self, talk: talks.Talk[T]) -> T:
+        return await talks.say(self._door, talk)
 
-    def _say_blocking(self, talk: Talk[T]) -> T:
-        try:
-            wanted = next(talk)
-            while True:
-                try:
-                    answer = self._door.call_blocking(*wanted)
-                except errors.NexusError as error:
-                    wanted = talk.throw(error)
-                else:
-                    wanted = talk.send(answer)
-        except StopIteration as done:
-            result: T = done.value
-            return result
+    def _say_blocking(self, talk: talks.Talk[T]) -> T:
+        return talks.say_blocking(self._door, talk)
 
     def _path(self, what: str, key: str) -> str:
-        return f"/door/runs/{self._task_id}/{what}?key={quote(key, safe='')}&attempt={self._attempt}"
+        return f"/door/runs/{self._task_id}/{what}?key={quote(key, safe='')}&attempt={self.attempt}"
 
 
 class Call:

@@ -59,6 +59,7 @@ class FakeDoor:
     usage: dict[str, list[int]] = field(default_factory=dict)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     hang_after_first: bool = False
+    threads: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     state_status: int = 200
 
     @contextlib.asynccontextmanager
@@ -90,10 +91,32 @@ class FakeDoor:
         elif request.path.startswith("/door/runs/"):
             used = self.usage.get(request.path.split("/")[3], [0, 0, 0])
             _reply(writer, 200, {"input_tokens": used[0], "output_tokens": used[1], "calls": used[2]})
+        elif request.path.startswith("/door/threads"):
+            self._thread(request, writer)
         elif request.path.startswith("/door/sessions/"):
             self._state(request, writer)
         else:
             _reply(writer, 200, {})
+
+    def _thread(self, request: Seen, writer: asyncio.StreamWriter) -> None:
+        """As much of LangGraph's checkpoints as one graph without subgraphs needs; newest last."""
+        if request.path == "/door/threads:forget":
+            gone = json.loads(request.body)["run_ids"]
+            for name, kept in self.threads.items():
+                self.threads[name] = [each for each in kept if each["run_id"] not in gone]
+            return _reply(writer, 200, {})
+        kept = self.threads.setdefault(request.path.split("/")[3], [])
+        if request.method == "GET":
+            return _reply(writer, 200, {"items": kept[-1:]})
+        told = json.loads(request.body)
+        if (new := told.get("checkpoint")) is not None:
+            before = next((each for each in kept if each["id"] == new["parent"]), {"values": {}})
+            values = {**before["values"], **new["values"]}
+            kept.append({**new, "values": {name: values[name] for name in new["versions"] if name in values}, "writes": []})
+        if (new := told.get("writes")) is not None:
+            mine = next(each for each in kept if each["id"] == new["id"])
+            mine["writes"] += [[new["task"], *write[1:]] for write in new["writes"]]
+        return _reply(writer, 200, {})
 
     def _state(self, request: Seen, writer: asyncio.StreamWriter) -> None:
         session = request.path.split("/")[3]

@@ -14,7 +14,7 @@ from typing import Any
 from nexus.core import errors
 from nexus.wire import runs as wire
 from nexus.worker import outputs, runs
-from nexus.worker.adapters import langgraph_memory, tell, versions
+from nexus.worker.adapters import langgraph_memory, langgraph_threads, tell, versions
 
 _PREGEL = ("langgraph.pregel.Pregel", "langgraph.pregel.main.Pregel")
 _MODES = ["messages", "updates", "values"]
@@ -29,41 +29,72 @@ def adapt(target: Any) -> "GraphAdapter":
 
 
 class GraphAdapter:
-    """The session is the graph's thread: in a checkpointer of its own when it has one, else in the platform's session state."""
+    """The session is the graph's thread: in a checkpointer of its own when it has one, else in the platform's."""
 
     name = "langgraph"
 
     def __init__(self, graph: Any) -> None:
         versions.check("langgraph", tried="1.2")
         self._graph = graph
-        self.uses_state = getattr(graph, "checkpointer", None) is None
+        self.uses_state = False
+        self._lends = getattr(graph, "checkpointer", None) is None
         self._remembers = getattr(graph, "checkpointer", None) is not False
-        self._options = {"durability": "exit"} if self.uses_state and _takes(graph.astream, "durability") else {}
+        self._says_when = self._lends and _takes(graph.astream, "durability")
+        self._held = langgraph_memory.in_process() if self._lends else None
         self._channels = _channels(graph)
         self._is_function = getattr(graph, "input_channels", None) == "__start__" and getattr(graph, "builder", None) is None
 
     async def run(self, run: runs.Run) -> Any:
-        given = self._input(run.call.input)
-        config = self._config(run)
+        if not self._lends:
+            return await self._through(self._graph, run)
+        memory = langgraph_memory.Memory(run, self._held)
+        graph = copy.copy(self._graph)
+        graph.checkpointer = memory.saver
+        try:
+            found = await self._through(graph, run)
+        except BaseException:
+            if not (run.waits or run.stop_reason == "shutdown"):  # the next attempt goes on where these stopped
+                await memory.take_back()
+            raise
+        await memory.keep()
+        return found
+
+    async def _through(self, graph: Any, run: runs.Run) -> Any:
+        """To the graph's end, and on from its interrupts as long as there are answers."""
+        given, config = run.call.input, self._config(run)
+        try:
+            if self._remembers:
+                given = await langgraph_threads.begin(graph, config, run, given)
+            if given is run.call.input:
+                given = self._input(given)
+            while True:
+                state, interrupts = await self._stream(graph, run, given, config)
+                if not interrupts:
+                    return _output(state)
+                if run.recording is None:
+                    return langgraph_threads.shown(interrupts)
+                given = await langgraph_threads.answered(run, interrupts)
+        except langgraph_threads.Finished as ended:
+            return _output(ended.state)
+
+    async def _stream(self, graph: Any, run: runs.Run, given: Any, config: dict[str, Any]) -> tuple[Any, list[Any]]:
+        """The final state, and what the graph was interrupted for. A task's checkpoints are written before it goes on."""
         state: Any = None
+        interrupts: list[Any] = []
         seen: set[str] = set()
-        graph, memory = self._graph, None
-        if self.uses_state:
-            memory = langgraph_memory.Memory(run)
-            memory.begin()
-            graph = copy.copy(graph)
-            graph.checkpointer = memory.saver
-        async for mode, value in graph.astream(given, config, stream_mode=_MODES, **self._options):
+        options = {"durability": "exit" if run.recording is None else "sync"} if self._says_when else {}
+        async for mode, value in graph.astream(given, config, stream_mode=_MODES, **options):
             if mode == "values":
                 state = value
             elif mode == "updates":
-                self._step(run, value, seen)
+                if isinstance(value, Mapping) and langgraph_threads.INTERRUPT in value:
+                    interrupts.extend(value[langgraph_threads.INTERRUPT])
+                else:
+                    self._step(run, value, seen)
             else:
                 _delta(run, value, seen)
             await run.room()
-        if memory is not None:
-            memory.keep()
-        return _output(state)
+        return state, interrupts
 
     def _input(self, value: Any) -> Any:
         if not isinstance(value, str) or self._is_function:

@@ -1,57 +1,45 @@
-"""LangGraph's checkpoints in the platform's session state, for graphs that were compiled without a checkpointer of their own.
-
-The graph's last checkpoint is kept (its state and what is pending), not its history. A state that cannot be written is remembered
-for the run alone, and the log says so.
+"""Where a graph's threads are kept when it was compiled without a checkpointer: at the platform's door, or, where there is none
+(`nexus ai agent dev`), in this process. What a failed run left in its thread is taken back.
 """
 
-import base64
 import importlib
 import logging
 from typing import Any
 
+from nexus.core import errors
 from nexus.worker import runs
+from nexus.worker.adapters import langgraph_saver
 
 _LOG = logging.getLogger("nexus.worker")
-_KEY = "langgraph"
 
 
 class Memory:
-    """One run's checkpointer: `begin` puts back what the session knew, `keep` takes what the run left."""
+    """The checkpointer of one run. `held` is that of the process."""
 
-    def __init__(self, run: runs.Run) -> None:
+    def __init__(self, run: runs.Run, held: Any) -> None:
         self._run = run
-        saver = importlib.import_module("langgraph.checkpoint.memory").InMemorySaver
-        serde = importlib.import_module("langgraph.checkpoint.serde.jsonplus").JsonPlusSerializer()
-        self._serde = _Serde(serde)
-        self.saver = saver(serde=self._serde)
-        self._config = {"configurable": {"thread_id": run.session_id, "checkpoint_ns": ""}}
+        self.saver = held if run.door is None else langgraph_saver.saver_class()(run.door, run.run_id)
 
-    def begin(self) -> None:
-        kept = self._run.state.get(_KEY)
-        if not isinstance(kept, dict):
+    async def keep(self) -> None:
+        """The run has ended well: its thread stays, unless a part of it could not be written."""
+        if getattr(self.saver, "refused", None) is not None:
+            await self.take_back()
+
+    async def take_back(self) -> None:
+        """The thread as it was before this run; of no consequence where nothing was written."""
+        if self._run.door is None or not self.saver.wrote:
             return
         try:
-            found = self._serde.loads_typed((kept["type"], base64.b64decode(kept["data"])))
-        except Exception as error:  # noqa: BLE001 - the graph's classes may have changed with a new version of the agent
-            _LOG.warning("session %s: its graph begins anew, its state cannot be read: %s", self._run.session_id, error)
-            return
-        checkpoint = found["checkpoint"]
-        config = self.saver.put(self._config, checkpoint, found["metadata"], checkpoint["channel_versions"])
-        for task, channel, value in found["pending"]:
-            self.saver.put_writes(config, [(channel, value)], task)
+            await self.saver.adelete_for_runs([self._run.run_id])
+        except errors.NexusError as error:
+            _LOG.warning("session %s keeps what a failed run left: %s", self._run.session_id, error.cause or error.message)
 
-    def keep(self) -> None:
-        found = self.saver.get_tuple({"configurable": {"thread_id": self._run.session_id}})
-        if found is None:
-            return
-        pending = [tuple(write) for write in found.pending_writes or ()]
-        kind, data = self._serde.dumps_typed(
-            {"checkpoint": found.checkpoint, "metadata": dict(found.metadata), "pending": pending}
-        )
-        if self._serde.refused is not None:
-            _LOG.warning("session %s: its graph's state is not kept: %s", self._run.session_id, self._serde.refused)
-            return
-        self._run.state[_KEY] = {"type": kind, "data": base64.b64encode(data).decode()}
+
+def in_process() -> Any:
+    """A saver that lives as long as this process."""
+    saver = importlib.import_module("langgraph.checkpoint.memory").InMemorySaver
+    serde = importlib.import_module("langgraph.checkpoint.serde.jsonplus").JsonPlusSerializer()
+    return saver(serde=_Serde(serde))
 
 
 class _Serde:
@@ -60,13 +48,12 @@ class _Serde:
     def __init__(self, serde: Any) -> None:
         self._serde = serde
         self._held: list[Any] = []
-        self.refused: Exception | None = None
 
     def dumps_typed(self, value: Any) -> tuple[str, bytes]:
         try:
             kind, data = self._serde.dumps_typed(value)
         except Exception as error:  # noqa: BLE001 - whatever an author's class raises
-            self.refused = error
+            _LOG.debug("kept in memory, as it cannot be written: %s", error)
             self._held.append(value)
             return "held", str(len(self._held) - 1).encode()
         return kind, data
