@@ -1,6 +1,7 @@
 """Prompt trimming by declared policy: the oldest messages of a chat are left out until it fits the alias's `trim_to`.
 
-System and developer messages stay, and the newest message always does. A tool's answer never stays without the call it answers.
+System and developer messages stay, and so does the first of a user, which says what it is about. The others go in groups, oldest
+first: a tool's answers stay with their call or go with it. The newest group always stays.
 """
 
 from typing import Any
@@ -37,20 +38,35 @@ def _limit(call: ModelCall, world: World) -> int | None:
 
 
 def keep_newest(messages: list[Any], most: int) -> list[Any]:
-    """Those to keep, in their order: what must stay, then as many of the newest as `most` tokens hold."""
+    """Those to keep, in their order: what must stay, then as many of the newest groups as `most` tokens hold."""
     fixed = {place for place, message in enumerate(messages) if _role(message) in _KEPT_ROLES}
+    first = next((place for place, message in enumerate(messages) if _role(message) == "user"), None)
+    fixed |= {first} if first is not None else set()
     left = most - sum(_size(messages[place]) for place in fixed)
-    start = len(messages)
-    for place in range(len(messages) - 1, -1, -1):
+    kept = set(fixed)
+    for number, group in enumerate(reversed(_groups(messages, fixed))):
+        left -= sum(_size(messages[place]) for place in group)
+        if left < 0 and number:
+            break
+        kept |= set(group)
+    return [message for place, message in enumerate(messages) if place in kept]
+
+
+def _groups(messages: list[Any], fixed: set[int]) -> list[list[int]]:
+    """Places of messages that belong together, in order."""
+    groups: list[list[int]] = []
+    before = ""
+    for place, message in enumerate(messages):
+        kind = str(message.get("type", "")) if isinstance(message, dict) else ""
+        joined = _is_answer(message) or (kind.endswith("_call") and before in ("reasoning", kind))
+        before = kind
         if place in fixed:
             continue
-        left -= _size(messages[place])
-        if left < 0 and start < len(messages):
-            break
-        start = place
-    while start < len(messages) - 1 and (start in fixed or _is_answer(messages[start])):
-        start += 1
-    return [message for place, message in enumerate(messages) if place >= start or place in fixed]
+        if joined and groups:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
 
 
 def _size(value: Any) -> int:

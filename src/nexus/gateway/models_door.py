@@ -36,6 +36,7 @@ _DIALECT = {b"/v1/messages": "anthropic", b"/v1/messages/count_tokens": "anthrop
 _RUN_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _NAME = re.compile(rb"[!-~]{1,256}")
 _PAUSE_S = 0.1
+_SPOKEN = (b"application/json", b"text/event-stream", b"application/vnd.")
 _KINDS = {
     401: "error", 403: "error", 404: "error", 408: "timeout", 429: "rate", 500: "error", 502: "error", 503: "error",
     504: "timeout", 529: "error",
@@ -223,11 +224,12 @@ class ModelHandler(Handler):
     # the answer
 
     def answer_headers(self, status: int, headers: list[http1.Header]) -> list[http1.Header]:
-        kind = _KINDS.get(status)
+        odd = status == 200 and not dict(headers).get(b"content-type", b"").lower().startswith(_SPOKEN)
+        kind = "error" if odd else _KINDS.get(status)
         self._note(failed=None if status == 429 else status >= 500)
         if kind is not None and self._can_go_on(kind):
             self._fall = kind
-            raise BadAnswer(f"it answered {status}")
+            raise BadAnswer("it answered with something else than JSON or events" if odd else f"it answered {status}")
         if status in (401, 403):
             self._refused_status = status
             raise BadAnswer(f"the provider refused the host's credential with {status}")

@@ -117,6 +117,14 @@ def test_an_answer_that_broke_off_is_not_asked_for_again(door):
     assert len(door.llms["b"].requests) == before
 
 
+def test_what_is_no_answer_at_all_falls_back_and_passes_where_nothing_else_is(door):
+    alias(door, "fast", "a", "b")
+    door.llms["a"].turn(garbage=True)
+    assert said(chat(door, "fast")) == "b"
+    answer = chat(door, "a")
+    assert (answer.status, answer.header("Content-Type")) == (200, "text/html")
+
+
 def test_nowhere_and_then_the_last_resort(door):
     alias(door, "fast", "gone", fallback=["gone"], last_resort="c")
     answer = chat(door, "fast")
