@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.integration.frameworks import variants
 
+from nexus.cli.agent import framework_templates
 from nexus.testing import dialects
 
 SAID = "Fourteen hundred UTC suits both of you."
@@ -17,8 +18,8 @@ class Case:
 
     `plain` ones call the model by themselves: their text does not stream. `remembers` is what a later run knows.
     `first` is the first event of a stream of words, which begins once the model said `words_after`. `counts`: the framework
-    tells tokens itself; `refused` is what it says when its provider refuses. Another entry point of a framework has `code` of
-    its own and names what it is `of`, whose environment it shares.
+    tells tokens itself, and `steps` where it tells no tools; `refused` is what it says when its provider refuses. Another entry
+    point of a framework has `code` of its own and names what it is `of`, whose environment it shares.
     """
 
     call: dialects.ToolCall | None = None
@@ -39,6 +40,7 @@ class Case:
     of: str = ""
     code: str = ""
     counts: bool = True
+    steps: bool = True
     refused: str = "scripted failure 400"
 
     @property
@@ -84,9 +86,9 @@ CASES = {
         call=dialects.ToolCall(name="monthly_rate", arguments={"amount": 1200, "years": 1, "percent": 0}), shows="100.00 a month"
     ),
     "llama-index": Case(before=("a part",), plain=True, remembers=SAID, counts=False),
-    "asgi": Case(entrypoint="agent:app", counts=False),
-    "foundry": Case(entrypoint="agent:app", counts=False, refused="internal server error"),
-    "agentcore": Case(entrypoint="agent:app", counts=False),
+    "asgi": Case(entrypoint="agent:app", counts=False, steps=False),
+    "foundry": Case(entrypoint="agent:app", counts=False, steps=False, refused="internal server error"),
+    "agentcore": Case(entrypoint="agent:app", counts=False, steps=False),
     "anthropic": Case(
         call=dialects.ToolCall(name="search", arguments={"pattern": "ERROR"}),
         shows="2: ERROR disk full",
@@ -114,6 +116,13 @@ CASES = {
         words_after=("A draft.",),
     ),
     "crewai-flow": Case(of="crewai", code=variants.CREWAI_FLOW, counts=False),
+    "llama-index-stream": Case(
+        of="llama-index",
+        code=framework_templates.FRAMEWORKS["llama-index"].code,
+        adapter="llama-index",
+        counts=False,
+        steps=False,
+    ),
     "langgraph-function": Case(of="langgraph", code=variants.LANGGRAPH_FUNCTION, adapter="langgraph"),
     "smolagents-code": Case(
         of="smolagents",

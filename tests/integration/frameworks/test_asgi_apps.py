@@ -103,6 +103,65 @@ async def test_the_route_that_takes_runs(start: Any, routes: str, path: str, bod
     assert (output if path == "/run" else output["output"]) == [body, path]
 
 
+PINGED = """
+import asyncio
+class Route:
+    def __init__(self, path, method):
+        self.path, self.methods = path, {method}
+class App:
+    routes = [Route("/invocations", "POST"), Route("/ping", "GET")]
+    ping = b'{"status": "Healthy"}'
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            raise NotImplementedError
+        if scope["path"] == "/ping":
+            if self.ping == b"hang":
+                await asyncio.sleep(1000)
+            body = self.ping
+        else:
+            import json
+            self.ping, body = json.loads((await receive())["body"])["prompt"].encode(), b"{}"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": body})
+app = App()
+"""
+
+
+async def test_background_work_is_what_the_apps_ping_says(start: Any) -> None:  # noqa: F811
+    worker = await start(PINGED, entrypoint="agent:app", NEXUS_GRACE_S="0.2")
+    assert (await worker.call("GET", "/health")).json["background"] is False
+    for said, busy in (
+        ('{"status": "HealthyBusy"}', True),
+        ("hang", False),
+        ("garbage", False),
+        ('{"status": "HealthyBusy"}', True),
+    ):
+        assert (await worker.run(said)).status == 200
+        status = (await worker.call("GET", "/status")).json
+        assert (status["background"], status["active_runs"]) == (busy, int(busy))
+    assert await worker.stop() == 0
+
+
+async def test_a_websocket_that_no_app_takes_is_refused(start: Any) -> None:  # noqa: F811
+    worker = await start(PINGED, entrypoint="agent:app")
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "x" * 22 + "==",
+    }
+    answer = await worker.call("GET", "/ws", headers=headers)
+    assert answer.status == 404
+    assert (await worker.run("{}")).status == 200
+
+
+async def test_a_file_that_starts_a_server_is_served(start: Any) -> None:  # noqa: F811
+    code = RAW + "\nimport uvicorn\nuvicorn.run(app, port=1)\nafter = 1\n"
+    worker = await start(code, entrypoint="agent:app")
+    assert (await worker.run("hi", session="s")).output["session"] == "s"
+    assert any("starts a server when it is imported" in message for message in worker.messages())
+
+
 async def test_an_app_without_such_a_route_is_refused(start: Any) -> None:  # noqa: F811
     problem = await start.fails(ROUTED.format(routes="Route('/a', 'POST'), Route('/b', 'POST')"), entrypoint="agent:app")
     assert problem["code"] == "entrypoint.no_route"

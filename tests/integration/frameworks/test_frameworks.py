@@ -94,7 +94,7 @@ async def test_streams_tokens_and_tools(name: str, start: Callable, llm: fake_ll
     tools = [data for _, kind, data in events if kind == case.tool_event]
     told = next((data for data in tools if case.call is not None and data["name"] == case.call.name), None)
     if case.call is None:
-        assert "step" in kinds or case.entrypoint == "agent:app"
+        assert "step" in kinds or not case.steps
     elif case.tool_event == "tool.call":
         assert told["arguments"] == dict(case.call.arguments)
         results = [data for _, kind, data in events if kind == "tool.result"]

@@ -24,6 +24,7 @@ _PARAMETERS = ["scope", "receive", "send"]
 _PATHS = ("/run", "/invocations", "/responses", "/invoke", "/chat", "/")
 _SOCKETS = ("/ws", "/invocations_ws")
 _PING = "/ping"
+_PING_S = 1.0
 _SETTLE_S = 0.5  # what an app left open hangs on a generator that nobody closes: it closes when that is collected
 
 
@@ -73,12 +74,13 @@ class AsgiAdapter:
 
     async def busy(self) -> bool:
         """Whether the app says that it works without a run: `HealthyBusy` at `GET /ping`. An app that cannot be asked is not."""
-        if not self._pings:
+        if not self._pings or not self._lifespan.started:
             return False
         answer = asgi_answers.Answer(_NOBODY, _PING)
         try:
-            await self._app(self._scope("GET", _PING, {"host": "agent"}), _receiver(b""), answer.take)
-        except Exception:  # noqa: BLE001 - whatever an app raises
+            async with asyncio.timeout(_PING_S):
+                await self._app(self._scope("GET", _PING, {"host": "agent"}), _receiver(b""), answer.take)
+        except Exception:  # noqa: BLE001 - whatever an app raises, a time-out too
             return False
         said = answer.json()
         return isinstance(said, dict) and said.get("status") == "HealthyBusy"

@@ -25,6 +25,10 @@ class Lifespan:
         self._refusal: str | None = None
         self.state: dict[str, Any] = {}
 
+    @property
+    def started(self) -> bool:
+        return self._started.is_set() and self._refusal is None
+
     async def start(self) -> None:
         """Raises `AgentFailed` when the app says that it failed."""
         if self._task is None:
