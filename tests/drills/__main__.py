@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.drills import kill_storm, simulation, webhook_abuse
+from tests.drills import kill_storm, sessions, simulation, webhook_abuse
 
 
 def crash_points(arguments: list[str]) -> int:
@@ -20,9 +20,11 @@ def zombie(arguments: list[str]) -> int:
 
 DRILLS = {
     "kill-storm": kill_storm.main,
+    "sessions": sessions.main,
     "crash-points": crash_points,
     "zombie": zombie,
     "simulation": simulation.main,
+    "storage-faults": storage_faults.main,
     "webhook-abuse": webhook_abuse.main,
 }
 

@@ -1,10 +1,11 @@
 """The drills in short, so that they do not rot between their full runs."""
 
 import argparse
+import shutil
 
 import pytest
 
-from tests.drills import simulation, webhook_abuse
+from tests.drills import simulation, storage_faults, webhook_abuse
 
 
 def test_simulation() -> None:
@@ -17,3 +18,9 @@ def test_simulation() -> None:
 @pytest.mark.slow
 def test_webhook_abuse(postgres_url: str) -> None:
     assert webhook_abuse.drill(postgres_url, argparse.Namespace(abusive=100, healthy=5, tasks=30, seconds=3.0, seed=1)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="the faults are made by a small library that is compiled")
+def test_storage_faults() -> None:
+    assert storage_faults.main(["--rounds", "4", "--seed", "3"]) == 0
