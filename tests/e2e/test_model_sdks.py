@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import json
+import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -326,3 +329,32 @@ def test_bedrock_is_asked_with_a_signature_in_both_dialects(
         assert request.headers["authorization"].startswith("AWS4-HMAC-SHA256 Credential=AKID/")
         assert "/eu-west-1/bedrock-mantle/aws4_request" in request.headers["authorization"]
         assert "x-api-key" not in request.headers
+
+
+def test_every_call_is_audited_once_also_when_control_is_killed_meanwhile(
+    provider: Provider, door: Host, gpt: openai.OpenAI
+) -> None:
+    provider.reset()
+    for number in range(60):
+        if number == 30:
+            processes = json.loads((door.home / "host.json").read_text())["processes"]
+            os.kill(next(one["pid"] for one in processes if one["name"] == "control"), signal.SIGKILL)
+        gpt.chat.completions.create(model=f"audited-{number}", messages=HELLO, user="ann")
+
+    def recorded() -> list[Any]:
+        result = door.cli("audit", "export", "--format", "jsonl")
+        lines = [json.loads(line) for line in result.out.splitlines()] if result.code == 0 else []
+        found = [line["record"] for line in lines if str(line["record"].get("upstream_model")).startswith("audited-")]
+        return found if len(found) >= 60 else []
+
+    found = until(recorded, what="all records in the trail")
+    assert sorted(one["upstream_model"] for one in found) == sorted(f"audited-{number}" for number in range(60))
+    assert {one["outcome"] for one in found} == {"completed"}
+    assert {(one["input_tokens"], one["output_tokens"]) for one in found} == {(3, 3)}
+    assert door.ok("audit", "verify", "--json").json["intact"]
+    exported = door.home / "trail.jsonl"
+    door.ok("audit", "export", "-o", str(exported))
+    assert "intact" in door.ok("audit", "verify", "--file", str(exported)).out
+    exported.write_text(exported.read_text().replace('"output_tokens":3', '"output_tokens":2', 1))
+    changed = door.cli("audit", "verify", "--file", str(exported))
+    assert (changed.code, "was altered" in changed.err) == (6, True)

@@ -98,6 +98,9 @@ class StreamCounter:
         """The next bytes of the stream, and what of it may be passed on now."""
         if self._lost:
             return part
+        if not self._rest and (events := _plain_events(part)):
+            self.pieces += events
+            return part
         searched = max(0, len(self._rest) - len(b"\r\n\r"))
         self._rest += part
         passed: list[bytes] = []
@@ -126,7 +129,7 @@ class StreamCounter:
         if not data or data == b"[DONE]":
             return False
         self.pieces += 1
-        if b'"usage"' not in data:
+        if not _may_tell_usage(data):
             return False
         try:
             chunk = json.loads(data)
@@ -143,10 +146,31 @@ class StreamCounter:
         return chunk.get("choices") == []
 
 
+def _plain_events(part: bytes) -> int:
+    """How many events `part` holds when it is whole events of one data line each that say nothing about usage; else 0.
+
+    Nearly every part of a stream is so, and then need not be taken to pieces.
+    """
+    if not part.endswith(b"\n\n") or b"\r" in part or b"[DONE]" in part or _may_tell_usage(part):
+        return 0
+    events = part.count(b"\n\n")
+    lines = part.count(b"\ndata: {") + part.startswith(b"data: {")
+    return events if events == lines else 0
+
+
+def _may_tell_usage(data: bytes) -> bool:
+    """Whether a usage that is not null stands in there, perhaps."""
+    named = data.count(b'"usage"')
+    return named > 0 and named != data.count(b'"usage":null') + data.count(b'"usage": null')
+
+
 def _event_end(data: bytes, start: int) -> int:
     """Where the first event in `data` ends (behind its blank line), which is not before `start`; 0 when it is not complete."""
-    ends = [place + len(mark) for mark in (b"\n\n", b"\r\n\r\n") if (place := data.find(mark, start)) >= 0]
-    return min(ends, default=0)
+    end = data.find(b"\n\n", start)
+    if b"\r" not in data:
+        return end + 2 if end >= 0 else 0
+    other = data.find(b"\r\n\r\n", start)
+    return min((place for place in (end + 2 if end >= 0 else 0, other + 4 if other >= 0 else 0) if place), default=0)
 
 
 class Ledger:

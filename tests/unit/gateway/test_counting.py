@@ -1,5 +1,6 @@
 """Tokens in answers and streams; records in batches; the surface of paths."""
 
+import itertools
 import json
 
 import pytest
@@ -162,3 +163,32 @@ def test_base_urls(url, parsed):
 
 def test_a_body_that_is_not_an_object_says_why():
     assert model_request.parse_body(json.dumps({"model": "m"}).encode()) == {"model": "m"}
+
+
+ODD_EVENTS = (
+    b'data: {"choices": [{"delta": {"content": "hi"}}]}\n\n',
+    b'data: {"choices": [{"delta": {"content": "a \\"usage\\" in words"}}], "usage": null}\n\n',
+    b'event: content_block_delta\ndata: {"delta": {"text": "data: {"}}\n\n',
+    b": still there\n\n",
+    b"data: first\ndata: second\n\n",
+    b'data: {"choices": []}\r\n\r\n',
+    b'data: {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}}\n\n',
+    b'event: message_delta\ndata: {"usage": {"output_tokens": 9}}\n\n',
+    b"data: [DONE]\n\n",
+    b"\n\n",
+)
+
+
+@given(
+    chosen=st.lists(st.sampled_from(ODD_EVENTS), max_size=12),
+    cuts=st.lists(st.integers(0, 900), max_size=8),
+    hide=st.booleans(),
+)
+def test_it_counts_the_same_however_a_stream_is_cut_into_parts(chosen, cuts, hide):
+    stream = b"".join(chosen)
+    whole = usage.StreamCounter(hide_usage=hide)
+    slowly = b"".join(whole.feed(bytes([byte])) for byte in stream) + whole.flush()
+    places = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
+    parts = usage.StreamCounter(hide_usage=hide)
+    quickly = b"".join(parts.feed(stream[start:end]) for start, end in itertools.pairwise(places)) + parts.flush()
+    assert (parts.pieces, parts.tokens, parts.final, quickly) == (whole.pieces, whole.tokens, whole.final, slowly)
