@@ -93,6 +93,7 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
         for task in list(here.tasks):
             task.cancel()
         await asyncio.gather(*here.tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # cut connections say so in the next turn; their model calls are settled then
         here.rates.close()
         here.pins.close()
         here.spend.close()

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
 from nexus.core import errors, principals
 from nexus.kit import clock as clocks
 from nexus.kit import home as homes
 from nexus.models import catalog, notices, service, spending
 from nexus.stores.postgres import engine as engines
-from nexus.stores.postgres import model_store, run_store
+from nexus.stores.postgres import model_schema, model_store, run_store
+from nexus.stores.postgres.metadata import METADATA
 from nexus.wire import models as wire
 
 DAY = 86400.0
@@ -231,3 +235,16 @@ async def test_the_file_is_read_again_when_it_changes_and_a_wrong_one_changes_no
             await room.spending.drop(ADMIN, "all")
     finally:
         running.cancel()
+
+
+async def test_the_migrated_tables_are_those_the_code_describes(room: Room) -> None:
+    ours = {table.name for table in METADATA.tables.values() if table in vars(model_schema).values()}
+    assert len(ours) == 4
+
+    def compare(connection: sa.Connection) -> list[Any]:
+        names = {"include_name": lambda name, kind, parents: kind != "table" or name in ours, "compare_type": True}
+        return list(compare_metadata(MigrationContext.configure(connection, opts=names), METADATA))
+
+    async with room.store._engine.connect() as connection:
+        differences = await connection.run_sync(compare)
+    assert [change for change in differences if getattr(getattr(change[-1], "table", change[-1]), "name", "") in ours] == []
