@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.drills import kill_storm, sessions, simulation, webhook_abuse
+from tests.drills import kill_storm, sessions, simulation, storage_faults, streams, webhook_abuse
 
 
 def crash_points(arguments: list[str]) -> int:
@@ -25,6 +25,7 @@ DRILLS = {
     "zombie": zombie,
     "simulation": simulation.main,
     "storage-faults": storage_faults.main,
+    "streams": streams.main,
     "webhook-abuse": webhook_abuse.main,
 }
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.drills import simulation, storage_faults, webhook_abuse
+from tests.drills import simulation, storage_faults, streams, webhook_abuse
 
 
 def test_simulation() -> None:
@@ -24,3 +24,8 @@ def test_webhook_abuse(postgres_url: str) -> None:
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="the faults are made by a small library that is compiled")
 def test_storage_faults() -> None:
     assert storage_faults.main(["--rounds", "4", "--seed", "3"]) == 0
+
+
+@pytest.mark.slow
+def test_streams() -> None:
+    assert streams.main(["--events", "300", "--kill", "1", "--seed", "3"]) == 0
