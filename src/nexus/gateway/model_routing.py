@@ -42,6 +42,8 @@ def resolve(call: ModelCall, world: World) -> None:
 
 def _names(asked: str, world: World) -> list[str]:
     default = world.table.default_model
+    if asked == "default" and default and asked not in world.table.model_routes and asked not in world.table.models:
+        return [default]  # not a name that a pattern for every model may take
     if asked and asked != "default" and world.table.refuse_unknown:
         return [asked]
     return [name for name in (asked, default) if name]

@@ -77,6 +77,18 @@ def test_a_name_that_fits_a_pattern_goes_to_that_provider_under_its_own_name(doo
     assert json.loads(door.provider.seen.get_nowait().body)["model"] == "claude-next"
 
 
+def test_default_is_the_hosts_word_also_where_a_provider_takes_every_name(door):
+    door.control.change({"model/*": {**door.control.entries["model/big"], "upstream_model": "*"}})
+    door.settled()
+    emptied(door.local)
+    try:
+        assert chat(door, "run_default", model="default").status == 200
+        assert json.loads(door.local.seen.get(timeout=5).body)["model"] == "smol"
+    finally:
+        door.control.change({}, ("model/*",))
+        door.settled()
+
+
 def used(node, run):
     return node.door(0, "GET", f"/door/runs/{run}/usage", key=node.token).json
 
