@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.drills import kill_storm, sessions, simulation, storage_faults, streams, webhook_abuse
+from tests.drills import clocks, kill_storm, sessions, simulation, storage_faults, streams, webhook_abuse
 
 
 def crash_points(arguments: list[str]) -> int:
@@ -26,6 +26,7 @@ DRILLS = {
     "simulation": simulation.main,
     "storage-faults": storage_faults.main,
     "streams": streams.main,
+    "clock": clocks.main,
     "webhook-abuse": webhook_abuse.main,
 }
 

@@ -98,18 +98,25 @@ class Storm:
                 return found
             cursor = f"&cursor={page['next']}"
 
+    def open_ones(self) -> int:
+        """How many are not over, as far as three small questions tell; 1 while they cannot be asked."""
+        try:
+            pages = [self.host.call("GET", f"/tasks?limit=1&status={status}")[1] for status in ("pending", "running", "waiting")]
+            return sum(len(page["items"]) for page in pages)
+        except (OSError, TypeError, KeyError, ValueError):
+            return 1
+
     def drain(self, limit_s: float) -> tuple[float, dict[str, dict[str, Any]]]:
         began = time.monotonic()
-        while True:
-            try:
-                found = self.states()
-                if len(found) >= self.tasks and all(view["status"] in DONE for view in found.values()):
-                    return time.monotonic() - began, found
-            except (OSError, TypeError, KeyError, ValueError):
-                found = {}
-            if time.monotonic() - began > limit_s:
-                return time.monotonic() - began, found
+        while self.open_ones() and time.monotonic() - began < limit_s:
             time.sleep(0.25)
+        took = time.monotonic() - began
+        for _ in range(20):
+            try:
+                return took, self.states()
+            except (OSError, TypeError, KeyError, ValueError):
+                time.sleep(0.5)
+        return took, {}
 
     def endings(self, task_id: str) -> int:
         """How many terminal events the task's log has."""

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.drills import simulation, storage_faults, streams, webhook_abuse
+from tests.drills import clocks, simulation, storage_faults, streams, webhook_abuse
 
 
 def test_simulation() -> None:
@@ -29,3 +29,9 @@ def test_storage_faults() -> None:
 @pytest.mark.slow
 def test_streams() -> None:
     assert streams.main(["--events", "300", "--kill", "1", "--seed", "3"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(clocks.library() is None, reason="libfaketime is not there")
+def test_clock() -> None:
+    assert clocks.main(["--seconds", "1", "--seed", "3"]) == 0
