@@ -57,13 +57,12 @@ class AuditTrail:
     async def take(self, reports: Sequence[Any]) -> None:
         """Append the model calls among these; what is known is left alone. Raises `Unavailable` when not all is stored."""
         by_tenant: dict[str, list[ports.Draft]] = {}
-        for start in range(0, len(reports), _GROUP):
-            if start:
-                await asyncio.sleep(0)
-            for report in reports[start : start + _GROUP]:
-                entry = entries.render_entry(report, self._settings.rules)
-                if entry is not None:
-                    by_tenant.setdefault(entry.tenant, []).append(_draft(entry))
+        for number, report in enumerate(reports):
+            entry = entries.render_entry(report, self._settings.rules)
+            if entry is not None:
+                by_tenant.setdefault(entry.tenant, []).append(_draft(entry))
+                if entry.content is not None or number % _GROUP == _GROUP - 1:
+                    await asyncio.sleep(0)  # redaction takes milliseconds, and others wait
         until = self._clock.time() + self._settings.keep_content_s
         for tenant, drafts in by_tenant.items():
             sealer = chain.Sealer(self._key, tenant)
