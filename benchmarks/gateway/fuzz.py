@@ -4,7 +4,8 @@
 
 Behind each stands an upstream that reads strictly and notes every request. Checked for every case: nothing reaches the gateway's
 upstream that is not well-formed, no request reaches it that nginx did not pass on with the same body, no answer is missing or
-torn, and both are alive afterwards. Seeds of findings are added to `seeds/findings.txt`; they are run first the next time.
+torn, and both are alive afterwards. With `--warm` each case comes second on its connection, behind a sound request with the same
+head but for session and length: then the gateway reads it by the shape it has learnt. Seeds of findings are added to `seeds/findings.txt`; they are run first the next time.
 """
 
 import argparse
@@ -50,17 +51,23 @@ class Draft:
         return data + self.second
 
 
-def draft(case: str, key: str, path: str, second: bool) -> Draft:
-    def lines(token: str, length: int) -> list[bytes]:
-        return [
-            b"Host: 127.0.0.1", b"Authorization: Bearer " + key.encode(), b"x-case: " + token.encode(),
-            b"Content-Length: %d" % length,
-        ]  # fmt: skip
+def lines(token: str, key: str, length: int, *, warm: bool) -> list[bytes]:
+    """A request's header lines; `token` says which it is, warm ones in a value that changes from request to request."""
+    name = b"Nexus-Session-Id: " if warm else b"x-case: "
+    return [
+        b"Host: 127.0.0.1", b"Authorization: Bearer " + key.encode(), name + token.encode(), b"Content-Length: %d" % length,
+    ]  # fmt: skip
 
+
+def draft(case: str, key: str, path: str, *, second: bool, warm: bool) -> Draft:
     body, more = f"<{case}.1>".encode(), f"<{case}.2>".encode()
     start = f"POST {path} HTTP/1.1".encode()
-    follow = b"\r\n".join([start, *lines(f"{case}.2", len(more)), b"", b""]) + more if second else b""
-    return Draft(start, lines(f"{case}.1", len(body)), body, second=follow)
+    follow = b"\r\n".join([start, *lines(f"{case}.2", key, len(more), warm=warm), b"", b""]) + more if second else b""
+    return Draft(start, lines(f"{case}.1", key, len(body), warm=warm), body, second=follow)
+
+
+def primer(key: str, path: str) -> bytes:
+    return b"\r\n".join([f"POST {path} HTTP/1.1".encode(), *lines("warm", key, 2, warm=True), b"", b"{}"])
 
 
 LENGTHS = [
@@ -159,7 +166,7 @@ def flip(rng: random.Random, it: Draft) -> None:
 
     def change(data: bytes) -> bytes:
         new = bytearray(data)
-        for place, byte in places:
+        for place, byte in places if new else ():
             new[int(place * len(new))] = byte
         return bytes(new)
 
@@ -186,10 +193,10 @@ MUTATIONS: list[Mutation] = [
 ]  # fmt: skip
 
 
-def make(seed: int, case: str, key: str, path: str) -> tuple[bytes, list[int]]:
+def make(seed: int, case: str, key: str, path: str, *, warm: bool) -> tuple[bytes, list[int]]:
     """The bytes of a case, the same for both sides but for the path, and where they are cut into writes."""
     rng = random.Random(seed)
-    it = draft(case, key, path, rng.random() < 0.6)
+    it = draft(case, key, path, second=rng.random() < 0.6, warm=warm)
     for _ in range(rng.choice([0, 1, 1, 1, 1, 2, 2, 3])):
         rng.choice(MUTATIONS)(rng, it)
     cuts = sorted(rng.random() for _ in range(rng.choice([0, 0, 1, 3])))
@@ -221,7 +228,7 @@ class Upstream:
                     body = await self._body(reader, named)
                 except (ValueError, asyncio.IncompleteReadError):
                     return  # the request was broken off by its sender: never complete, never acted on
-                self.seen.setdefault(named.get("x-case", "?"), []).append(body)
+                self.seen.setdefault(named.get("x-case") or named.get("nexus-session-id", "?"), []).append(body)
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok")
         except (ConnectionError, asyncio.LimitOverrunError, asyncio.CancelledError):
             return  # cancelled: the hunt is over
@@ -259,11 +266,14 @@ class Upstream:
         return body
 
 
-async def send(port: int, data: bytes, cuts: list[int]) -> tuple[bytes, bool]:
-    """All that comes back until the other side closes (True) or is quiet."""
+async def send(port: int, data: bytes, cuts: list[int], first: bytes) -> tuple[bytes, bool]:
+    """All that comes back until the other side closes (True) or is quiet; the answer to `first`, sent before it, left out."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     got = b""
     try:
+        if first:
+            writer.write(first)
+            await reader.readuntil(b"\r\n\r\nok")
         for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
             writer.write(data[start:end])
             await writer.drain()
@@ -275,7 +285,7 @@ async def send(port: int, data: bytes, cuts: list[int]) -> tuple[bytes, bool]:
             got += part
     except TimeoutError:
         return got, False
-    except ConnectionError:
+    except (ConnectionError, asyncio.IncompleteReadError):
         return got, True
     finally:
         writer.close()
@@ -327,9 +337,12 @@ async def hunt(given: argparse.Namespace, key: str, ports: tuple[int, int], ours
     async def play(seed: int, number: int) -> None:
         case = f"c{number}"
         async with gate:
-            data, cuts = make(seed, case, key, "/agents/echo/run")
+            data, cuts = make(seed, case, key, "/agents/echo/run", warm=given.warm)
+            first = primer(key, "/agents/echo/run") if given.warm else b""
             sent[case] = data
-            (answer, closed), (other, _) = await asyncio.gather(send(ports[0], data, cuts), send(ports[1], data, cuts))
+            (answer, closed), (other, _) = await asyncio.gather(
+                send(ports[0], data, cuts, first), send(ports[1], data, cuts, first)
+            )
         mine, reference = (sum(len(side.seen.get(f"{case}.{n}", [])) for n in (1, 2)) for side in (ours, theirs))
         counts["both passed on" if mine and mine == reference else "only nginx" if reference else "neither"] += 1
         wrong = judge(case, ours, theirs, answer, other if closed else b"")
@@ -396,6 +409,7 @@ def main() -> int:
     options.add_argument("--cases", type=int, default=3000)
     options.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1, 1 << 30))
     options.add_argument("--only", type=int, help="play this one seed and show everything")
+    options.add_argument("--warm", action="store_true", help="each case behind a sound request that it resembles")
     options.add_argument("--dry", action="store_true", help="do not keep the seeds of findings")
     given = options.parse_args()
     if shutil.which("nginx") is None:

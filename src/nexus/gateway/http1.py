@@ -13,7 +13,9 @@ from nexus.core import errors
 Header = tuple[bytes, bytes]
 
 _TARGET = re.compile(rb"/[!-\"$-~]*")
-_HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
+_HOST = re.compile(
+    rb"(?:(?=[A-Za-z0-9._-]{1,253}(?::|\Z))[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?"
+)
 _WEBSOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==")
 _DISGUISED = re.compile(rb"//|/\.{1,2}(?:/|$)|\\|;|%(?:2f|5c|2e|3b|00|0a|0d)", re.IGNORECASE)
 _STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}

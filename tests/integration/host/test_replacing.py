@@ -97,6 +97,9 @@ def test_gateways_are_replaced_without_a_failed_request_and_all_of_it_speaks_tls
         os.kill(record.pid, signal.SIGHUP)
         rig.wait_for(lambda: _replaced(before, pids(rig), "gateway-0", "gateway-1"), "two new gateways")
         after = pids(rig)
+        for client in clients[2:]:  # control starts again below: its API waits for it, but not for ever
+            client.done.set()
+            client.join(15)
         assert [after[name] for name in ("control", "supervisor", "postgres")] == [
             before[name] for name in ("control", "supervisor", "postgres")
         ]
@@ -109,10 +112,11 @@ def test_gateways_are_replaced_without_a_failed_request_and_all_of_it_speaks_tls
         assert not keeper_record.is_alive(record)
         assert _replaced(after, now, "control", "gateway-0", "gateway-1")
         assert [now[name] for name in ("supervisor", "postgres")] == [after[name] for name in ("supervisor", "postgres")]
-        reached = [client.count for client in clients]
+        reached = [client.count for client in clients[:2]]
         rig.wait_for(
-            lambda: all(client.count > count + 5 for client, count in zip(clients, reached, strict=True)), "more answers"
+            lambda: all(client.count > count + 5 for client, count in zip(clients[:2], reached, strict=True)), "more answers"
         )
+        assert nexus("ai", "agent", "list", "--json").returncode == 0
     finally:
         for client in clients:
             client.done.set()
