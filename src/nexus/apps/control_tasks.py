@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -108,7 +109,7 @@ def read_environment(
             webhook_key=webhook_key,
             link_key=link_key,
             trigger_key=trigger_key,
-            origin=origin,
+            origin=read_public_url(environ.get("NEXUS_PUBLIC_URL")) or origin,
             egress_allow=egress.parse_allowance(environ.get("NEXUS_EGRESS_ALLOW")),
             traces=traces.parse_settings(
                 endpoint=environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
@@ -118,6 +119,16 @@ def read_environment(
         )
     except ValueError as error:
         raise errors.Invalid(str(error), code="setting.invalid", next_step="correct or unset the variable") from None
+
+
+def read_public_url(value: str | None) -> str | None:
+    """`https://agents.example.com`, where people and webhooks reach this host. Raises ValueError for anything else."""
+    if not value:
+        return None
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("NEXUS_PUBLIC_URL: give an address such as https://agents.example.com")
+    return value.rstrip("/")
 
 
 @asynccontextmanager

@@ -57,7 +57,7 @@ REVISION_MOVES: dict[RevisionPhase, frozenset[RevisionPhase]] = {
 RUN_MOVES: dict[RunPhase, frozenset[RunPhase]] = {
     _T.PENDING: frozenset({_T.RUNNING, _T.WAITING, _T.CANCELLED, _T.FAILED}),
     _T.RUNNING: frozenset({_T.PENDING, _T.WAITING, _T.COMPLETED, _T.FAILED, _T.CANCELLED}),
-    _T.WAITING: frozenset({_T.PENDING, _T.RUNNING, _T.FAILED, _T.CANCELLED}),
+    _T.WAITING: frozenset({_T.PENDING, _T.FAILED, _T.CANCELLED}),
     _T.COMPLETED: frozenset(),
     _T.FAILED: frozenset(),
     _T.CANCELLED: frozenset(),

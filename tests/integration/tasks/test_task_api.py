@@ -216,7 +216,15 @@ async def test_traces_are_taken_politely_without_a_collector(api: Api) -> None:
     assert (taken.status_code, taken.content) == (200, b"")
 
 
-@pytest.mark.parametrize("environ", [{"NEXUS_EGRESS_ALLOW": "localhost"}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}])
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"NEXUS_EGRESS_ALLOW": "localhost"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"},
+        {"NEXUS_PUBLIC_URL": "agents.example.com"},
+        {"NEXUS_PUBLIC_URL": "https://me@agents.example.com"},
+    ],
+)
 def test_a_setting_that_cannot_be_used_is_named(environ: dict[str, str]) -> None:
     with pytest.raises(errors.Invalid) as caught:
         control_tasks.read_environment(
