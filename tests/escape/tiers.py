@@ -132,12 +132,14 @@ class Place:
     socket: Path
     pid: int | None
     instance_id: str
+    session: str = "ses_any"
 
     async def ask(self, given: object, *, timeout_s: float = 30.0) -> Any:
         body = json.dumps({"input": given}).encode()
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_unix_connection(str(self.socket), limit=2**24)
-            writer.write(b"POST /run HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+            head = f"POST /run HTTP/1.1\r\nhost: a\r\nconnection: close\r\nnexus-session-id: {self.session}\r\n"
+            writer.write(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
             answer = await reader.read()
             writer.close()
         told = json.loads(answer.partition(b"\r\n\r\n")[2])
@@ -157,7 +159,7 @@ async def places(rig: supervisor_rig.SupervisorRig, options: dict[str, object]) 
     for name in ("neighbour", "prober"):
         place = await node.place([instance.id], name)
         pid = next(one.pid for one in await node.sessions(session_node.SessionQuery(tenant="acme")) if one.session_id == name)
-        made.append(Place(Path(place.address.removeprefix("unix:")), pid, instance.id))
+        made.append(Place(Path(place.address.removeprefix("unix:")), pid, instance.id, name))
     return made[0], made[1]
 
 

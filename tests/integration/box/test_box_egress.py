@@ -13,7 +13,7 @@ import supervisor_rig
 
 from nexus.core import instances
 from nexus.core.phases import InstancePhase
-from nexus.drivers.process import probe
+from nexus.drivers.process import probe, session_client
 from nexus.ports import logs
 from nexus.testing.driver_contract import is_in, until
 
@@ -246,3 +246,22 @@ async def test_a_rate_is_kept_each_way() -> None:
         status = await start(rig, [f"127.0.0.1:{port}"], network_limit=1_000_000)
         spent = await rig.run(status.id, ["tunnel_pour", f"127.0.0.1:{port}", 1_500_000])
         assert spent >= 1.0  # a quarter of a second's worth goes at once
+
+
+async def test_a_sessions_connection_is_told_with_the_session_by_the_kernels_word() -> None:
+    async with a_server() as (port, _), supervisor_rig.started(plain=False, NEXUS_EGRESS_ALLOW="127.0.0.1/32") as rig:
+        status = await start(rig, [f"127.0.0.1:{port}"], isolation="session")
+        node = session_client.ProcessSessions(rig.driver)
+        for name in ("one", "two"):
+            place = await node.place([status.id], name)
+            said = "POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\nxxx"
+            body = json.dumps({"input": ["tunnel", f"127.0.0.1:{port}", said]}).encode()
+            reader, writer = await asyncio.open_unix_connection(place.address.removeprefix("unix:"))
+            head = f"POST /run HTTP/1.1\r\nhost: a\r\nconnection: close\r\nnexus-session-id: {name}\r\n"
+            writer.write(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
+            assert "got 3" in (await reader.read()).decode()
+            writer.close()
+        query = logs.LogQuery(tenant="acme", agent=status.agent)
+        told = [line for line in [line async for line in rig.driver.logs(query)] if "egress CONNECT" in line["message"]]
+        assert [line["session_id"] for line in told] == ["one", "two"]
+        assert all(line["run_id"] for line in told)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import supervisor_rig
 
 from nexus.core import instances
 from nexus.core.phases import InstancePhase
-from nexus.drivers.process import cgroups, disk_use, limits
+from nexus.drivers.process import cgroups, disk_use, limits, probe, session_client
 from nexus.testing.driver_contract import is_in, until, until_gone
 
 Rig = supervisor_rig.SupervisorRig
@@ -100,9 +101,14 @@ async def start(rig: Rig, agent: str = AGENT, **changes: Any) -> instances.Insta
 
 async def told(rig: Rig, instance_id: str, *call: object) -> dict[str, Any]:
     """The problem that the worker answers."""
-    reader, writer = await asyncio.open_unix_connection(str(rig.home.instance_socket(instance_id)))
+    return await told_at(rig.home.instance_socket(instance_id), *call)
+
+
+async def told_at(socket: Path, *call: object, session: str = "ses_any") -> dict[str, Any]:
+    reader, writer = await asyncio.open_unix_connection(str(socket))
     body = json.dumps({"input": list(call)}).encode()
-    writer.write(b"POST /run HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    head = f"POST /run HTTP/1.1\r\nhost: a\r\nconnection: close\r\nnexus-session-id: {session}\r\n"
+    writer.write(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
     async with asyncio.timeout(30):
         answer = await reader.read()
     writer.close()
@@ -180,3 +186,29 @@ def test_a_bomb_is_told_from_an_agent_that_met_its_limit_once() -> None:
     assert forks.judge(10, 30, 64) is None  # refused meanwhile, and few by now
     assert forks.judge(64, 40, 64) is None
     assert forks.judge(63, 50, 64) == limits.Excess("processes", 64, 63)
+
+
+@pytest.mark.slow
+async def test_a_flood_in_one_session_ends_that_session_alone() -> None:
+    """Its folders lie in memory with a size of their own, so a full one is an error of the run; a bomb is ended."""
+    options = {"isolation": "session", "network": "isolated", **SMALL}
+    async with supervisor_rig.started(plain=False) as rig:
+        status = await start(rig, options=options, memory_bytes=512 << 20)
+        node = session_client.ProcessSessions(rig.driver)
+        address = {name: (await node.place([status.id], name)).address for name in ("hostile", "neighbour")}
+        hostile, neighbour = (Path(one.removeprefix("unix:")) for one in address.values())
+        full = await told_at(hostile, "one_file", "/dev/shm", session="hostile")
+        assert (full["code"], full["kind"]) == ("run.disk", "exhausted")
+        full = await told_at(hostile, "flood", 4 << 20, False, session="hostile")
+        assert (full["code"], full["kind"]) == ("run.disk", "exhausted")
+        layout = cgroups.detect("nexus-test-probe")
+        cgroups.release(layout)
+        if layout.has("pids"):
+            with pytest.raises((ValueError, ConnectionError, TimeoutError)):
+                await told_at(hostile, "bomb", session="hostile")
+            path = f"/sessions/{status.id}/hostile/end?since=0&wait_s=2"
+            end = json.loads((await probe.get(rig.home.supervisor_socket, path, timeout_s=10))[1])["problem"]
+            assert end["code"] == "instance.out_of_processes"
+            assert "--process-limit 128" in end["next_step"]
+        assert (await told_at(neighbour, "fork", session="neighbour"))["code"] == "run.processes"
+        assert (await rig.status(status.id)).restarts == 0

@@ -8,6 +8,8 @@ Made and closed by `instance`.
 import asyncio
 import contextlib
 import ipaddress
+import socket
+import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +26,14 @@ _IDLE_S = 3600.0
 _PINNED_S = 60.0
 _PINS = 256
 _CHUNK = 64 * 1024
+_CREDENTIALS = struct.Struct("3i")
 
 Note = Callable[[str, str, egress_meter.Caller], None]
-Whose = Callable[[], Awaitable[egress_meter.Caller]]
+Whose = Callable[[int], Awaitable[egress_meter.Caller]]
 Addresses = Sequence[ipaddress.IPv4Address | ipaddress.IPv6Address]
 
 
-async def nobody() -> egress_meter.Caller:
+async def nobody(pid: int) -> egress_meter.Caller:
     """Whose a connection is when nobody can say."""
     return egress_meter.Caller()
 
@@ -45,7 +48,8 @@ class Policy:
 
 
 class Way:
-    """One instance's proxy. `note(message, level, caller)` hears each connection and each refusal; `whose` tells the caller."""
+    """One instance's proxy. `note(message, level, caller)` hears each connection and each refusal; `whose` tells the
+    caller by the number of the process that connected."""
 
     def __init__(self, folder: Path, policy: Policy, *, note: Note, whose: Whose = nobody) -> None:
         self.meter = egress_meter.Meter()
@@ -94,7 +98,7 @@ class Way:
             writer.close()
 
     async def _answer(self, call: egress_protocol.Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        caller = await self._whose()
+        caller = await self._whose(_peer(writer))
         tallies = self.meter.of(caller)
         try:
             target = call.parse()
@@ -183,6 +187,12 @@ class Way:
                 tasks.create_task(pump(1))
         except* (OSError, TimeoutError):
             pass
+
+
+def _peer(writer: asyncio.StreamWriter) -> int:
+    """The process at the other end, as the kernel says."""
+    told = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(told)[0])
 
 
 def _shown(text: str) -> str:

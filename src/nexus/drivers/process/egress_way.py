@@ -1,18 +1,27 @@
 """An instance's way out as `instance` sees it: opened for as long as the instance lives, across its restarts, when it has one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from nexus.drivers.process import egress_broker, egress_meter, egress_rules, paths, probe
 from nexus.kit import egress
 
 _WHOSE_S = 0.5
+FindSession = Callable[[int], tuple[str, Path] | None]
+
+
+def _none(pid: int) -> None:
+    """An instance without sessions of their own."""
 
 
 class WayOut:
-    """`open` and `close` may be called again. `note` is the agent's log."""
+    """`open` and `close` may be called again. `note` is the agent's log, `sessions` tells a process's session."""
 
-    def __init__(self, at: paths.InstancePaths, allowance: egress.Allowance, *, note: egress_broker.Note) -> None:
+    def __init__(
+        self, at: paths.InstancePaths, allowance: egress.Allowance, *, note: egress_broker.Note, sessions: FindSession = _none
+    ) -> None:
         self._paths = at
+        self._sessions = sessions
         self._allowance = allowance
         self._note = note
         self._way: egress_broker.Way | None = None
@@ -44,7 +53,9 @@ class WayOut:
         """All counts, by run too; empty when there is no way out."""
         return self._way.meter.to_json() if self._way is not None else {}
 
-    async def _whose(self) -> egress_meter.Caller:
-        """The one run in hand, as the worker says; of several nobody knows which one connects."""
-        runs = await probe.runs_in_hand(self._paths.socket, timeout_s=_WHOSE_S)
-        return egress_meter.Caller(*runs[0]) if len(runs) == 1 else egress_meter.Caller()
+    async def _whose(self, pid: int) -> egress_meter.Caller:
+        """The session by the kernel's word, and the one run in hand by the worker's; of several nobody knows which connects."""
+        session_id, socket = self._sessions(pid) or ("", self._paths.socket)
+        runs = await probe.runs_in_hand(socket, timeout_s=_WHOSE_S)
+        run_id, told = runs[0] if len(runs) == 1 else ("", "")
+        return egress_meter.Caller(run_id, session_id or told)

@@ -68,10 +68,10 @@ class Instance:
         self._stop_by: float | None = None
         self._hurried = asyncio.Event()
         self._asked = found is not None and found.status.phase is InstancePhase.STOPPING
-        self._way = egress_way.WayOut(self._paths, tools.allowance, note=self._note)
         self._sessions = instance_sessions.InstanceSessions(
             spec, tools.sessions, self._paths, self._open_log, self._draw, tools.launcher.launch
         )
+        self._way = egress_way.WayOut(self._paths, tools.allowance, note=self._note, sessions=self._sessions.find)
         self._life: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.status = (
@@ -191,6 +191,7 @@ class Instance:
             self.status = dataclasses.replace(self.status, usage=self._sessions.add_usage(usage))
 
     def look_at_processes(self) -> None:
+        self._sessions.look_at_processes()
         running = self._running
         if running is not None and (excess := running.count_processes(limits.read_limits(self._spec).processes)) is not None:
             running.end_for(excess)

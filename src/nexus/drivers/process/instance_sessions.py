@@ -10,6 +10,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from nexus.core import instances
 from nexus.drivers.process import (
@@ -81,7 +82,9 @@ class InstanceSessions:
         box = f"{self._spec.id}.{session_paths.new_name()}"
         orders = session_paths.listen(self.host.at.orders(box), kind=socket.SOCK_SEQPACKET)
         refusal = session_plans.reason_against_forking(plan.wish, layers, is_root=os.geteuid() == 0)
-        boxes = session_plans.render_box(plan.wish, self._at, layers, self.host.policy, layout=self._shared.layout)
+        boxes = session_plans.render_box(
+            plan.wish, self._at, layers, self.host.policy, layout=self._shared.layout, allowed=plan.allowed
+        )
         environ = session_launch.without_token(plan.environ)
         environ |= {"NEXUS_ORDERS": str(box_entry.EXTRA), "NEXUS_SESSION_BOX": json.dumps({**boxes, "refusal": refusal})}
         with orders:
@@ -130,6 +133,15 @@ class InstanceSessions:
         if self._host is not None:
             await self._host.detach()
             self._shared.table.remove(self._host)
+
+    def find(self, pid: int) -> tuple[str, Path] | None:
+        """Id and socket of the session that a process of its box belongs to."""
+        one = self._host.find_session(pid) if self._host is not None else None
+        return (one.id, one.path) if one is not None else None
+
+    def look_at_processes(self) -> None:
+        if self._host is not None:
+            self._host.look_at_processes()
 
     def add_usage(self, usage: instances.Usage) -> instances.Usage:
         """With what its sessions use."""

@@ -22,7 +22,8 @@ _REAP_S = 5.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything a launch needs. `output` is a descriptor the child inherits as standard output and error, `extra` one more that
-    it finds as `box_entry.EXTRA`. `box` names a zygote's box, of which an instance may have several in turn, and its control group.
+    it finds as `box_entry.EXTRA`. `box` names a zygote's box, of which an instance may have several in turn, and its control
+    group.
     """
 
     instance_id: str
@@ -273,6 +274,14 @@ def born(pid: int) -> int | None:
     except (OSError, ValueError):
         return None
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def parent(pid: int) -> int | None:
+    """The number of a process's parent; None when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from nexus.core.sessions import How, SessionPhase, SessionPlace
 from nexus.drivers.process import (
     cgroups,
     launcher,
+    limits,
     log_writer,
     paths,
     problems,
@@ -180,27 +181,29 @@ class Host:
             guard.spawn(self.dispose(spare), name="spent spare", owner=self._tasks)
         return await self._make_worker()
 
-    async def _make_worker(self) -> session.Worker:
+    async def _make_worker(self, *, spare: bool = False) -> session.Worker:
         forking = self._zygote
         if forking is None or forking.gone.is_set():
             raise zygote.failure("its zygote is being started again", "it ended")
         if forking.reason is not None:
-            return await self._start_alone()
+            return await self._start_alone(spare=spare)
         async with self._starting:
             name, began = session_paths.new_name(), time.monotonic()
             output = session_output.Output(self.at.output(name), self._log())
             writing = output.open_for_child()
             try:
-                spare = await forking.start(self.at, name=name, output=writing, make_group=lambda: self._make_group(name))
+                made = await forking.start(
+                    self.at, name=name, output=writing, make_group=lambda: self._make_group(name), spare=spare
+                )
             except BaseException:
                 output.close()
                 raise
             finally:
                 os.close(writing)
             self._demand.note_start(time.monotonic() - began)
-            return session.Worker(spare=spare, output=output, box=self._box, how=How.FORK)
+            return session.Worker(spare=made, output=output, box=self._box, how=How.FORK)
 
-    async def _start_alone(self) -> session.Worker:
+    async def _start_alone(self, *, spare: bool) -> session.Worker:
         async with self._starting:
             name = session_paths.new_name()
             folder = self.at.folder(name)
@@ -211,19 +214,37 @@ class Host:
                 drawn = await self._draw()
                 plan = dataclasses.replace(session_launch.plan_alone(self.spec, drawn, folder, name), output=writing)
                 timeout_s = self.spec.start_timeout_s + session_launch.BESIDE_S
-                spare = await session_launch.start(self.at, plan, folder, name=name, launch=self._launch, timeout_s=timeout_s)
+                made = await session_launch.start(
+                    self.at, plan, folder, name=name, launch=self._launch, timeout_s=timeout_s, spare=spare
+                )
             except BaseException:
                 output.close()
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
                 raise
             finally:
                 os.close(writing)
-            return session.Worker(spare=spare, output=output, box="", how=How.EXEC)
+            return session.Worker(spare=made, output=output, box="", how=How.EXEC)
 
     def _make_group(self, name: str) -> cgroups.Group:
         return cgroups.make(
-            self._layout, f"{self.spec.id}.{name}", memory_bytes=self.spec.memory_bytes, cpu_millis=self.spec.cpu_millis
+            self._layout,
+            f"{self.spec.id}.{name}",
+            memory_bytes=self.spec.memory_bytes,
+            cpu_millis=self.spec.cpu_millis,
+            processes=limits.read_limits(self.spec).processes,
         )
+
+    def look_at_processes(self) -> None:
+        """End the sessions that go on making processes at their limit."""
+        most = limits.read_limits(self.spec).processes
+        for one in self.sessions.values():
+            if one.process is not None and not one.process.frozen:
+                one.process.look_at_processes(most)
+
+    def find_session(self, pid: int) -> session.Session | None:
+        """The one whose box this process, by our numbers, is in: its keeper's child."""
+        keeper = launcher.parent(pid)
+        return next((one for one in self.sessions.values() if one.process is not None and one.process.handle.pid == keeper), None)
 
     async def dispose(self, worker: session.Worker) -> None:
         await worker.spare.close()
@@ -253,6 +274,8 @@ class Host:
 
     def problem_of(self, ended: session_process.Ended) -> errors.NexusError:
         code = ended.code if ended.code is None or ended.code >= 0 else 128 - ended.code
+        if ended.excess is not None:
+            return problems.exceeded(self.spec, ended.excess, (), phase="run")
         return problems.session_ended(self.spec, code=code, out_of_memory_=ended.memory > 0)
 
     def mint(self, session_id: str, expires_at: float) -> str:
@@ -318,7 +341,7 @@ class Host:
                 await self.dispose(self._spares.pop())
             elif len(self._spares) < wanted:
                 try:
-                    self._spares.append(await self._make_worker())
+                    self._spares.append(await self._make_worker(spare=True))
                 except errors.NexusError as error:
                     _LOG.warning("no spare worker for %s: %s", self.spec.id, error.cause or error.message)
                     await asyncio.sleep(_FILL_PAUSE_S)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nexus.core import instances
-from nexus.drivers.process import cgroups, paths, sandbox
+from nexus.drivers.process import cgroups, limits, paths, sandbox
 
 ISOLATION, SESSION = "isolation", "session"
 _MOST = 10_000
@@ -68,9 +68,15 @@ def reason_against_forking(wish: sandbox.Wish, layers: sandbox.Layers, *, is_roo
 
 
 def render_box(
-    wish: sandbox.Wish, at: paths.InstancePaths, layers: sandbox.Layers, policy: Policy, *, layout: cgroups.Layout
+    wish: sandbox.Wish,
+    at: paths.InstancePaths,
+    layers: sandbox.Layers,
+    policy: Policy,
+    *,
+    layout: cgroups.Layout,
+    allowed: limits.Limits,
 ) -> dict[str, Any]:
-    """The plan of a session's box, as `box_session` reads it."""
+    """The plan of a session's box, as `box_session` reads it. Its folders lie in memory, so none has more than half of it."""
     temporary = sandbox.temporary_bytes(wish.memory_bytes)
     seen = [str(path) for path in (*wish.read, at.work)]
     return {
@@ -81,12 +87,12 @@ def render_box(
         "pins": [list(pin) for pin in wish.pins] if wish.way is not None else [],
         "inner": sandbox.INNER_USER,
         "work": str(at.work),
-        "work_bytes": policy.work_bytes,
+        "work_bytes": min(policy.work_bytes, allowed.disk_bytes, temporary),
         "tmp_bytes": temporary,
         "shm_bytes": temporary,
         "below": [path for path in sandbox.outermost(seen) if path.startswith(_COVERED) and os.path.exists(path)],
         "hide": [str(at.shared), str(at.temporary), str(at.output)],
         "landlock_write": [str(at.work), *sandbox.OWN_TREES],
         "read_only_root": wish.read_only_root,
-        "processes": 0 if layout.has("pids") else cgroups.PROCESSES,
+        "processes": 0 if layout.has("pids") else allowed.processes,
     }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nexus.drivers.process import cgroups, launcher
+from nexus.drivers.process import cgroups, launcher, limits
 
 _FREEZE = "cgroup.freeze"
 _END_S = 5.0
@@ -29,11 +29,13 @@ class Handle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """`code` is None when nobody could tell; a signal is negative. `memory`/`processes`: how often that limit was hit."""
+    """`code` is None when nobody could tell; a signal is negative. `memory`/`processes`: how often that limit was hit.
+    `excess`: the node ended it for going over this one."""
 
     code: int | None = None
     memory: int = 0
     processes: int = 0
+    excess: limits.Excess | None = None
 
 
 class Process:
@@ -47,6 +49,8 @@ class Process:
         self._pidfd = pidfd
         self._ours = ours
         self._cpu = 0.0
+        self._forks = limits.Forks()
+        self._excess: limits.Excess | None = None
         self._told = asyncio.Event()
         self._ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(pidfd, self._on_end)
@@ -62,7 +66,7 @@ class Process:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TOLD_S):
                     await self._told.wait()
-        return Ended(code=self.code, memory=self.group.memory_kills(), processes=_refused_forks(self.group))
+        return Ended(code=self.code, memory=self.group.memory_kills(), processes=_refused_forks(self.group), excess=self._excess)
 
     def note_code(self, code: int) -> None:
         """How the keeper ended: 128 and more is the worker's signal, as a shell tells it."""
@@ -86,6 +90,13 @@ class Process:
         if self.frozen:
             self.thaw()
         self.send(signal.SIGKILL)
+
+    def look_at_processes(self, limit: int) -> None:
+        """End it when it goes on making processes at its limit."""
+        excess = self._forks.judge(self.group.process_count(), self.group.process_refusals(), limit)
+        if excess is not None and not self.ended:
+            self._excess = excess
+            self.kill()
 
     def freeze(self) -> bool:
         """No CPU for anything in the box until `thaw`. False: it cannot be done here, or has ended."""
