@@ -92,4 +92,6 @@ class World:
             for handler in list(self.model_handlers):
                 handler.check_stop()
         self.requests.clear()
+        for connection in self.connections:
+            connection.shape = None  # or an idle connection would keep the whole old table
         self.waiting.look_again()

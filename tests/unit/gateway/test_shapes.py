@@ -1,10 +1,16 @@
 """A head that fits a shape is one that the line reader would have read too, with the same meaning and the same values."""
 
+import asyncio
+import gc
+import weakref
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nexus.gateway import lines, runs_door, shapes
+from nexus.gateway import lines, process, routes, runs_door, server, shapes
+from nexus.gateway.settings import Settings
+from nexus.kit import home
 
 READER = runs_door.build_reader()
 TRACE = b"00-0764721fe38e85a0a4c1c5202542c424-8a85eabeaaebecb5-01"
@@ -106,3 +112,25 @@ def test_answers_have_a_gap_for_the_length_alone():
     assert [kind for _, kind in pieces] == [lines.LENGTH]
     assert pieces[0][0].endswith(b"Nexus-Session-Id: a\r\nContent-Length: ")
     assert tail == b"\n\r\n"
+
+
+def test_idle_connections_keep_no_table_that_is_not_in_force_any_more(tmp_path):
+    class Table(routes.RouteTable):
+        """One that can be watched."""
+
+    async def play():
+        node = home.Home(tmp_path)
+        node.run.mkdir()
+        here = process.build_world(Settings(home=node))
+        old = Table()
+        gone = weakref.ref(old)
+        here.swap(old)
+        client = server.ClientConnection(here, inside=False)
+        here.connections.add(client)
+        client.shape = here.requests.learn(MODEL, meaning=old, table=old)
+        here.swap(routes.RouteTable())
+        del old
+        gc.collect()
+        assert (client.shape, gone()) == (None, None)
+
+    asyncio.run(play())
