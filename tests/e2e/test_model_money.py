@@ -22,6 +22,12 @@ class Spender(Agent):
     async def process(self, input):
         if input == "stream":
             return "".join([piece async for piece in self.llm.stream("tell me everything", model="slow/fake-model")])
+        if input == "wrapped":
+            try:
+                while True:
+                    await self.llm.generate("hello there", model="priced", max_tokens=16)
+            except Exception as error:
+                raise RuntimeError(f"the framework says: {error}") from None
         replies = [await self.llm.generate("hello there", model="priced", max_tokens=16) for _ in range(int(input))]
         return len(replies)
 
@@ -116,6 +122,9 @@ def test_what_config_yaml_allows_is_all_an_agent_gets(money: Host) -> None:
     status, answer = money.run("spender", "4", Nexus_User_Id="bob")
     assert (status, answer["kind"], answer["code"]) == (402, "exhausted", "budget.exhausted")
     assert "config.spender.development.run.requests.total" in answer["cause"]
+    status, answer = money.run("spender", "wrapped", Nexus_User_Id="kim")
+    assert (status, answer["code"]) == (402, "budget.exhausted"), "whatever the agent makes of it"
+    assert "the framework says" in answer["cause"]
     status, answer = money.run("spender", "3", Nexus_User_Id="bob")
     assert (status, answer["code"]) == (402, "budget.exhausted")
     assert "user bob" in answer["cause"]

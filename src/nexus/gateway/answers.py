@@ -60,6 +60,7 @@ def render_problem(error: errors.NexusError, call: Call | None) -> tuple[int, li
         headers.extend(cors(call))
     run_id = call.run_id if call is not None else None
     if call is not None and call.match is not None and call.match.door is Door.MODEL:
+        headers.append((b"Nexus-Error-Code", error.code.encode("ascii")))
         body = model_errors.render(error, anthropic=call.head.path.startswith(b"/v1/messages"), run_id=run_id)
     else:
         body = problem.encode(error, run_id=run_id)

@@ -29,6 +29,10 @@ class Counter(Protocol):
         """How many model calls of this run have passed since it began; asking forgets the run."""
         ...
 
+    def refusal(self, run_id: str) -> str | None:
+        """The code of the budget or stop that refused a call of this run, None when none did; asking forgets the run."""
+        ...
+
 
 class Executor:
     """Owns every run of this process. `attribution` gives the headers a model call of a run should carry."""
@@ -56,6 +60,11 @@ class Executor:
         self._slots = asyncio.Semaphore(config.concurrency) if config.concurrency else None
         self._tasks: set[asyncio.Task[None]] = set()
         self._cpu = cpu.Meter() if config.session_id is not None else None
+
+    def rebind(self, config: settings.Settings) -> None:
+        """Other settings from now on; nothing that matters ran under the old ones."""
+        self._config = config
+        self.finished, self.last_activity = 0, None
 
     def begin(
         self,
@@ -234,6 +243,9 @@ class Executor:
 
     def _failed(self, run: one_run.Run, error: BaseException) -> one_run.Outcome:
         failure = faults.run_failed(error, self._config.source, self._config.limits)
+        refused = None if self._counter is None else self._counter.refusal(run.run_id)
+        if refused is not None and failure.code == "agent.failed":
+            failure = faults.calls_refused(failure, refused)
         token = self._config.token
         if token and failure.cause and token in failure.cause:
             failure.cause = failure.cause.replace(token, "***")

@@ -48,6 +48,19 @@ def run_failed(error: BaseException, source: Path, limits: Mapping[str, int] = N
     )
 
 
+def calls_refused(failure: errors.NexusError, code: str) -> errors.NexusError:
+    """A failure behind which a budget or a stop is that refused the run's model calls: it is told as what it is."""
+    kind = errors.Forbidden if code == "model.stopped" else errors.Exhausted
+    return kind(
+        "a budget refused the run's model calls" if kind is errors.Exhausted else "the agent's model calls are stopped",
+        code=code,
+        phase="run",
+        cause=failure.cause,
+        next_step="see `nexus models budget list`" if kind is errors.Exhausted else "see `nexus models stops`",
+        extra=failure.extra,
+    )
+
+
 def _limit_reached(error: BaseException, limits: Mapping[str, int]) -> errors.Exhausted | None:
     """The error to tell when a limit of the instance is behind this one: which, how much it allows, and how to raise it."""
     if isinstance(error, MemoryError):

@@ -31,6 +31,7 @@ _OURS = frozenset(
      "nexus-principal", header_names.SESSION_ID.lower(), header_names.USER_ID.lower()}
 )  # fmt: skip
 _BACKLOG = 128
+_LIMITS = ("budget.", "model.stopped")
 _IDLE_S = 3600.0
 _HEAD_S = 3600.0
 RELAY_KEY = "Nexus-Relay"
@@ -79,6 +80,7 @@ class Relay:
         self._whose = whose
         self._recorder = recorder
         self._calls: Counter[str] = Counter()
+        self._refusals: dict[str, str] = {}
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: threading.Thread | None = None
@@ -86,6 +88,10 @@ class Relay:
         self._starting = threading.Lock()
         self._listener: socket.socket | None = None
         self._error: BaseException | None = None
+
+    def rebind(self, token: str) -> None:
+        """Another token from now on: for the door, and for callers that show it."""
+        self._keys[0] = self._token = token
 
     def listen(self) -> None:
         """Connections wait from now on, until `start`. Raises OSError when no loopback port can be had."""
@@ -134,8 +140,16 @@ class Relay:
         return {header_names.RUN_ID: run_id, RELAY_KEY: self._key}
 
     def model_calls(self, run_id: str) -> int:
+        """How many this run made; the second asking finds none. What was refused is forgotten too."""
         with self._lock:
+            self._refusals.pop(run_id, None)
             return self._calls.pop(run_id, 0)
+
+    def refusal(self, run_id: str) -> str | None:
+        """The code of the budget (or stop) that refused a call of this run; asked once, when the run has failed."""
+        with self._lock:
+            self._calls.pop(run_id, None)
+            return self._refusals.pop(run_id, None)
 
     def _thread(self, listener: socket.socket) -> None:
         loop = self._loop = asyncio.new_event_loop()
@@ -215,7 +229,7 @@ class Relay:
         if answer is None:
             await _refuse(writer, _unreachable(ConnectionResetError("the door closed without an answer")))
             return False
-        self._count(head, run_id)
+        self._count(head, run_id, answer)
         bodiless = head.line[0] == "HEAD" or answer.status in (204, 304)
         framed = answer.chunked or answer.length is not None or bodiless
         keep = framed and not _closes(head) and not _closes(answer)
@@ -226,10 +240,13 @@ class Relay:
         await _copy(up_reader, writer, answer, until_close=True)
         return keep
 
-    def _count(self, head: http_client.Head, run_id: str) -> None:
+    def _count(self, head: http_client.Head, run_id: str, answer: http_client.Head) -> None:
         if run_id and _is_model_call(head):
+            code = answer.get(header_names.ERROR_CODE.lower()) or ""
             with self._lock:
                 self._calls[run_id] += 1
+                if code.startswith(_LIMITS):
+                    self._refusals[run_id] = code
 
     def _recording_of(self, head: http_client.Head, run_id: str) -> steps.Recording | None:
         """Where this call is to be recorded; None for calls of plain runs."""
@@ -272,7 +289,7 @@ class Relay:
         if answer is None:
             await _refuse(writer, _unreachable(ConnectionResetError("the door closed without an answer")))
             return False
-        self._count(head, run_id)
+        self._count(head, run_id, answer)
         keep = not _closes(head) and not _closes(answer) and (answer.chunked or answer.length is not None)
         kept = bytearray()
         streams = answer.chunked
