@@ -39,6 +39,7 @@ _READY_WITHIN_S = 60.0
 _PATIENCE = 4  # exits of one process before the first readiness that end the start
 _TICK_S = 1.0
 _LOOK_S = 0.15
+_BEFORE = "-before"  # a process that another serves in the place of, and that finishes what it has
 _STOPPING = "stopping: gateways, control, supervisor and its agents, database"
 Plan = Callable[[settings.HostSettings, Mapping[str, str], str], list[keeper_children.Child]]
 
@@ -76,7 +77,7 @@ class Keeper:
             version=nexus.__version__,
             tls_certificate=None if self._host.tls_certificate is None else str(self._host.tls_certificate),
             processes=tuple(entry.record() for entry in self._processes if entry.pidfd is not None)
-            + tuple(replace(entry.record(), name=f"{entry.child.name}-before") for entry in self._aside),
+            + tuple(replace(entry.record(), name=f"{entry.child.name}{_BEFORE}") for entry in self._aside),
             ready=self._ready,
             stopping=self._stopping,
         )
@@ -104,6 +105,10 @@ class Keeper:
                 self._poll.register(process.pidfd or -1, select.POLLIN)
             else:
                 self._start(process)
+            before = known.get(f"{child.name}{_BEFORE}")
+            left = keeper_children.Process(child=child)
+            if before is not None and left.adopt(before):
+                self._watch_aside(left)
         self._write()
         return adopted
 

@@ -208,5 +208,12 @@ def test_a_host_is_handed_to_another_keeper_and_a_successor_that_fails_changes_n
     assert rig.process("gateway-1").pid == before["gateway-1"]
     assert rig.process("supervisor").pid == before["supervisor"]
     assert rig.process("control").pid != before["control"]
+    # small gateways do not end when they are replaced: the older one is kept in sight, by the keeper after the next one too
+    older = rig.wait_for(lambda: rig.process("gateway-0-before"), "the older gateway in the record")
+    assert older.pid == before["gateway-0"]
+    os.kill(now.pid, signal.SIGKILL)
+    last = rig.wait_for(lambda: (found := rig.wait_ready()).pid not in (record.pid, now.pid) and found, "a third keeper")
+    assert rig.process("gateway-0-before") == older
     assert verbs.stop(rig.home, force=True, environ=rig.environment(), say=lambda line: None)
-    assert not any(keeper_record.is_alive(entry) for entry in now.processes)
+    assert not any(keeper_record.is_alive(entry) for entry in last.processes)
+    assert not keeper_record.is_alive(older)
