@@ -51,6 +51,10 @@ class App:
         """After the last run: what an app has to end by itself."""
         await self._sockets.close()
 
+    def rebind(self, config: settings.Settings) -> None:
+        """Other settings from now on; nothing was served under the old ones."""
+        self._config = config
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await self._socket(scope, receive, send)

@@ -19,6 +19,10 @@ class Door:
         self.path, self.token = path, token
         self.target = http_client.Target(unix=path, host="door")
 
+    def rebind(self, token: str) -> None:
+        """Another token from now on."""
+        self.token = token
+
     async def call(
         self, method: str, path: str, body: bytes = b"", *, content_type: str = "application/json"
     ) -> http_client.Answer:

@@ -2,6 +2,7 @@
 environment. Exit codes: 0 after a stop, 70 when the agent could not be started (the status file says why)."""
 
 import asyncio
+import dataclasses
 import faulthandler
 import logging
 import os
@@ -9,8 +10,10 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
+
+import uvicorn
 
 from nexus.core import errors
 from nexus.wire import problem
@@ -45,9 +48,20 @@ def leave(code: int) -> None:
     sys.exit(code)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bound:
+    """What a worker is given that was made before anybody knew for whom."""
+
+    config: settings.Settings
+    listener: socket.socket
+
+
+Late = Callable[[uvicorn.Server, execution.Executor], Awaitable[Bound]]
+
+
 class Worker:
     """One process, one agent. `relay_port` 0: any that is free; `relay_key`: what model clients show that were made before;
-    `on_relay`: the relay listens and is started by the first who wants it."""
+    `on_relay`: the relay listens and is started by the first who wants it. `late`: waits for whom it serves."""
 
     def __init__(
         self,
@@ -58,10 +72,11 @@ class Worker:
         relay_key: str = "",
         on_relay: Callable[[relay.Relay], None] | None = None,
         on_ready: Callable[[], None] | None = None,
+        late: Late | None = None,
     ) -> None:
         self._config, self._capture = config, capture
         self._relay_port, self._relay_key = relay_port, relay_key
-        self._on_relay, self._on_ready = on_relay, on_ready
+        self._on_relay, self._on_ready, self._late = on_relay, on_ready, late
         self._door = doors.Door(config.door, config.token or "") if config.door else None
         self._relay: relay.Relay | None = None
         self._traces: Any = None
@@ -138,6 +153,18 @@ class Worker:
             except ImportError as error:
                 _LOG.warning("traces are off: the agent's opentelemetry does not fit the host's SDK (%s)", error)
 
+    async def _bind(self, late: Late, asgi: app.App, server: uvicorn.Server, executor: execution.Executor) -> socket.socket:
+        """Everything stands; now it is said for whom."""
+        server.config.load()
+        bound = await late(server, executor)
+        config = self._config = bound.config
+        for part in (asgi, executor):
+            part.rebind(config)
+        for holder in (self._door, self._relay):
+            if holder is not None:
+                holder.rebind(config.token or "")
+        return bound.listener
+
     def _active_runs(self) -> list[str]:
         return [] if self._executor is None else list(self._executor.active)
 
@@ -162,7 +189,8 @@ class Worker:
         )
         asgi = app.App(config, executor)
         server = serving.build(asgi, config)
-        listener = listen()
+        listener = listen() if self._late is None else await self._bind(self._late, asgi, server, executor)
+        config = self._config
         listener.listen(2048)
         signals: asyncio.Queue[int] = asyncio.Queue()
         loop = asyncio.get_running_loop()

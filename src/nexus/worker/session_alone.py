@@ -22,7 +22,7 @@ def run(talk: int, *, isolated: bool) -> NoReturn:
     """Never returns. `talk` is our end of a socket pair; the first message brings the keeper its socket."""
     link = socket.socket(fileno=talk)
     try:
-        _, descriptors = session_link.receive(link)
+        order, descriptors = session_link.receive(link)
         session_link.send(link, {"is": "init"})
     except (session_link.Gone, OSError):
         sys.exit(main.EXIT_FAILED)
@@ -32,10 +32,10 @@ def run(talk: int, *, isolated: bool) -> NoReturn:
         session_keeper.Keeper(worker, socket.socket(fileno=descriptors[0])).run()
     os.close(descriptors[0])
     os.setsid()
-    _work(link, isolated=isolated)
+    _work(link, isolated=isolated, rehearses=order.get("spare") is True)
 
 
-def _work(link: socket.socket, *, isolated: bool) -> NoReturn:
+def _work(link: socket.socket, *, isolated: bool, rehearses: bool) -> NoReturn:
     faulthandler.enable(file=2)
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=False)
     code = main.EXIT_FAILED
@@ -43,7 +43,7 @@ def _work(link: socket.socket, *, isolated: bool) -> NoReturn:
         config = settings.parse_settings(os.environ)
         capture = logs.install(config.log_level)
         imported = session_import.load(config, capture, isolated=isolated)
-        code = session_worker.live(imported, link, None)
+        code = session_worker.live(imported, link, None, rehearses=rehearses)
     except errors.NexusError as error:
         session_link.send(link, {"is": "failed", "layer": error.code, "text": error.cause or error.message})
         for line in error.log_tail:

@@ -47,6 +47,7 @@ def load(
     before()
     adapter = entry.load(config.entrypoint, config.source)
     session_warm.warm_agent(config.entrypoint.partition(":")[0])
+    session_warm.rehearse(config, capture)  # with what the author's imports have changed
     if isolated:
         held.close()
     return Imported(

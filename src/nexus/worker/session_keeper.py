@@ -6,9 +6,9 @@ connection: `{"do": "hold"}` keeps a descriptor (the session's listening socket)
 starts a program with the descriptors it brings, `{"do": "pack"}` writes the work directory to one.
 """
 
+import _signal as signal  # type: ignore[import-not-found]  # without the enums
 import os
 import select
-import signal
 import socket
 from typing import Any
 

@@ -15,8 +15,10 @@ import socket
 import sys
 from typing import Any
 
+import uvicorn
+
 from nexus.core import errors
-from nexus.worker import logs, main, settings
+from nexus.worker import execution, logs, main, settings
 
 _LOG = logging.getLogger("nexus.worker")
 _TIMES = 12
@@ -28,10 +30,11 @@ _LATE = {
     ),
 }  # fmt: skip
 _SESSION = "rehearsal"
+_BODY = b'{"input": {"text": "rehearsal"}, "context": {}}'
 NAME = "warm"
 
 
-class _Nobody:
+class Nobody:
     """The adapter of no agent."""
 
     name = "none"
@@ -58,7 +61,7 @@ def rehearse(config: settings.Settings, capture: logs.Capture) -> None:
     logging.getLogger().setLevel(logging.CRITICAL)
     try:
         worker = main.Worker(bare, capture, on_ready=begin)
-        worker.live_with(_Nobody, lambda: listener)
+        worker.live_with(Nobody, lambda: listener)
     except Exception as error:  # noqa: BLE001 - a warm start is a gain, not a need
         _LOG.debug("the first request of each session is a little slower: %r", error)
     finally:
@@ -99,6 +102,34 @@ def warm_agent(module: str) -> None:
         ) from error
 
 
+async def rehearse_here(server: uvicorn.Server, executor: execution.Executor, config: settings.Settings) -> None:
+    """In a worker that waits for its session: two requests through its own server, and what the author declared safe once more.
+    What they touch, the session's first run finds touched."""
+    real, executor.adapter = executor.adapter, Nobody()
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            for accept in ("application/json", "text/event-stream"):
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                await asyncio.get_running_loop().connect_accepted_socket(lambda: _protocol(server), theirs)
+                await _exchange(ours, accept)
+        function = getattr(sys.modules.get(config.entrypoint.partition(":")[0]), NAME, None)
+        if callable(function):
+            made = function()
+            if inspect.isawaitable(made):
+                await made
+    except Exception as error:  # noqa: BLE001 - a warm start is a gain, not a need
+        _LOG.debug("the first request of this session is a little slower: %r", error)
+    finally:
+        executor.adapter = real
+
+
+def _protocol(server: uvicorn.Server) -> asyncio.Protocol:
+    """What the server makes for each connection."""
+    kind: Any = server.config.http_protocol_class
+    made: asyncio.Protocol = kind(config=server.config, server_state=server.server_state, app_state={})
+    return made
+
+
 def _listen() -> socket.socket:
     """An abstract name of the kernel's choosing: no file, and gone with the socket."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -108,20 +139,23 @@ def _listen() -> socket.socket:
 
 
 async def _ask(address: bytes) -> None:
-    body = b'{"input": {"text": "rehearsal"}, "context": {}}'
     try:
         async with asyncio.timeout(_ANSWER_S):
             for accept in ("application/json", "text/event-stream") * _TIMES:
                 client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 client.connect(address)
-                reader, writer = await asyncio.open_unix_connection(sock=client)
-                head = (
-                    f"POST /run HTTP/1.1\r\nHost: instance\r\nNexus-Session-Id: {_SESSION}\r\nNexus-Run-Id: run_rehearsal\r\n"
-                    f"Nexus-Tenant: none\r\nContent-Type: application/json\r\nAccept: {accept}\r\nConnection: close\r\n"
-                    f"Content-Length: {len(body)}\r\n\r\n"
-                )
-                writer.write(head.encode() + body)
-                await reader.read()
-                writer.close()
+                await _exchange(client, accept)
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _exchange(client: socket.socket, accept: str) -> None:
+    reader, writer = await asyncio.open_unix_connection(sock=client)
+    head = (
+        f"POST /run HTTP/1.1\r\nHost: instance\r\nNexus-Session-Id: {_SESSION}\r\nNexus-Run-Id: run_rehearsal\r\n"
+        f"Nexus-Tenant: none\r\nContent-Type: application/json\r\nAccept: {accept}\r\nConnection: close\r\n"
+        f"Content-Length: {len(_BODY)}\r\n\r\n"
+    )
+    writer.write(head.encode() + _BODY)
+    await reader.read()
+    writer.close()

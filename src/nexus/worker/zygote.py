@@ -4,7 +4,7 @@ One thread, no event loop: nothing that a fork would break. It listens twice. On
 `GET /status`, so that to the supervisor it is an instance like any other; on the descriptor it was started with it hears the
 supervisor's orders (`session_link`):
 
-    {"do": "fork", "id"} + [talk, commands, output]     forks; what becomes of it is said on `talk` by the child itself
+    {"do": "fork", "id", "spare"} + [talk, commands, output]   forks; what becomes of it is said on `talk` by the child itself
     {"is": "zygote", "reason"}                          at once: whether it may be forked (`reason` null), else why not
     {"is": "ended", "id", "code"}                       a session's first process has ended
 
@@ -34,6 +34,7 @@ from nexus.worker import (
     session_import,
     session_keeper,
     session_link,
+    session_memory,
     session_worker,
     settings,
     status,
@@ -45,7 +46,7 @@ _LOG = logging.getLogger("nexus.worker")
 _BACKLOG = 256
 _MOST_LINKS = 4
 _REQUEST_S = 1.0
-_GRAIN, _LARGEST_SMALL, _POOL, _MOST_FILLING = 16, 512, 14_000, 40_000  # of Objects/obmalloc.c, Python 3.10 and later
+_INIT, _LONGEST_GO = b'{"is": "init"}', 256
 
 
 class Boxing(Protocol):
@@ -132,7 +133,7 @@ class Zygote:
             signal.signal(number, _ignore)
         signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
         self._wakes = wakes
-        self._filling = _settle_heap()
+        self._filling = session_memory.settle()
         said = f"forks sessions with the {adapter.name} adapter" if self._reason is None else f"sessions: exec ({self._reason})"
         _LOG.info("ready: %s %s (%s)", config.agent, config.version, said)
         status.write(config.status_file, "ready", said, note=versions.noted())
@@ -171,7 +172,7 @@ class Zygote:
         try:
             message, descriptors = session_link.receive(link)
             if message.get("do") == "fork" and len(descriptors) == 3:
-                self._fork(str(message["id"]), descriptors)
+                self._fork(str(message["id"]), descriptors, rehearses=message.get("spare") is True)
         except (session_link.Gone, OSError, ValueError):
             self._ready.unregister(link.fileno())
             self._links.pop(link.fileno(), None)
@@ -180,7 +181,7 @@ class Zygote:
             for number in descriptors:
                 os.close(number)
 
-    def _fork(self, worker_id: str, descriptors: list[int]) -> None:
+    def _fork(self, worker_id: str, descriptors: list[int], *, rehearses: bool) -> None:
         try:
             child = self._boxing.fork()
         except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor has to know
@@ -188,18 +189,18 @@ class Zygote:
                 _tell_failure(talk, error)
             return
         if child == 0:
-            self._become_session(descriptors)
+            self._become_session(descriptors, rehearses=rehearses)
         self._children[child] = worker_id
 
-    def _become_session(self, descriptors: list[int]) -> NoReturn:
+    def _become_session(self, descriptors: list[int], *, rehearses: bool) -> NoReturn:
         """In the first process of a new box. Its box is closed before anything of the session's is known here."""
         talk = socket.socket(fileno=descriptors[0])
         try:
-            session_link.send(talk, {"is": "init"})
+            talk.sendall(_INIT)
             self._drop_zygote()
             boxing = self._boxing
             boxing.furnish()
-            session_link.receive(talk)  # we stand in our control groups
+            talk.recv(_LONGEST_GO)  # we stand in our control groups
             boxing.close()
             boxing.serve_ways()
             gc.freeze()
@@ -208,14 +209,14 @@ class Zygote:
             _tell_failure(talk, error)
             os._exit(main.EXIT_FAILED)
         if worker == 0:
-            self._become_worker(talk, descriptors)
+            self._become_worker(talk, descriptors, rehearses=rehearses)
         boxing.be_private()
         talk.close()
         os.close(descriptors[2])
         session_keeper.Keeper(worker, socket.socket(fileno=descriptors[1])).run()
         os._exit(main.EXIT_FAILED)
 
-    def _become_worker(self, talk: socket.socket, descriptors: list[int]) -> NoReturn:
+    def _become_worker(self, talk: socket.socket, descriptors: list[int], *, rehearses: bool) -> NoReturn:
         self._boxing.be_open()
         os.close(descriptors[1])
         os.setsid()
@@ -224,7 +225,7 @@ class Zygote:
         gc.enable()
         code = main.EXIT_FAILED
         try:
-            code = session_worker.live(self._imported, talk, descriptors[2])
+            code = session_worker.live(self._imported, talk, descriptors[2], rehearses=rehearses)
         except BaseException as error:  # noqa: BLE001 - told, and the end of this process
             _LOG.exception("the session's worker failed")
             _tell_failure(talk, error)
@@ -233,7 +234,6 @@ class Zygote:
     def _drop_zygote(self) -> None:
         """What only the zygote may have."""
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number in (self._wake, self._wakes, *self._links):
             os.close(number)
         for listener in (self._orders, self._face, self._imported.held):
@@ -286,30 +286,6 @@ class Zygote:
             report = {"phase": "ready", "agent": self._config.agent, "version": self._config.version, "active_runs": 0}
             return "200 OK", {**report, "sessions": sessions, "forked": len(self._children)}
         return "404 Not Found", {}
-
-
-def _settle_heap() -> list[list[bytes]]:
-    """Objects that are there by now are there for good: no collection touches (and so copies) their memory again.
-
-    What is given back fills the holes between them, and is to be kept: what a session allocates then lies together in new pages,
-    instead of costing the copy of an old one each.
-    """
-    gc.collect()
-    filling = [_fill(size) for size in range(_GRAIN, _LARGEST_SMALL + 1, _GRAIN)]
-    gc.freeze()
-    gc.disable()
-    return filling
-
-
-def _fill(size: int) -> list[bytes]:
-    """Objects of one size class of Python's allocator until they come one after the other: from a pool that was empty."""
-    kept: list[bytes] = []
-    length, last, in_order = max(0, size - sys.getsizeof(b"")), 0, 0
-    while in_order * size < _POOL and len(kept) < _MOST_FILLING:
-        kept.append(bytes(length))
-        at = id(kept[-1])
-        in_order, last = in_order + 1 if at - last == size else 0, at
-    return kept
 
 
 def _tell_failure(talk: socket.socket, error: BaseException) -> None:

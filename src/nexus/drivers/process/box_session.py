@@ -13,11 +13,15 @@ import socket
 import stat
 
 from nexus.drivers.process import box_calls, box_filter, box_landlock, box_relay, box_root
-from nexus.drivers.process.box_calls import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Mount = tuple[bytes | None, bytes, bytes | None, int, bytes | None]
 
 _OWN_FLAGS = box_calls.MS_NOSUID | box_calls.MS_NODEV
 _PROC_FLAGS = _OWN_FLAGS | box_calls.MS_NOEXEC
-_HIDE = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND = 1, 32, 4096
+_EMPTY = "/tmp/.empty"  # noqa: S108 - the session's own
 _NAMESPACES = (
     box_calls.CLONE_NEWUSER | box_calls.CLONE_NEWNS | box_calls.CLONE_NEWPID | box_calls.CLONE_NEWIPC | box_calls.CLONE_NEWUTS
 )
@@ -27,6 +31,7 @@ _PR_SET_DUMPABLE = 4
 
 _held = ctypes.PyDLL(None, use_errno=True)  # without giving up the interpreter's lock: nobody could take it back in the child
 _held.syscall.restype = ctypes.c_long
+_held.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 Denied = box_calls.Denied
 
 
@@ -44,47 +49,93 @@ def fork(plan: "box_calls.Plan") -> int:
     return pid
 
 
-def find_hidden() -> list[tuple[str, bool]]:
-    """What of `/proc` is to be hidden and exists here, and whether it is a folder. The same for every session: asked once."""
-    found = []
-    for name in box_root.HIDDEN:
-        path = f"/proc/{name}"
-        if os.path.lexists(path):
-            found.append((path, os.path.isdir(path)))
-    return found
+def prepare(plan: "box_calls.Plan") -> "box_calls.Plan":
+    """In the zygote, once: whatever is the same for every session, down to the arguments of its system calls. A child that has
+    little to run has little memory of its own.
+    """
+    hidden = [(path, os.path.isdir(path)) for name in box_root.HIDDEN if os.path.lexists(path := f"/proc/{name}")]
+    covered = [(path, os.path.isdir(path)) for path in plan["hide"] if os.path.lexists(path) and not _below(path)]
+    inner = plan["inner"]
+    owned = f"mode=0700,uid={inner},gid={inner},size={plan['work_bytes']},nr_inodes=64k"
+    before = [
+        _mount("tmpfs", "/tmp", "tmpfs", _OWN_FLAGS, f"mode=1777,size={plan['tmp_bytes']},nr_inodes=64k"),  # noqa: S108
+        _mount("tmpfs", "/dev/shm", "tmpfs", _OWN_FLAGS, f"mode=1777,size={plan['shm_bytes']},nr_inodes=4k"),  # noqa: S108
+    ]
+    after = [
+        _mount("tmpfs", plan["work"], "tmpfs", _OWN_FLAGS, owned),
+        _mount(_EMPTY, _EMPTY, "", _MS_BIND),
+        _mount("", _EMPTY, "", _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _PROC_FLAGS),
+        *[_cover(path, is_folder) for path, is_folder in covered],
+        _mount("proc", "/proc", "proc", _PROC_FLAGS),
+    ]
+    last = [
+        _mount("/proc/sys", "/proc/sys", "", _MS_BIND),
+        _mount("", "/proc/sys", "", _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _PROC_FLAGS),
+        *[_cover(path, is_folder) for path, is_folder in hidden],
+    ]
+    if not plan["read_only_root"]:
+        last.append(_mount("", "/", "", _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _OWN_FLAGS))
+    program = box_filter.build(box_calls.machine, restricted=plan["restricted"]) if "seccomp" in plan["layers"] else b""
+    same = b"%d %d 1" % (inner, inner)
+    ids = (("/proc/self/setgroups", b"deny"), ("/proc/self/uid_map", same), ("/proc/self/gid_map", same))
+    return {**plan, "before": before, "after": after, "last": last, "filter": program, "ids": ids}
 
 
-def build_filter(plan: "box_calls.Plan") -> bytes:
-    """The same for every session: built once."""
-    return box_filter.build(box_calls.machine, restricted=plan["restricted"])
+def _below(path: str) -> bool:
+    """Whether it lies in a folder that a session has of its own anyway."""
+    return path.startswith(("/tmp/", "/dev/shm/"))  # noqa: S108
+
+
+def _cover(path: str, is_folder: bool) -> "Mount":
+    """A mount of nothing over it; the flags are those of what is mounted."""
+    return _mount(_EMPTY if is_folder else "/dev/null", path, "", _MS_BIND)
+
+
+def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> "Mount":
+    """A call of mount(2) to be made, and what it is for."""
+    return (source.encode() or None, target.encode(), kind.encode() or None, flags, options.encode() or None)
 
 
 def furnish(plan: "box_calls.Plan") -> "list[box_relay.Listener]":
     """In the child: who we are, and a file tree of our own. Gives back the ports of the way out."""
-    _map_ids(plan["inner"])
+    for path, line in plan["ids"]:
+        _write(path, line, "user")
     ways: list[box_relay.Listener] = []
     if plan["isolated"]:
         box_calls.raise_loopback()
     if plan["way"]:
         ways = box_relay.listen(plan["pins"])
-    socket.sethostname(plan["host"])
+    socket.sethostname(f"session-{os.urandom(3).hex()}")
     needed = [(path, box_calls.take_tree(path)) for path in plan["below"]]
-    box_calls.mount("tmpfs", "/tmp", "tmpfs", _OWN_FLAGS, f"mode=1777,size={plan['tmp_bytes']},nr_inodes=64k")  # noqa: S108
-    box_calls.mount("tmpfs", "/dev/shm", "tmpfs", _OWN_FLAGS, f"mode=1777,size={plan['shm_bytes']},nr_inodes=4k")  # noqa: S108
+    _make(plan["before"])
     for path, tree in needed:
         _put_back(path, tree)
-    inner = plan["inner"]
-    owned = f"mode=0700,uid={inner},gid={inner},size={plan['work_bytes']},nr_inodes=64k"
-    box_calls.mount("tmpfs", plan["work"], "tmpfs", _OWN_FLAGS, owned)
-    empty = "/tmp/.empty"  # noqa: S108 - our own by now
-    os.mkdir(empty, 0o555)
-    for path in plan["hide"]:
-        _hide(path, os.path.isdir(path), empty)
-    _mount_proc(plan, empty)
-    os.rmdir(empty)
-    if not plan["read_only_root"]:
-        box_calls.set_attributes("/", ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
+    os.mkdir(_EMPTY, 0o555)
+    _make(plan["after"])
+    # Numbers of processes begin somewhere else in each session: libraries know a fork by its new number.
+    first = _FIRST_PID + int.from_bytes(os.urandom(4), "little") % _PIDS
+    try:  # noqa: SIM105 - contextlib is more memory
+        _write("/proc/sys/kernel/ns_last_pid", b"%d" % first, "namespaces")
+    except (OSError, Denied):  # a kernel without checkpoints: they begin at 2
+        pass
+    _make(plan["last"])
     return ways
+
+
+def _make(mounts: "list[Mount]") -> None:
+    for call in mounts:
+        if _held.mount(*call) < 0:
+            raise Denied("namespaces", f"mount {os.fsdecode(call[0] or b'')} on {os.fsdecode(call[1])}", ctypes.get_errno())
+
+
+def _write(path: str, line: bytes, layer: str) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, line)
+    except OSError as error:
+        raise Denied(layer, f"write {path}", error.errno or 0) from None
+    finally:
+        os.close(fd)
 
 
 def _put_back(path: str, tree: int) -> None:
@@ -96,39 +147,6 @@ def _put_back(path: str, tree: int) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     box_calls.put_tree(tree, path)
     os.close(tree)
-
-
-def _map_ids(inner: int) -> None:
-    same = b"%d %d 1" % (inner, inner)
-    for name, line in (("setgroups", b"deny"), ("uid_map", same), ("gid_map", same)):
-        fd = os.open(f"/proc/self/{name}", os.O_WRONLY)
-        try:
-            os.write(fd, line)
-        except OSError as error:
-            raise Denied("user", f"map the {name.partition('_')[0]}", error.errno or 0) from None
-        finally:
-            os.close(fd)
-
-
-def _hide(path: str, is_folder: bool, empty: str) -> None:
-    if is_folder:
-        box_calls.bind(empty, path, _HIDE)
-    elif os.path.lexists(path):
-        box_calls.bind("/dev/null", path, ATTR_NOSUID | ATTR_NOEXEC | ATTR_RDONLY)
-
-
-def _mount_proc(plan: "box_calls.Plan", empty: str) -> None:
-    """`/proc` of our own processes, whose numbers begin somewhere else in each session: libraries know a fork by its new one."""
-    box_calls.mount("proc", "/proc", "proc", _PROC_FLAGS)
-    first = _FIRST_PID + int.from_bytes(os.urandom(4), "little") % _PIDS
-    try:
-        with open("/proc/sys/kernel/ns_last_pid", "wb", buffering=0) as file:
-            file.write(b"%d" % first)
-    except OSError:  # a kernel without checkpoints: numbers begin at 2
-        pass
-    box_calls.bind("/proc/sys", "/proc/sys", _HIDE)
-    for path, is_folder in plan["hidden"]:
-        _hide(path, is_folder, empty)
 
 
 def close(plan: "box_calls.Plan") -> None:

@@ -18,7 +18,7 @@ class Boxing:
         from nexus.drivers.process import box_session
 
         self._box = box_session
-        self._plan = {**plan, "hidden": box_session.find_hidden(), "filter": box_session.build_filter(plan)}
+        self._plan = box_session.prepare(plan)
         self._ways: list[Any] = []
         self.isolated = bool(plan["isolated"])
 
@@ -26,7 +26,7 @@ class Boxing:
         return self._box.fork(self._plan)
 
     def furnish(self) -> None:
-        self._ways = self._box.furnish({**self._plan, "host": f"session-{os.urandom(3).hex()}"})
+        self._ways = self._box.furnish(self._plan)
 
     def close(self) -> None:
         self._box.close(self._plan)

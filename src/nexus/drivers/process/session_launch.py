@@ -82,6 +82,7 @@ async def start(
     name: str,
     launch: Launch,
     timeout_s: float,
+    spare: bool = False,
 ) -> zygote.Spare:
     """A worker that waits for a session, as a zygote would make it. Raises `Unavailable` (`session.not_started`)."""
     commands = session_paths.listen(at.commands(name), kind=socket.SOCK_SEQPACKET)
@@ -90,7 +91,7 @@ async def start(
     process: session_process.Process | None = None
     try:
         with commands, theirs:
-            talk.send({"do": "keep"}, (commands.fileno(),))
+            talk.send({"do": "keep", "spare": spare}, (commands.fileno(),))
             running = await asyncio.to_thread(launch, dataclasses.replace(plan, extra=theirs.fileno()))
         async with asyncio.timeout(timeout_s):
             await zygote.hear(talk, "init")

@@ -74,6 +74,7 @@ class Zygote:
         name: str,
         output: int,
         make_group: Callable[[], cgroups.Group],
+        spare: bool = False,
     ) -> Spare:
         """A worker in a box of its own, waiting for a session. Raises `Unavailable` (`session.not_started`): nothing is left."""
         commands = session_paths.listen(at.commands(name), kind=socket.SOCK_SEQPACKET)
@@ -83,7 +84,7 @@ class Zygote:
         try:
             with commands, theirs:
                 group = make_group()
-                self._link.send({"do": "fork", "id": name}, (theirs.fileno(), commands.fileno(), output))
+                self._link.send({"do": "fork", "id": name, "spare": spare}, (theirs.fileno(), commands.fileno(), output))
             async with asyncio.timeout(_START_S):
                 process = await self._see_into_box(name, talk, group)
         except BaseException as error:
