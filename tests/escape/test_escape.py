@@ -12,7 +12,7 @@ import supervisor_rig
 import tiers
 
 from nexus.core.phases import InstancePhase
-from nexus.drivers.process import cgroups, launcher, sandbox
+from nexus.drivers.process import launcher, sandbox
 from nexus.testing.driver_contract import is_in, until, until_gone
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the box is Linux's")
@@ -95,9 +95,8 @@ async def test_a_daemon_that_hears_nothing_ends_with_its_instance(way: str) -> N
                 await asyncio.sleep(0.02)
         assert launcher.marked(status.id) == []
         assert not any(status.id in path.name for path in (rig.home.run / "i").iterdir())
-        layout = cgroups.Layout(unified=Path("/sys/fs/cgroup"))
-        assert layout.unified is not None
-        assert list(layout.unified.glob(f"**/{status.id}")) == []
+        # other supervisors' groups come and go meanwhile, which a walk takes as it finds
+        assert not any(status.id in folders for _, folders, _ in os.walk("/sys/fs/cgroup"))
 
 
 async def test_a_token_is_in_no_argument_list_and_in_no_file() -> None:

@@ -13,6 +13,11 @@ entrypoint: agent:{attribute}
 hosting:
   cpu: 500m
   memory: 512Mi
+  # network: egress              # nothing but the platform's models, state and traces, and what is listed:
+  # egress:                      # every entry opens one host; ports 80 and 443 unless one is written
+  #   - api.example.com
+  #   - "*.example.org"
+  #   - db.example.com:5432
 """
 
 _PLAIN = '''\

@@ -261,14 +261,15 @@ class Instance:
     async def _draw(self, *, fresh: bool = False) -> session_launch.Drawn:
         """Whatever a launch needs, made or found; `fresh`: in folders of a new start."""
         spec = self._spec
+        layers = await asyncio.to_thread(self._tools.launcher.look)
+        draft = preparation.draft_wish(spec, self._paths)  # refused before strangers' requirements are built
+        problems.check_isolation(spec, draft, layers, missing=self._tools.missing())
         prepared = await self._tools.preparation.prepare(spec, self._on_step if fresh else _ignore)
         if fresh:
             await asyncio.to_thread(preparation.make_folders, self._paths, empty=self._full)
             self._full = False
             self._set(InstancePhase.STARTING, step="launching", detail="", address=None)
-        layers = await asyncio.to_thread(self._tools.launcher.look)
         wish = preparation.render_wish(spec, self._paths, prepared, doors=self._tools.doors)
-        problems.check_isolation(spec, wish, layers, missing=self._tools.missing())
         await self._way.open(self._spec.options)
         temporary = _BOXED_TEMPORARY if layers.boxed else self._paths.temporary
         plan = launcher.Plan(

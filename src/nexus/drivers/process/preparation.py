@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nexus.core import errors, instances
 from nexus.drivers.process import box_relay, egress_broker, egress_rules, environment_plans, environments, limits, paths, sandbox
@@ -206,15 +207,26 @@ def render_wish(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Pr
         ],
         write=[at.work, at.shared, at.temporary],
         links=links,
-        context=str(options.get("security_context", sandbox.RESTRICTED)),
-        network=network,
+        **_isolation(options),
         way=at.way / egress_broker.SOCKET if network == "egress" else None,
         pins=egress_rules.plan_pins(egress_rules.read_rules(options)) if network == "egress" else (),
-        read_only_root=options.get("read_only_root") is not False,
-        untrusted=options.get("untrusted") is True,
-        runtime=str(options.get("runtime_class") or ""),
         memory_bytes=spec.memory_bytes,
     )
+
+
+def draft_wish(spec: instances.InstanceSpec, at: paths.InstancePaths) -> sandbox.Wish:
+    """What it asks of the machine, before anything is built for it: enough to refuse it."""
+    return sandbox.Wish(stage=at.stage, folder=at.root, home=at.work, output=at.output, **_isolation(spec.options))
+
+
+def _isolation(options: Mapping[str, object]) -> dict[str, Any]:
+    return {
+        "context": str(options.get("security_context", sandbox.RESTRICTED)),
+        "network": str(options.get("network", "host")),
+        "read_only_root": options.get("read_only_root") is not False,
+        "untrusted": options.get("untrusted") is True,
+        "runtime": str(options.get("runtime_class") or ""),
+    }
 
 
 def open_to_agents(folder: Path) -> None:

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Mapping, Sequence
 
 from nexus.core import errors, instances
-from nexus.drivers.process import launcher, limits, sandbox
+from nexus.drivers.process import launcher, limits, oci_launcher, sandbox
 
 _LOGS = "see the whole log with: nexus ai agent logs {agent}"
 
@@ -133,6 +133,7 @@ def check_isolation(spec: instances.InstanceSpec, wish: sandbox.Wish, layers: sa
             cause="; ".join(missing),
             next_step="see what to change with: nexus doctor; or run it on a machine that has every layer",
         )
+    oci_launcher.check(wish, spec.agent)
     if wish.network != "host" and "network" not in layers.held:
         raise errors.Unavailable(
             f"{spec.agent} wants a network of its own, which this machine does not offer",
