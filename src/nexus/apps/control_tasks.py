@@ -295,6 +295,7 @@ def read_policy(config: project.ProjectConfig) -> TaskPolicy:
             first_s=retry.first, longest_s=retry.longest, factor=retry.factor, kinds=tuple(retry.on), unknown=tasks.unknown
         ),
         concurrency=tasks.concurrency,
+        per_key=tasks.per_key,
         max_pending=tasks.max_pending,
         queue_timeout_s=tasks.queue_timeout,
         run_timeout_s=tasks.run_timeout,

@@ -39,7 +39,8 @@ class Submission:
 
     It starts at `run_at` (seconds since the epoch) or `delay_s` from its commit. It fails when it has not begun
     `queue_timeout_s` after it could, when one attempt takes `run_timeout_s`, or when it is not over `total_timeout_s` after
-    its commit. `origin` names what made it: a dead task or a schedule.
+    its commit. `origin` names what made it: a dead task or a schedule. `share` names who shares the lane where each may have at
+    most `share_most` tasks running in it; empty: nobody is counted.
     """
 
     id: str
@@ -60,6 +61,8 @@ class Submission:
     total_timeout_s: float | None = None
     retry: Retry | None = None
     origin: str | None = None
+    share: str = ""
+    share_most: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

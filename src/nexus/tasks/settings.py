@@ -36,11 +36,13 @@ class TaskSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskPolicy:
-    """What an agent's own configuration (`hosting.tasks`) says; None: as the host does."""
+    """What an agent's own configuration (`hosting.tasks`) says; None: as the host does. `per_key`: tasks of one API key that run
+    at once."""
 
     max_attempts: int | None = None
     retry: task_store.Retry | None = None
     concurrency: int | None = None
+    per_key: int | None = None
     max_pending: int | None = None
     queue_timeout_s: float | None = None
     run_timeout_s: float | None = None

@@ -49,6 +49,8 @@ def plan_submission(
         run_timeout_s=_shorter(request.run_timeout, policy.run_timeout_s),
         total_timeout_s=request.total_timeout or policy.total_timeout_s,
         retry=policy.retry,
+        share="" if policy.per_key is None else principal,
+        share_most=policy.per_key,
     )
 
 

@@ -167,6 +167,7 @@ class Tasks(Section):
     max_attempts: int | None = Field(default=None, ge=1, le=50)
     retry: TaskRetry | None = None
     concurrency: int | None = Field(default=None, ge=1, le=100_000, description="Tasks that run at once, over all instances")
+    per_key: int | None = Field(default=None, ge=1, le=100_000, description="Tasks of one API key that run at once")
     max_pending: int | None = Field(default=None, ge=1, le=10_000_000, description="Tasks that may wait")
     queue_timeout: Duration | None = Field(default=None, gt=0, description="The longest a task may wait for its start")
     run_timeout: Duration | None = Field(default=None, gt=0, description="The longest one attempt may take")

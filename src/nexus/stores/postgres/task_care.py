@@ -29,9 +29,10 @@ _PRIORITY = sa.text(
 _REVIVE = sa.text(
     """
     INSERT INTO tasks (id, tenant, agent, environment, principal, body, digest, session_id, webhook_url, idempotency_key,
-      traceparent, priority, max_attempts, run_timeout_s, retry, origin, phase, created_at)
+      traceparent, priority, max_attempts, run_timeout_s, retry, origin, share, phase, created_at)
     SELECT v.fresh, t.tenant, t.agent, t.environment, t.principal, t.body, t.digest, t.session_id, t.webhook_url,
-      'requeue ' || t.id, t.traceparent, t.priority, t.max_attempts, t.run_timeout_s, t.retry, t.id, 'pending', nexus_now()
+      'requeue ' || t.id, t.traceparent, t.priority, t.max_attempts, t.run_timeout_s, t.retry, t.id, t.share,
+      'pending', nexus_now()
     FROM unnest(CAST(:ids AS text[]), CAST(:fresh AS text[])) AS v(id, fresh) JOIN tasks t ON t.id = v.id
     WHERE t.tenant = :tenant AND t.phase IN ('completed', 'failed', 'cancelled')
     ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING RETURNING id
@@ -85,10 +86,18 @@ _SWEEP = sa.text(
     SELECT count(*) FROM gone
     """
 )
+# A key without tasks needs no limit; one that comes back meanwhile counts as limited to one until its next submission.
+_FORGET_SHARES = sa.text(
+    """
+    DELETE FROM task_lanes l WHERE l.share <> '' AND NOT EXISTS (
+      SELECT 1 FROM tasks t WHERE t.phase IN ('pending', 'running', 'waiting') AND t.tenant = l.tenant AND t.agent = l.agent
+        AND t.environment = l.environment AND t.share = l.share)
+    """
+)
 _LIMIT = sa.text(
     """
     INSERT INTO task_lanes (tenant, agent, environment, concurrency) VALUES (:tenant, :agent, :environment, :concurrency)
-    ON CONFLICT (tenant, agent, environment) DO UPDATE SET concurrency = excluded.concurrency
+    ON CONFLICT (tenant, agent, environment, share) DO UPDATE SET concurrency = excluded.concurrency
     WHERE task_lanes.concurrency <> excluded.concurrency
     """
 )
@@ -140,7 +149,10 @@ class TaskCare:
         async with task_session.begin(self._engine, "limiting an agent's tasks") as connection:
             if concurrency is None:
                 await connection.execute(
-                    sa.text("DELETE FROM task_lanes WHERE tenant = :tenant AND agent = :agent AND environment = :environment"),
+                    sa.text(
+                        "DELETE FROM task_lanes"
+                        " WHERE tenant = :tenant AND agent = :agent AND environment = :environment AND share = ''"
+                    ),
                     values,
                 )
             else:
@@ -159,6 +171,7 @@ class TaskCare:
     async def sweep(self, *, keep_completed_s: float, keep_failed_s: float, limit: int) -> int:
         async with task_session.begin(self._engine, "deleting old tasks") as connection:
             values = {"completed": keep_completed_s, "failed": keep_failed_s, "limit": limit}
+            await connection.execute(_FORGET_SHARES)
             return int((await connection.execute(_SWEEP, values)).scalar_one())
 
     async def finished_within(self, tenant: str, seconds: float) -> int:

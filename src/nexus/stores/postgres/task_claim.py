@@ -1,6 +1,7 @@
 """How dispatchers take tasks in hand: one statement with SKIP LOCKED, or two where limits of lanes hold over all dispatchers.
 
-`paused` and `limited` hold lanes as `tenant/agent/environment`.
+`paused` and `limited` hold lanes as `tenant/agent/environment`, and what one key has of a lane, where keys are limited, as
+`tenant/agent/environment#key`: each such share stands in a line of its own, and the shares of a lane take turns.
 """
 
 from collections.abc import Collection
@@ -18,38 +19,46 @@ _CLAIM = """
       SELECT nexus_now() AS now FROM task_owners
       WHERE owner = %(owner)s AND (%(counted)s OR NOT EXISTS (SELECT 1 FROM task_lanes)) FOR KEY SHARE
     ), lanes AS (
-      (SELECT tenant, agent, environment FROM tasks WHERE phase = 'pending' AND NOT parked AND EXISTS (SELECT 1 FROM me)
-        ORDER BY tenant, agent, environment LIMIT 1)
+      (SELECT tenant, agent, environment, share FROM tasks WHERE phase = 'pending' AND NOT parked AND EXISTS (SELECT 1 FROM me)
+        ORDER BY tenant, agent, environment, share LIMIT 1)
       UNION ALL
       SELECT following.* FROM lanes, LATERAL (
-        SELECT t.tenant, t.agent, t.environment FROM tasks t
+        SELECT t.tenant, t.agent, t.environment, t.share FROM tasks t
         WHERE t.phase = 'pending' AND NOT t.parked
-          AND (t.tenant, t.agent, t.environment) > (lanes.tenant, lanes.agent, lanes.environment)
-        ORDER BY t.tenant, t.agent, t.environment LIMIT 1) following
+          AND (t.tenant, t.agent, t.environment, t.share) > (lanes.tenant, lanes.agent, lanes.environment, lanes.share)
+        ORDER BY t.tenant, t.agent, t.environment, t.share LIMIT 1) following
     ), limits AS (
       SELECT name, most FROM unnest(%(limited)s::text[], %(most)s::int[]) AS v(name, most)
+    ), named AS (
+      SELECT *, tenant || '/' || agent || '/' || environment AS lane,
+        tenant || '/' || agent || '/' || environment || '#' || share AS part FROM lanes
     ), open AS (
-      SELECT lanes.*, limits.most, count(*) OVER (PARTITION BY tenant) AS siblings,
+      SELECT named.*, of_lane.most AS lane_most, of_part.most AS part_most, count(*) OVER (PARTITION BY tenant) AS siblings,
+        count(*) OVER (PARTITION BY lane) AS parts, row_number() OVER (PARTITION BY lane ORDER BY random()) AS part_turn,
         row_number() OVER (PARTITION BY tenant ORDER BY random()) AS turn
-      FROM lanes LEFT JOIN limits ON limits.name = tenant || '/' || agent || '/' || environment
-      WHERE tenant || '/' || agent || '/' || environment <> ALL(%(paused)s::text[])
+      FROM named LEFT JOIN limits of_lane ON of_lane.name = lane LEFT JOIN limits of_part ON of_part.name = part
+      WHERE lane <> ALL(%(paused)s::text[]) AND part <> ALL(%(paused)s::text[])
     ), busy AS (
-      SELECT tenant, agent, environment, count(*) AS running FROM tasks
-      WHERE phase = 'running' AND EXISTS (SELECT 1 FROM open) GROUP BY 1, 2, 3
+      SELECT tenant, agent, environment, share, count(*) AS running FROM tasks
+      WHERE phase = 'running' AND EXISTS (SELECT 1 FROM open) GROUP BY 1, 2, 3, 4
     ), hosts AS (
-      SELECT tenant, sum(running) AS running FROM busy GROUP BY 1
+      SELECT tenant, sum(running)::bigint AS running FROM busy GROUP BY 1
+    ), whole AS (
+      SELECT tenant, agent, environment, sum(running)::bigint AS running FROM busy GROUP BY 1, 2, 3
     ), room AS (
       SELECT open.*, greatest(0, least(
-        coalesce(open.most, %(per_lane)s::bigint) - coalesce(busy.running, 0),
+        (greatest(0, coalesce(open.lane_most, %(per_lane)s::bigint) - coalesce(whole.running, 0)) + parts - part_turn) / parts,
+        CASE WHEN share <> '' THEN coalesce(open.part_most, 1) - coalesce(busy.running, 0) END,
         %(per_tenant)s::bigint - coalesce(hosts.running, 0),
-        greatest(1, %(limit)s::bigint / (SELECT count(DISTINCT tenant) FROM open) / open.siblings))) AS free
-      FROM open LEFT JOIN busy USING (tenant, agent, environment) LEFT JOIN hosts USING (tenant)
+        greatest(1, %(limit)s::bigint / (SELECT count(DISTINCT tenant) FROM open) / open.siblings)))::bigint AS free
+      FROM open LEFT JOIN busy USING (tenant, agent, environment, share)
+        LEFT JOIN whole USING (tenant, agent, environment) LEFT JOIN hosts USING (tenant)
       ORDER BY open.turn, random()
     ), picked AS (
       SELECT t.id FROM room CROSS JOIN LATERAL (
         SELECT q.id FROM tasks q
         WHERE q.phase = 'pending' AND NOT q.parked
-          AND q.tenant = room.tenant AND q.agent = room.agent AND q.environment = room.environment
+          AND q.tenant = room.tenant AND q.agent = room.agent AND q.environment = room.environment AND q.share = room.share
           AND (q.available_at IS NULL OR q.available_at <= (SELECT now FROM me) OR q.deferred_at > (SELECT now FROM me))
           AND (q.expires_at IS NULL OR q.expires_at > (SELECT now FROM me))
         ORDER BY q.priority DESC, q.number LIMIT room.free FOR UPDATE SKIP LOCKED) t
@@ -63,9 +72,10 @@ _CLAIM = """
 """
 # Holding the rows of limited lanes makes dispatchers count them one after the other; who does not get a row leaves its lane.
 _LANES = """
-    SELECT l.tenant || '/' || l.agent || '/' || l.environment AS name, l.concurrency, held.tenant IS NOT NULL AS held
-    FROM task_lanes l LEFT JOIN (SELECT tenant, agent, environment FROM task_lanes FOR UPDATE SKIP LOCKED) held
-      USING (tenant, agent, environment)
+    SELECT l.tenant || '/' || l.agent || '/' || l.environment || CASE WHEN l.share = '' THEN '' ELSE '#' || l.share END AS name,
+      l.concurrency, held.tenant IS NOT NULL AS held
+    FROM task_lanes l LEFT JOIN (SELECT tenant, agent, environment, share FROM task_lanes FOR UPDATE SKIP LOCKED) held
+      USING (tenant, agent, environment, share)
 """
 _ARE_LIMITED = "SELECT EXISTS (SELECT 1 FROM task_lanes) AS limited"
 _SAME = (

@@ -65,6 +65,7 @@ TASKS = sa.Table(
     sa.Column("run_timeout_s", sa.Double),
     _text("retry", nullable=True),
     _text("origin", nullable=True),
+    sa.Column("share", sa.Text, nullable=False, server_default=sa.text("''")),
     sa.Column("progress", sa.Double),
     _text("message", nullable=True),
     _text("output", nullable=True),
@@ -75,7 +76,9 @@ TASKS = sa.Table(
     sa.Column("finished_at", _TIME),
     sa.Index("ix_tasks_key", "tenant", "idempotency_key", unique=True, postgresql_where=_KEYED),
     sa.Index("ix_tasks_tenant_number", "tenant", sa.text("number DESC")),
-    sa.Index("ix_tasks_queue", "tenant", "agent", "environment", sa.text("priority DESC"), "number", postgresql_where=_QUEUED),
+    sa.Index(
+        "ix_tasks_queue", "tenant", "agent", "environment", "share", sa.text("priority DESC"), "number", postgresql_where=_QUEUED
+    ),
     sa.Index("ix_tasks_parked", "available_at", postgresql_where=_PARKED),
     sa.Index("ix_tasks_delayed", "deferred_at", postgresql_where=_PARKED),
     sa.Index("ix_tasks_expiring", "expires_at", postgresql_where=_EXPIRING),
@@ -138,6 +141,7 @@ TASK_LANES = sa.Table(
     sa.Column("tenant", sa.Text, primary_key=True),
     sa.Column("agent", sa.Text, primary_key=True),
     sa.Column("environment", sa.Text, primary_key=True),
+    sa.Column("share", sa.Text, primary_key=True, server_default=sa.text("''")),
     sa.Column("concurrency", sa.Integer, nullable=False),
 )
 

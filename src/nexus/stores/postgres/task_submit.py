@@ -12,7 +12,8 @@ _FIELDS = (
     ("id", "text"), ("tenant", "text"), ("agent", "text"), ("environment", "text"), ("principal", "text"), ("body", "bytea"),
     ("digest", "text"), ("session_id", "text"), ("webhook_url", "text"), ("idempotency_key", "text"), ("traceparent", "text"),
     ("priority", "int"), ("max_attempts", "int"), ("retry", "text"), ("origin", "text"), ("run_timeout_s", "float8"),
-    ("queue_timeout_s", "float8"), ("total_timeout_s", "float8"), ("run_at", "float8"), ("delay_s", "float8"), ("start", "bool"),
+    ("queue_timeout_s", "float8"), ("total_timeout_s", "float8"), ("run_at", "float8"), ("delay_s", "float8"), ("share", "text"),
+    ("share_most", "int"), ("start", "bool"),
 )  # fmt: skip
 _LANE = ("tenant", "agent", "environment")
 _NAMES = ", ".join(name for name, _ in _FIELDS)
@@ -25,25 +26,31 @@ _INSERT = """
     WITH me AS (SELECT owner FROM task_owners WHERE owner = %(owner)s FOR KEY SHARE),
     entries AS (
       SELECT v.*, m.now, coalesce(v.run_at, m.now + v.delay_s) AS begin, CASE WHEN v.start AND v.run_at IS NULL
-        AND v.delay_s IS NULL AND NOT EXISTS (SELECT 1 FROM task_lanes l
+        AND v.delay_s IS NULL AND v.share = '' AND NOT EXISTS (SELECT 1 FROM task_lanes l
           WHERE l.tenant = v.tenant AND l.agent = v.agent AND l.environment = v.environment)
         THEN (SELECT owner FROM me) END AS owner
       FROM (SELECT nexus_now() AS now OFFSET 0) AS m, {source} AS v{columns}
     ), made AS (
       INSERT INTO tasks (id, tenant, agent, environment, principal, body, digest, session_id, webhook_url, idempotency_key,
         traceparent, priority, max_attempts, retry, origin, run_timeout_s, phase, owner, fence, attempt, started_at, created_at,
-        parked, available_at, deferred_at, end_by, expires_at)
+        parked, available_at, deferred_at, end_by, share, expires_at)
       SELECT id, tenant, agent, environment, principal, body, digest, session_id, webhook_url, idempotency_key,
         traceparent, priority, max_attempts, retry, origin, run_timeout_s,
         CASE WHEN owner IS NULL THEN 'pending' ELSE 'running' END, owner, CASE WHEN owner IS NULL THEN 0 ELSE 1 END,
         CASE WHEN owner IS NULL THEN 0 ELSE 1 END, CASE WHEN owner IS NOT NULL THEN now END, now,
         coalesce(begin > now, false), CASE WHEN begin > now THEN begin END,
-        CASE WHEN begin > now AND run_at IS NULL THEN now END, now + total_timeout_s,
+        CASE WHEN begin > now AND run_at IS NULL THEN now END, now + total_timeout_s, share,
         CASE WHEN owner IS NULL THEN least(greatest(begin, now) + queue_timeout_s, now + total_timeout_s)
           ELSE now + total_timeout_s END
       FROM entries ORDER BY place
       ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
       RETURNING id, number, created_at, available_at, end_by, phase
+    ), bounded AS (
+      INSERT INTO task_lanes (tenant, agent, environment, share, concurrency)
+      SELECT DISTINCT ON (tenant, agent, environment, share) tenant, agent, environment, share, share_most
+      FROM entries WHERE share <> '' ORDER BY tenant, agent, environment, share
+      ON CONFLICT (tenant, agent, environment, share) DO UPDATE SET concurrency = excluded.concurrency
+      WHERE task_lanes.concurrency <> excluded.concurrency RETURNING 1
     ), waiting AS (SELECT 1 FROM made WHERE phase = 'pending'), told AS ({told})
     SELECT made.*, (SELECT count(*) FROM told) AS told FROM made
 """

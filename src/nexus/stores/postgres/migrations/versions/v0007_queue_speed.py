@@ -1,4 +1,4 @@
-"""Tasks: fewer index entries for a task, no look at the task for each of its events."""
+"""Tasks: fewer index entries for a task, no look at the task for each of its events, shares of keys."""
 
 from alembic import op
 
@@ -12,11 +12,26 @@ _UP = (
     "CREATE INDEX ix_tasks_delayed ON tasks (deferred_at) WHERE phase = 'pending' AND parked",
     "DROP INDEX ix_webhook_deliveries_due",
     "CREATE INDEX ix_webhook_deliveries_due ON webhook_deliveries (host, next_at) WHERE status = 'pending'",
+    "ALTER TABLE tasks ADD COLUMN share TEXT DEFAULT '' NOT NULL",
+    "DROP INDEX ix_tasks_queue",
+    "CREATE INDEX ix_tasks_queue ON tasks (tenant, agent, environment, share, priority DESC, number)"
+    " WHERE phase = 'pending' AND NOT parked",
+    "ALTER TABLE task_lanes ADD COLUMN share TEXT DEFAULT '' NOT NULL",
+    "ALTER TABLE task_lanes DROP CONSTRAINT pk_task_lanes",
+    "ALTER TABLE task_lanes ADD CONSTRAINT pk_task_lanes PRIMARY KEY (tenant, agent, environment, share)",
     "ALTER TABLE tasks SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.05)",
 )
 
 _DOWN = (
     "ALTER TABLE tasks RESET (autovacuum_vacuum_scale_factor, autovacuum_analyze_scale_factor)",
+    "DELETE FROM task_lanes WHERE share <> ''",
+    "ALTER TABLE task_lanes DROP CONSTRAINT pk_task_lanes",
+    "ALTER TABLE task_lanes ADD CONSTRAINT pk_task_lanes PRIMARY KEY (tenant, agent, environment)",
+    "ALTER TABLE task_lanes DROP COLUMN share",
+    "DROP INDEX ix_tasks_queue",
+    "CREATE INDEX ix_tasks_queue ON tasks (tenant, agent, environment, priority DESC, number)"
+    " WHERE phase = 'pending' AND NOT parked",
+    "ALTER TABLE tasks DROP COLUMN share",
     "DROP INDEX ix_webhook_deliveries_due",
     "CREATE INDEX ix_webhook_deliveries_due ON webhook_deliveries (next_at) WHERE status = 'pending'",
     "DROP INDEX ix_tasks_delayed",
