@@ -2,7 +2,8 @@
 
     python benchmarks/models/run.py [--seconds 3] [--rounds 3] [--litellm VENV]
 
-Wants `wrk` (Debian). LiteLLM is another project's proxy and lives in an environment of its own, whose folder `--litellm` (or LITELLM) names:
+Wants `wrk` (Debian). LiteLLM is another project's proxy and lives in an environment of its own, whose folder `--litellm`
+(or LITELLM) names:
     uv venv VENV && uv pip install -p VENV/bin/python 'litellm[proxy]'
 Prints what each call costs in CPU (gateways; control and PostgreSQL, which count and audit), requests and streamed events a
 second, the time added to a call alone, and the ratio; at last all of it as JSON.
@@ -51,6 +52,7 @@ wrk.headers["Content-Type"] = "application/json"
 wrk.headers["Authorization"] = "Bearer {key}"
 wrk.body = '{body}'
 """
+RATES = (("calls", "whole", "rate"), ("events", "streams", "events_rate"))
 ASKED = {
     "model": "fast",
     "messages": [{"role": "system", "content": "You are brief."}, {"role": "user", "content": "word " * 80}],
@@ -61,6 +63,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seconds", type=int, default=3)
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--warm", type=int, default=3, help="seconds of load before anything is counted")
     options.add_argument("--connections", type=int, default=64)
     options.add_argument("--events", type=int, default=100, help="events of one stream")
     options.add_argument("--litellm", default=os.environ.get("LITELLM"), help="folder of LiteLLM's environment")
@@ -101,9 +104,9 @@ def compare(given: argparse.Namespace, folder: Path) -> int:
 def measure_all(given: argparse.Namespace, folder: Path, sides: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Sides in turn, so that what the machine does meanwhile hits all of them."""
     found: dict[str, dict[str, Any]] = {name: {"whole": [], "streams": [], "alone": []} for name in sides}
-    for name, side in sides.items():
-        load(folder, side, given, connections=4, seconds=1)
-        load(folder, side, given, connections=4, seconds=1, stream=True)
+    for side in sides.values():
+        load(folder, side, given, connections=4, seconds=given.warm)
+        load(folder, side, given, connections=4, seconds=given.warm, stream=True)
     for _ in range(given.rounds):
         for name, side in sides.items():
             found[name]["whole"].append(load(folder, side, given, connections=given.connections))
@@ -148,9 +151,8 @@ def report(given: argparse.Namespace, found: dict[str, dict[str, Any]], host: "H
         name: {part: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]} for part, rounds in parts.items()}
         for name, parts in found.items()
     }
-    print(
-        f"{'side':15} {'calls/s':>8} {'p99 ms':>7} {'CPU µs':>7} {'events/s':>9} {'CPU µs/event':>13} {'c=1 p50 µs':>11} {'added µs':>9}"
-    )
+    columns = (("calls/s", 8), ("p99 ms", 7), ("CPU µs", 7), ("events/s", 9), ("CPU µs/event", 13), ("c=1 p50 µs", 11))
+    print(f"{'side':<15}", *(f"{name:>{width}}" for name, width in (*columns, ("added µs", 9))))
     alone = middle["provider alone"]["alone"]["p50_us"]
     for name, parts in middle.items():
         whole, streams = parts["whole"], parts["streams"]
@@ -166,10 +168,11 @@ def report(given: argparse.Namespace, found: dict[str, dict[str, Any]], host: "H
     )
     if "litellm" in middle:
         theirs = middle["litellm"]
-        print(
-            f"nexus / litellm: calls {ours['whole']['rate'] / theirs['whole']['rate']:.1f} ×, "
-            f"events {ours['streams']['events_rate'] / theirs['streams']['events_rate']:.1f} ×"
-        )
+        rates = [(what, ours[part][key], theirs[part][key]) for what, part, key in RATES]
+        told = [f"{what} {mine / other:.1f} ×" for what, mine, other in rates if other]
+        print(f"nexus / litellm: {', '.join(told)}")
+        mine = sum(value for key, value in ours["whole"].items() if key.endswith("_cpu_us"))
+        print(f"CPU of a call, all processes of each side: litellm / nexus {theirs['whole']['gateways_cpu_us'] / mine:.1f} ×")
     verdict = host.cli("audit", "verify", "--json")
     print(f"audit: {verdict}")
     print(json.dumps({"median": middle, "rounds": found, "cores": len(os.sched_getaffinity(0)), "audit": verdict}))
@@ -212,8 +215,8 @@ class Host:
 
 
 class Litellm:
-    """LiteLLM's proxy with as many workers as there are cores. Its own command gives a worker five seconds to import; uvicorn here
-    waits longer."""
+    """LiteLLM's proxy with as many workers as there are cores. Its own command gives a worker five seconds to import;
+    uvicorn waits longer here."""
 
     def __init__(self, venv: Path, folder: Path, provider_port: int) -> None:
         self.port = free_port()
