@@ -20,7 +20,8 @@ def find_reason(*, own: Collection[int]) -> str | None:
 
 def descriptors() -> frozenset[int]:
     """Those that are open now."""
-    return frozenset(int(name) for name in os.listdir("/proc/self/fd"))
+    listed = [int(name) for name in os.listdir("/proc/self/fd")]
+    return frozenset(number for number in listed if os.path.lexists(f"/proc/self/fd/{number}"))  # without the listing's own
 
 
 def _threads() -> str | None:

@@ -134,9 +134,10 @@ class Zygote:
         signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
         self._wakes = wakes
         self._filling = session_memory.settle()
-        said = f"forks sessions with the {adapter.name} adapter" if self._reason is None else f"sessions: exec ({self._reason})"
-        _LOG.info("ready: %s %s (%s)", config.agent, config.version, said)
-        status.write(config.status_file, "ready", said, note=versions.noted())
+        said = "sessions: fork" if self._reason is None else f"sessions: exec ({self._reason})"
+        _LOG.info("ready: %s %s (%s; %s)", config.agent, config.version, adapter.name, said)
+        note = "; ".join(part for part in (said, versions.noted()) if part)
+        status.write(config.status_file, "ready", f"imported with the {adapter.name} adapter", note=note)
         self._serve()
 
     # orders

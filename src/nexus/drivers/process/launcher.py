@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import functools
 import os
 import signal
 import subprocess
@@ -259,6 +260,7 @@ def kill_marked(instance_id: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+@functools.cache
 def boot_id() -> str:
     """This boot of this kernel: pids of another one mean nothing."""
     try:
