@@ -234,8 +234,9 @@ class RunHandler(Handler):
         return True
 
     def _settle(self, deployment: routes.Deployment, place: sessions.Place) -> bool:
-        """The session lives there, if that instance is one of the deployment's still."""
-        home = next((each for each in deployment.instances if each.id == place.instance_id), None)
+        """The session lives there, if that instance is the one that was chosen, or one of the deployment's still."""
+        chosen = [self.call.instance] if self.call.instance is not None else []
+        home = next((each for each in [*chosen, *deployment.instances] if each.id == place.instance_id), None)
         if home is None:
             return False
         self._place, self.call.instance = place, home

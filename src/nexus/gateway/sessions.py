@@ -103,9 +103,14 @@ async def fetch_place(supervisor: Path, session_id: str, instances: Sequence[str
 
 
 def plan_order(deployment: routes.Deployment, first: routes.Instance | None, tried: Collection[str]) -> list[str]:
-    """The instances that a new session may live on: the one that was chosen, then the others that were not tried in vain."""
-    others = [each.id for each in deployment.instances if each is not first and each.id not in tried]
-    return [first.id, *others] if first is not None else others
+    """The instances that a session may live on: the one that was chosen, then the others that were not tried in vain. Where
+    versions share the traffic, or one was asked for by name, only those of the chosen one's version."""
+    others = [each for each in deployment.instances if each is not first and each.id not in tried]
+    if first is None:
+        return [each.id for each in others]
+    if deployment.options.split is not None or first not in deployment.instances:
+        others = [each for each in others if each.version == first.version]
+    return [first.id, *(each.id for each in others)]
 
 
 def moved(agent: str) -> errors.Unavailable:
