@@ -33,6 +33,7 @@ _STATUS_OF_CODE = {
     "run.disk": 500,
     "run.processes": 500,
     "instance.exited": 502,
+    "session.exited": 502,
     "instance.out_of_memory": 502,
     "instance.out_of_disk": 502,
     "instance.out_of_processes": 502,

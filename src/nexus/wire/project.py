@@ -294,7 +294,7 @@ class Hosting(Box):
     start_timeout: Duration = Field(default=60.0, gt=0, le=3600)
     concurrency: int | None = Field(default=None, ge=1, le=10_000, description="Runs at once in one instance")
     isolation: Literal["session", "instance"] = Field(
-        default="instance", description="session: a box of its own for every session; instance: one for all of an instance"
+        default="session", description="session: a box of its own for every session; instance: one for all of an instance"
     )
     session: Session = Field(default_factory=Session)
     load_balancer: Literal["round-robin", "least-connections", "sticky", "health-based"] = "least-connections"

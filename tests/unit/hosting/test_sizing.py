@@ -147,8 +147,8 @@ def test_gateway_options_are_checked(options: dict[str, Any]) -> None:
 
 
 def test_where_sessions_run_and_how_they_live_reach_the_driver():
-    kept = settings_of("hosting: {isolation: session, session: {freeze_after: 5s, on_message: reject}}").options
-    assert kept["isolation"] == "session"
+    kept = settings_of("hosting: {isolation: instance, session: {freeze_after: 5s, on_message: reject}}").options
+    assert kept["isolation"] == "instance"
     assert kept["session"]["freeze_after_s"] == 5.0
     assert kept["session"]["on_message"] == "reject"
-    assert settings_of().options["isolation"] == "instance"
+    assert settings_of().options["isolation"] == "session"
