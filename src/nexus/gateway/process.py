@@ -30,6 +30,7 @@ from nexus.kit import guard
 
 _LOG = logging.getLogger(__name__)
 _SWEEP_S = 0.5
+_CHECKED_AT_ONCE = 256
 _ROUTES_WAIT_S = 5.0
 _BACKLOG = 4096
 
@@ -231,9 +232,8 @@ def _clear(path: Path) -> None:
 async def _sweep(here: world.World) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
+        await _check_connections(here)
         now = here.loop.time()
-        for connection in list(here.connections):
-            connection.check(now)
         here.waiting.look_again()
         here.pool.sweep(now)
         for by_environment in here.table.agents.values():
@@ -241,6 +241,17 @@ async def _sweep(here: world.World) -> None:
                 if deployment.balancer == "health-based":
                     outliers.sweep(deployment, now)
         here.spend.sweep()
+
+
+async def _check_connections(here: world.World) -> None:
+    """End what has waited too long. Thousands of connections are looked at in parts, so that no request waits for all of them."""
+    everyone = list(here.connections)
+    for start in range(0, len(everyone), _CHECKED_AT_ONCE):
+        now = here.loop.time()
+        for connection in everyone[start : start + _CHECKED_AT_ONCE]:
+            if connection in here.connections:
+                connection.check(now)
+        await asyncio.sleep(0)
 
 
 async def _drain(here: world.World, force: asyncio.Event) -> None:
