@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -182,6 +183,13 @@ async def _enter_translator(stack: contextlib.AsyncExitStack, home: Home) -> Non
         _LOG.warning("no translator: %s", error)
 
 
+def _raise_descriptors() -> None:
+    """As many open files as we may have: a session costs four. What we start is given limits of its own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def _either(*waits: object) -> None:
     tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
     try:
@@ -202,6 +210,7 @@ def main(build_worker_copy: Callable[[Path], Path] | None = None) -> int:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     home = find_home(os.environ.get("NEXUS_HOME"))
     os.umask(0o077)
+    _raise_descriptors()
     try:
         with launcher.Lock(home.root / "supervisor.lock"):
             home.run.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -122,7 +122,7 @@ class Instance:
         self.hurry(grace_s=grace_s)
         await self._end_life()
         self._set(InstancePhase.STOPPING, step="stopping", detail="")
-        await self._sessions.close(grace_s=grace_s)
+        await self._sessions.close(lambda: (self._stop_by or 0.0) - self._tools.clock())
         running = self._running
         if running is not None:
             if not self._asked:  # by the supervisor before us: the worker takes a second signal as the end of patience

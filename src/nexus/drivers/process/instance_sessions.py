@@ -27,6 +27,8 @@ from nexus.drivers.process import (
 )
 from nexus.kit.home import Home
 
+_LOOK_S = 0.25
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
@@ -123,11 +125,22 @@ class InstanceSessions:
                 used.add(handle.box)
         return used
 
-    async def close(self, *, grace_s: float) -> None:
-        if self._host is not None:
-            await self._host.close(grace_s=grace_s)
-            self._shared.table.remove(self._host)
-            self._host = None
+    async def close(self, left_s: Callable[[], float]) -> None:
+        """End every session. `left_s` tells how long they may take from now; whoever is in a hurry makes it less."""
+        host = self._host
+        if host is None:
+            return
+        closing = asyncio.ensure_future(host.close(grace_s=max(0.0, left_s())))
+        try:
+            while not closing.done():
+                await asyncio.wait({closing}, timeout=_LOOK_S)
+                if left_s() <= 0:
+                    host.hurry()
+            closing.result()
+        finally:
+            closing.cancel()
+        self._shared.table.remove(host)
+        self._host = None
 
     async def detach(self) -> None:
         if self._host is not None:

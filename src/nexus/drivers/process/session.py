@@ -113,6 +113,7 @@ class Session:
         self._quick_ends = 0
         self._started_at = 0.0
         self._watched = False
+        self._doomed = False
         self._seen_cpu = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -206,8 +207,11 @@ class Session:
 
     async def kill(self, problem: Mapping[str, object] | None = None) -> None:
         """At once; what its work directory held since it was last saved is lost."""
+        self._doomed = True
         if self._worker is not None:
             self._worker.process.kill()  # whatever else is being done with it
+        elif self.phase is SessionPhase.STARTING:
+            return  # whoever starts it ends it before it is bound
         async with self._lock:
             if self.phase is not SessionPhase.ENDED:
                 await self._drop_worker()
@@ -264,7 +268,7 @@ class Session:
 
     async def _wake(self) -> How:
         if self.phase is SessionPhase.ENDED:
-            raise errors.NotFound(f"session {self.id[:80]} has ended", code="session.ended", next_step="ask for it again")
+            raise _ended(self.id)
         if self.phase is SessionPhase.FROZEN:
             self._thaw()
             return How.THAW
@@ -275,8 +279,14 @@ class Session:
         try:
             return await self._start()
         except BaseException:
-            self._set(SessionPhase.SAVED)
+            self._give_up_start()
             raise
+
+    def _give_up_start(self) -> None:
+        if self.phase is SessionPhase.STARTING and self._doomed:
+            self._end(None)
+        elif self.phase is SessionPhase.STARTING:
+            self._set(SessionPhase.SAVED)
 
     async def _start(self) -> How:
         restores = self._had_worker
@@ -284,6 +294,10 @@ class Session:
         try:
             for attempt in range(1, _MOST_TRIES + 1):
                 worker = await self._home.take_worker()
+                if self._doomed:
+                    await self._home.dispose(worker)
+                    self._end(None)
+                    raise _ended(self.id)
                 try:
                     worker.spare.bind(self._order(), self._listener.fileno(), archive)
                 except session_link.Closed as error:
@@ -433,3 +447,7 @@ class Session:
 
     def _set(self, phase: SessionPhase) -> None:
         self.phase = phase
+
+
+def _ended(session_id: str) -> errors.NotFound:
+    return errors.NotFound(f"session {session_id[:80]} has ended", code="session.ended", next_step="ask for it again")

@@ -304,6 +304,12 @@ class Host:
             with contextlib.suppress(OSError):
                 self.at.orders(self._box).unlink(missing_ok=True)
 
+    def hurry(self) -> None:
+        """No more patience with sessions that are being ended."""
+        for one in self.sessions.values():
+            if one.process is not None:
+                one.process.kill()
+
     async def detach(self) -> None:
         """Leave everything that has a session to the next supervisor; spares are ended."""
         self._closing = True
