@@ -90,6 +90,7 @@ def test_a_question_outlives_the_host(own_host: Host, tmp_path: Path, received: 
     with urllib.request.urlopen(told["data"]["url"]) as page:
         assert "Refund it?" in page.read().decode()
     assert "Refund it?" in host.ok("ai", "agent", "task", "asks").out
+    assert "Refund it?" in host.ok("ai", "agent", "task", "status", task).out
     wrong = host.cli("ai", "agent", "task", "answer", task, "perhaps", "--json")
     assert (wrong.code, wrong.json["error"]["code"]) == (2, "ask.invalid_answer")
     host.ok("ai", "agent", "task", "answer", task, "yes")

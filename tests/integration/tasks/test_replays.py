@@ -145,6 +145,14 @@ async def test_the_first_difference_is_shown(bench: recorded.Bench, room: replay
     assert len(bench.asked) == 2, "no call went out"
 
 
+async def test_a_question_named_anew_is_known_by_its_words(bench: recorded.Bench, room: replays.Replays) -> None:
+    task_id = await original(bench)
+    named = runs.Question(text=PAY.text, name="interrupt 8f3a")
+    assert (await replayed(bench, room, task_id, ["one", named, ("pay",), "two"])).same
+    twice = await replayed(bench, room, task_id, ["one", named, runs.Question(text=PAY.text, name="another"), ("pay",), "two"])
+    assert (twice.difference.index, twice.difference.kind) == (3, "ask"), "it was answered once"
+
+
 async def test_a_replay_does_no_harm(bench: recorded.Bench, room: replays.Replays) -> None:
     task_id = await original(bench)
     view = await room.start(rigs.CALLER, task_id)

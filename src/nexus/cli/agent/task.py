@@ -77,9 +77,10 @@ def submit(
 
 
 def status(task_id: TaskId, as_json: Json = False) -> None:
-    """Show how far a task is."""
+    """Show how far a task is, and what it asks."""
     with connect.open_client() as host:
         task = host.agents.status(task_id)
+        asked = host.agents.asks(task_id=task_id) if task.view.get("asking") and not as_json else []
     if as_json:
         screen.write_json(task.view)
         return
@@ -87,6 +88,7 @@ def status(task_id: TaskId, as_json: Json = False) -> None:
     rows += [
         (name.removesuffix("_at"), screen.moment(task.view.get(name))) for name in ("created_at", "started_at", "finished_at")
     ]
+    rows += [("asks", each.get("question")) for each in asked if each.get("status") == "open"]
     if task.view.get("output") is not None:
         rows.append(("output", screen.as_text(task.view["output"])))
     if isinstance(task.view.get("webhook"), dict):

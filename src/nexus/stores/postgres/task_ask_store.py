@@ -26,6 +26,11 @@ _TASK = sa.text(
     """
 )
 _BY_KEY = sa.text(f"{_SELECT} WHERE a.task_id = :id AND a.key = :key")
+# Names may be made anew with every run (those of a graph's interrupts are); the words then tell which question is meant.
+_BY_WORDS = sa.text(
+    f"""{_SELECT} WHERE a.task_id = :id AND a.question = :question AND a.status <> 'open'
+    AND NOT EXISTS (SELECT 1 FROM run_steps s WHERE s.task_id = :replay AND s.key = a.key) ORDER BY a.opened_at, a.id LIMIT 1"""  # noqa: S608 - constants
+)
 _BY_ID = sa.text(f"{_SELECT} WHERE a.id = :id AND (CAST(:tenant AS text) IS NULL OR a.tenant = :tenant)")
 _BY_IDS = sa.text(f"{_SELECT} WHERE a.id = ANY(CAST(:ids AS text[]))")
 _PAGE = sa.text(
@@ -106,8 +111,12 @@ class PostgresAskStore:
         self, connection: AsyncConnection, place: ask_store.Place, question: ask_store.Question, original: str
     ) -> ask_store.Opened | None:
         row = (await connection.execute(_BY_KEY, {"id": original, "key": place.key})).mappings().first()
+        if row is None:
+            same = {"id": original, "question": question.text, "replay": place.task_id}
+            row = (await connection.execute(_BY_WORDS, same)).mappings().first()
         known = row is not None and row["status"] != "open"
-        noted = step_store.Place(lane=place.lane, task_id=place.task_id, attempt=place.attempt, kind="ask", key=place.key)
+        key = place.key if row is None else row["key"]
+        noted = step_store.Place(lane=place.lane, task_id=place.task_id, attempt=place.attempt, kind="ask", key=key)
         count = (await connection.execute(_COUNT, {"id": place.task_id})).scalar_one()
         status, request = ("done" if known else "absent"), question.text.encode()
         await task_step_store.note_replayed(connection, noted, status=status, request=request, position=count)
