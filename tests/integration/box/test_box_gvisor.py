@@ -78,10 +78,11 @@ async def test_it_is_refused_where_it_is_not_and_where_it_does_not_fit() -> None
 
 
 @needs_runsc
-async def test_a_way_out_is_not_made_under_another_kernel() -> None:
+async def test_a_way_out_and_sessions_boxes_are_not_made_under_another_kernel() -> None:
     async with supervisor_rig.started() as rig:
-        unfit = await start(rig, {**GVISOR, "network": "egress"})
-        assert (unfit.problem or {})["code"] == "isolation.runtime_unfit"
+        for options in ({"network": "egress"}, {"isolation": "session"}):
+            unfit = await start(rig, {**GVISOR, **options})
+            assert (unfit.problem or {})["code"] == "isolation.runtime_unfit"
 
 
 def test_the_bundle_says_what_the_box_does_and_holds_no_secret(tmp_path: Path) -> None:

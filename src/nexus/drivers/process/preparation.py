@@ -216,7 +216,8 @@ def render_wish(spec: instances.InstanceSpec, at: paths.InstancePaths, ready: Pr
 
 def draft_wish(spec: instances.InstanceSpec, at: paths.InstancePaths) -> sandbox.Wish:
     """What it asks of the machine, before anything is built for it: enough to refuse it."""
-    return sandbox.Wish(stage=at.stage, folder=at.root, home=at.work, output=at.output, **_isolation(spec.options))
+    forks = spec.options.get("isolation") == "session"
+    return sandbox.Wish(stage=at.stage, folder=at.root, home=at.work, output=at.output, zygote=forks, **_isolation(spec.options))
 
 
 def _isolation(options: Mapping[str, object]) -> dict[str, Any]:
