@@ -67,7 +67,10 @@ agent = Agent(
 '''
 
 _ANTHROPIC = '''\
-"""{name}: the Anthropic SDK in a plain agent. The host sets ANTHROPIC_BASE_URL and ANTHROPIC_API_KEY."""
+"""{name}: the Anthropic SDK in a plain agent. The host sets ANTHROPIC_BASE_URL and ANTHROPIC_API_KEY.
+
+Its model must speak Anthropic's API; name one in NEXUS_MODEL (hosting.env in config.yaml) where the host's default does not.
+"""
 
 import os
 
@@ -97,7 +100,10 @@ agent = Assistant()
 '''
 
 _CLAUDE_AGENT = '''\
-"""{name}: the Claude Agent SDK. The host sets ANTHROPIC_BASE_URL and ANTHROPIC_API_KEY."""
+"""{name}: the Claude Agent SDK. The host sets ANTHROPIC_BASE_URL and ANTHROPIC_API_KEY.
+
+Its model must speak Anthropic's API; name one in NEXUS_MODEL (hosting.env in config.yaml) where the host's default does not.
+"""
 
 import datetime
 import os
