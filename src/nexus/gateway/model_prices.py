@@ -98,7 +98,7 @@ def _amount(value: object, default: float) -> float:
     if value is None:
         return default
     amount = float(str(value))
-    if not 0 <= amount < 1e9:
+    if not 0 <= amount <= 1e6:
         raise ValueError(f"{amount} is not a price")
     return amount
 

@@ -19,6 +19,8 @@ from nexus.gateway.world import World
 
 LEAST_OUTPUT = 64
 _STEP = 1024
+_MOST_OUTPUT = 10_000_000
+"""Nobody answers with more, whatever a call allows; so sums stay within what the ledger can hold."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,7 +57,7 @@ def _reserve_for(call: ModelCall, world: World) -> None:
     rate = _rate_of(target, [budget for budget, _ in bound])
     cap = model_estimate.output_cap(call.body)
     many = model_estimate.choices(call.body)
-    asked = 0 if call.path == EMBEDDINGS else many * (cap[1] if cap else model_estimate.DEFAULT_OUTPUT)
+    asked = 0 if call.path == EMBEDDINGS else min(_MOST_OUTPUT, many * (cap[1] if cap else model_estimate.DEFAULT_OUTPUT))
     meters = [(budget, subject, budget.meter(subject, now)) for budget, subject in bound]
     lack: Shortage | None = None
     with world.spend.locked():

@@ -25,6 +25,7 @@ _SLOT = struct.Struct("=QdqqQ")
 _AMOUNT = struct.Struct("=q")
 _MARK = struct.Struct("=Q")
 _PROBES = 64
+_MOST = 1 << 62
 _REMEMBERED = 20_000
 _OWN = "held-"
 
@@ -95,19 +96,20 @@ class Spend:
         place = self._find(meter, now)
         mark, ends, spent, reserved, told = _SLOT.unpack_from(self._memory, place * _SLOT.size)
         self._note(place, amount)
-        _SLOT.pack_into(self._memory, place * _SLOT.size, mark, max(ends, meter.ends), spent, reserved + amount, told)
+        held = min(reserved + amount, _MOST)
+        _SLOT.pack_into(self._memory, place * _SLOT.size, mark, max(ends, meter.ends), spent, held, told)
         return place
 
     def add(self, place: int, amount: int) -> None:
         """Reserve more at a place, or (negative) less."""
         mark, ends, spent, reserved, told = _SLOT.unpack_from(self._memory, place * _SLOT.size)
         self._note(place, amount)
-        _SLOT.pack_into(self._memory, place * _SLOT.size, mark, ends, spent, max(0, reserved + amount), told)
+        _SLOT.pack_into(self._memory, place * _SLOT.size, mark, ends, spent, min(_MOST, max(0, reserved + amount)), told)
 
     def settle(self, place: int, *, reserved: int, used: int) -> int:
         """Give a reservation back and count what was used. Gives what is spent now."""
         mark, ends, spent, open_, told = _SLOT.unpack_from(self._memory, place * _SLOT.size)
-        spent = min(spent + used, (1 << 62))
+        spent = min(spent + used, _MOST)
         _SLOT.pack_into(self._memory, place * _SLOT.size, mark, ends, spent, max(0, open_ - reserved), told)
         self._note(place, -reserved)
         return int(spent)
@@ -159,7 +161,7 @@ class Spend:
     def _note(self, place: int, amount: int) -> None:
         offset = place * _AMOUNT.size
         before = _AMOUNT.unpack_from(self._held, offset)[0]
-        _AMOUNT.pack_into(self._held, offset, max(0, before + amount))
+        _AMOUNT.pack_into(self._held, offset, min(_MOST, max(0, before + amount)))
 
     def _find(self, meter: Meter, now: float) -> int:
         """The meter's place, made when absent: a free one near where its name hashes to."""

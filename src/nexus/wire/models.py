@@ -20,7 +20,7 @@ Duration = Annotated[
     written("30s", r"^\d+(\.\d+)?(ms|s|m|h|d)?$"),
 ]
 ModelName = Annotated[str, Field(pattern=NAME)]
-Dollars = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Dollars = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Percent = Annotated[int, Field(ge=1, le=1000)]
 Warn = Annotated[list[Percent], Field(max_length=20)]
 Kind = Literal["openai", "anthropic", "azure", "bedrock", "google", "mistral", "ollama", "vllm", "openai-compatible"]

@@ -184,6 +184,14 @@ def test_the_last_call_gets_what_is_left(pair):
     assert pair.llm.requests[-1].body["max_tokens"] == left
 
 
+@pytest.mark.parametrize("absurd", [10**30, -5, 0, True, "9", 1e300, None, [], {"a": 1}])
+def test_absurd_limits_on_the_answer_do_no_harm(pair, absurd):
+    govern(pair, "wide", unit="cost", limit=10**24)
+    govern(pair, "tokens", unit="tokens", limit=10**15)
+    for name in ("max_tokens", "max_completion_tokens"):
+        assert chat(pair, **{"max_tokens": None, name: absurd, "n": absurd}).status == 200
+
+
 def test_a_stream_without_a_limit_ends_when_the_budget_does_and_says_why(pair):
     pair.llm.turn(tokens=20_000)
     govern(pair, "stream", unit="tokens", limit=6000)
