@@ -319,6 +319,12 @@ class Store:
     async def sweep(self, *, keep_completed_s: float, keep_failed_s: float, limit: int) -> int:
         return 0
 
+    async def thin(self, *, after: float, until: float, limit: int) -> tuple[int, float | None]:
+        return 0, None
+
+    async def log_bytes(self) -> int:
+        return 0
+
     # schedules
 
     async def due_lanes(self, *, limit: int) -> Sequence[port.Lane]:

@@ -289,6 +289,15 @@ class TaskStore(Protocol):
         """Delete up to `limit` finished tasks that have been kept long enough and owe nobody a webhook. How many went."""
         ...
 
+    async def thin(self, *, after: float, until: float, limit: int) -> tuple[int, float | None]:
+        """Delete the chatty events of up to `limit` tasks that ended behind `after` and up to `until` (seconds since the epoch),
+        oldest first. How many events went, and when the last of these tasks ended: None when there is no further one."""
+        ...
+
+    async def log_bytes(self) -> int:
+        """About how large the event log is, what is deleted left out."""
+        ...
+
     async def finished_within(self, tenant: str, seconds: float) -> int:
         """How many tasks of the tenant ended in the last so many seconds."""
         ...

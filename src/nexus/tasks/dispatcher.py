@@ -15,7 +15,7 @@ from nexus.core import errors
 from nexus.kit import clock as clocks
 from nexus.kit import guard
 from nexus.ports import task_store
-from nexus.tasks import attempt, door, leases, pacing, slots, tending
+from nexus.tasks import attempt, door, leases, pacing, retention, slots, tending
 from nexus.tasks.settings import TaskSettings
 
 _LOG = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class Dispatcher:
         self._watch = leases.OwnerWatch(lease_s=self._settings.lease_s, orphan_s=self._settings.orphan_s)
         self._attempts = attempt.Attempts(store=store, door=door, pacing=self._pacing, clock=clock, settings=self._settings)
         self._tender = tending.Tender(store=store, clock=clock, settings=self._settings, wake=self.wake)
+        self._retention = retention.Retention(store=store, settings=self._settings, now=clock.time)
         self._slots = slots.Slots(self._settings)
         self._hands: dict[str, attempt.Hand] = {}
         self._starting: dict[str, task_store.Lane] = {}
@@ -112,6 +113,7 @@ class Dispatcher:
         loops.start("task-bury", self._bury_loop)
         loops.start("task-tend", self._tender.tend)
         loops.start("task-sweep", self._tender.sweep)
+        loops.start("task-log", self._retention.run)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

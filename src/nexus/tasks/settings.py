@@ -11,7 +11,11 @@ _DEFER = backoff.Backoff(first_s=0.2, longest_s=3.0, least_s=0.1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSettings:
-    """Times in seconds. `lease_s`: how long an owner may be silent; `orphan_s`: the same once its connection is gone."""
+    """Times in seconds. `lease_s`: how long an owner may be silent; `orphan_s`: the same once its connection is gone.
+
+    `keep_…`: how long after its end a task is kept, and its chatty events (pieces of text, progress); those go sooner while the
+    event log is larger than `most_log_bytes`.
+    """
 
     concurrency: int = 128
     per_lane: int = 64
@@ -30,6 +34,8 @@ class TaskSettings:
     defer: backoff.Backoff = _DEFER
     keep_completed_s: float = 7 * 86400.0
     keep_failed_s: float = 30 * 86400.0
+    keep_chatty_s: float = 86400.0
+    most_log_bytes: int = 4 * 1024**3
     sweep_s: float = 60.0
     sweep_batch: int = 2000
 

@@ -4,6 +4,7 @@ Notifications are lost only with the listener's connection, and a new one wakes 
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 
 from nexus.ports import task_store
@@ -65,7 +66,10 @@ class Wakeups:
 async def tail(
     store: task_store.TaskStore, wakeups: Wakeups, task_id: str, *, after: int, idle_s: float = 15.0, repair_s: float = 15.0
 ) -> AsyncIterator[task_store.TaskEvent | None]:
-    """Events behind `after`, in order and without gaps, as they come; ends after the terminal one. None: still waiting."""
+    """Events behind `after`, in order, as they come; ends after the terminal one. None: still waiting.
+
+    Where events are no longer kept an `events.gap` stands for them.
+    """
     woken = wakeups.subscribe(task_id)
     quiet = 0.0
     try:
@@ -73,6 +77,8 @@ async def tail(
             woken.clear()
             events = await wakeups.read(store, task_id, after)
             for event in events:
+                if event.seq > after + 1:
+                    yield gap(after + 1, event.seq - 1)
                 yield event
                 after = event.seq
                 if event.name in runs.TERMINAL:
@@ -87,6 +93,11 @@ async def tail(
                 yield None
     finally:
         wakeups.unsubscribe(task_id, woken)
+
+
+def gap(first: int, last: int) -> task_store.TaskEvent:
+    """What stands for events that are no longer kept; a reader goes on behind it."""
+    return task_store.TaskEvent(seq=last, name=runs.EVENTS_GAP, data=json.dumps({"first": first, "last": last}))
 
 
 async def nothing_within(woken: asyncio.Event, seconds: float) -> bool:

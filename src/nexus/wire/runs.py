@@ -12,6 +12,7 @@ An event is `id: <n>`, `event: <name>`, `data: <JSON object>`. The data of each:
     run.completed  {"output", "metadata"} (the answer of the plain call)
     ask.opened     {"ask_id", "question", "choices"?, "expires_at"?}     ask.answered, ask.expired  {"ask_id", "answer"}
     run.waiting    {"asks": [{"ask_id", "question"}]}: ends an attempt of a task, not the task
+    events.gap     {"first", "last"}: numbers of events that are no longer kept
     run.failed     a problem (`nexus.wire.problem`)    run.cancelled  a problem with code `run.cancelled`
 """
 
@@ -29,6 +30,7 @@ RUN_COMPLETED: Final = "run.completed"
 RUN_FAILED: Final = "run.failed"
 RUN_CANCELLED: Final = "run.cancelled"
 RUN_WAITING: Final = "run.waiting"
+EVENTS_GAP: Final = "events.gap"
 TERMINAL: Final = frozenset({RUN_COMPLETED, RUN_FAILED, RUN_CANCELLED})
 
 Outcome = Literal["completed", "failed", "cancelled", "refused"]

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from nexus.core import errors
 from nexus.ports import task_store
 from nexus.stores.postgres import task_listener, task_queue, task_rows, task_session
-from nexus.wire import problem
+from nexus.wire import problem, runs
 
 _PAUSE = sa.text(
     """
@@ -84,6 +84,24 @@ _SWEEP = sa.text(
       ORDER BY t.finished_at LIMIT :limit FOR UPDATE SKIP LOCKED) RETURNING id),
     told AS (DELETE FROM task_events e USING gone WHERE e.task_id = gone.id)
     SELECT count(*) FROM gone
+    """
+)
+_CHATTY = (runs.MESSAGE_DELTA, runs.PROGRESS)
+_THIN = sa.text(
+    """
+    WITH over AS (
+      SELECT id, finished_at FROM tasks WHERE finished_at > :after AND finished_at <= :until ORDER BY finished_at LIMIT :limit
+    ), gone AS (
+      DELETE FROM task_events e USING over WHERE e.task_id = over.id AND e.name = ANY(CAST(:chatty AS text[])) RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM gone) AS gone, count(*) AS tasks, max(finished_at) AS reached FROM over
+    """
+)
+_LOG_BYTES = sa.text(
+    """
+    SELECT pg_total_relation_size('task_events')
+      * CASE WHEN n_live_tup + n_dead_tup > 0 THEN n_live_tup::float8 / (n_live_tup + n_dead_tup) ELSE 1 END
+    FROM pg_stat_user_tables WHERE relid = 'task_events'::regclass
     """
 )
 # A key without tasks needs no limit; one that comes back meanwhile counts as limited to one until its next submission.
@@ -173,6 +191,16 @@ class TaskCare:
             values = {"completed": keep_completed_s, "failed": keep_failed_s, "limit": limit}
             await connection.execute(_FORGET_SHARES)
             return int((await connection.execute(_SWEEP, values)).scalar_one())
+
+    async def thin(self, *, after: float, until: float, limit: int) -> tuple[int, float | None]:
+        async with task_session.begin(self._engine, "thinning the event log") as connection:
+            values = {"after": after, "until": until, "limit": limit, "chatty": list(_CHATTY)}
+            row = (await connection.execute(_THIN, values)).one()
+            return int(row.gone), row.reached if row.tasks >= limit else None
+
+    async def log_bytes(self) -> int:
+        async with task_session.begin(self._engine, "measuring the event log") as connection:
+            return int((await connection.execute(_LOG_BYTES)).scalar_one())
 
     async def finished_within(self, tenant: str, seconds: float) -> int:
         async with task_session.begin(self._engine, "measuring the queue") as connection:

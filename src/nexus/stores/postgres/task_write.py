@@ -30,7 +30,7 @@ _APPEND = f"""
       FROM unnest(%(ids)s::text[], %(fences)s::bigint[], %(seqs)s::int[], %(progress)s::float8[], %(messages)s::text[])
         AS v(id, fence, seq, progress, message)
       WHERE t.id = v.id AND t.fence = v.fence AND {_RUNS} RETURNING t.id, t.fence
-    ), {_LOGGED.format(once='ON CONFLICT (task_id, seq) DO NOTHING')}, told AS ({_HEARD})
+    ), {_LOGGED.format(once="ON CONFLICT (task_id, seq) DO NOTHING")}, told AS ({_HEARD})
     SELECT id, fence, (SELECT count(*) FROM told) AS told FROM changed
 """  # noqa: S608 - constants
 _FINISH = f"""
@@ -44,7 +44,7 @@ _FINISH = f"""
         AS v(id, fence, seq, phase, output, metadata, error, progress, message, delivery)
       WHERE t.id = v.id AND t.fence = v.fence AND {_RUNS}
       RETURNING t.id, t.fence, t.tenant, t.webhook_url, v.delivery
-    ), {_LOGGED.format(once='')}, owed AS (
+    ), {_LOGGED.format(once="")}, owed AS (
       INSERT INTO webhook_deliveries (id, task_id, tenant, url, host, status, next_at, set_at, created_at)
       SELECT delivery, id, tenant, webhook_url, coalesce(lower(substring(webhook_url FROM '^[^:]+://([^/?#]+)')), ''),
         'pending', nexus_now(), nexus_now(), nexus_now()
