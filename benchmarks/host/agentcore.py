@@ -1,4 +1,5 @@
-"""The same echo under the AgentCore SDK's own server, in an environment of its own, and under our whole host, in turn.
+"""The same echo under the AgentCore SDK's own server, in an environment of its own, and under our whole host, in turn: with one
+process for all sessions of an instance, as there, and with a box of its own for every session (`SESSIONS` of them).
 
 `python benchmarks/host/run.py --only agentcore`; NEXUS_BENCH_AGENTCORE names an interpreter that has `bedrock-agentcore`
 already, else one is made (PyPI). Load by wrk where it is installed, else by `load`.
@@ -31,6 +32,14 @@ wrk.headers["Content-Type"] = "application/json"
 wrk.headers["Authorization"] = "Bearer {key}"
 wrk.body = '{{"input": "{filling}"}}'
 """
+IN_SESSIONS = """
+local path = "{path}"
+request = function()
+  wrk.headers["Nexus-Session-Id"] = "bench-" .. math.random({sessions})
+  return wrk.format(nil, path)
+end
+"""
+SESSIONS = 64
 FILLING = "x" * 100
 
 
@@ -53,17 +62,22 @@ def start(folder: Path, port: int) -> "subprocess.Popen[bytes]":
 
 
 def compare(
-    folder: Path, *, ours: tuple[int, str, str], theirs: int, rounds: int, seconds: float, connections: int
-) -> tuple[list[float], list[float]]:
-    """Requests per second of both sides, turn by turn. `ours` is port, path and key."""
-    port, path, key = ours
-    script = folder / "echo.lua"
-    script.write_text(LUA.format(key=key, filling=FILLING))
-    mine, other = [], []
+    folder: Path, *, port: int, key: str, shared: str, boxed: str, theirs: int, rounds: int, seconds: float, connections: int
+) -> dict[str, list[float]]:
+    """Requests per second of each side, turn by turn. `shared` and `boxed` are the paths of our two agents."""
+    plain, sessions = folder / "echo.lua", folder / "sessions.lua"
+    plain.write_text(LUA.format(key=key, filling=FILLING))
+    sessions.write_text(plain.read_text() + IN_SESSIONS.format(path=boxed, sessions=SESSIONS))
+    found: dict[str, list[float]] = {"shared": [], "boxed": [], "agentcore": []}
+    with_sessions = shutil.which("wrk") is not None
+    if with_sessions:
+        _rate(port, boxed, key, sessions, seconds, connections)  # every session is begun
     for _ in range(rounds):
-        mine.append(_rate(port, path, key, script, seconds, connections))
-        other.append(_rate(theirs, "/invocations", key, script, seconds, connections))
-    return mine, other
+        found["shared"].append(_rate(port, shared, key, plain, seconds, connections))
+        if with_sessions:
+            found["boxed"].append(_rate(port, boxed, key, sessions, seconds, connections))
+        found["agentcore"].append(_rate(theirs, "/invocations", key, plain, seconds, connections))
+    return found
 
 
 def _rate(port: int, path: str, key: str, script: Path, seconds: float, connections: int) -> float:

@@ -82,18 +82,19 @@ class Host:
     def runs(self, agent: str) -> bool:
         return self.ask("POST", f"/agents/{agent}/run", {"input": "hello"}) == 200
 
-    def make(self, agent: str, requirements: str = "") -> Path:
-        """The project of an echo agent whose content is new each time."""
+    def make(self, agent: str, requirements: str = "", isolation: str = "instance") -> Path:
+        """The project of an echo agent whose content is new each time. With the isolation `instance` one process serves all."""
         folder = self.folder / "agents" / agent
         folder.mkdir(parents=True, exist_ok=True)
         self.version += 1
-        (folder / "config.yaml").write_text(f"name: {agent}\nentrypoint: agent:agent\n")
+        (folder / "config.yaml").write_text(f"name: {agent}\nentrypoint: agent:agent\nhosting:\n  isolation: {isolation}\n")
         (folder / "agent.py").write_text(f"# {self.version}\n{ECHO}")
         (folder / "requirements.txt").write_text(requirements)
         return folder
 
-    def deploy(self, agent: str, requirements: str = "") -> None:
-        self.must("ai", "agent", "deploy", "--path", str(self.make(agent, requirements)), "--env", "development", "--json")
+    def deploy(self, agent: str, requirements: str = "", isolation: str = "instance") -> None:
+        project = self.make(agent, requirements, isolation)
+        self.must("ai", "agent", "deploy", "--path", str(project), "--env", "development", "--json")
 
     def processes(self) -> dict[str, int]:
         """Process id by name, the keeper and one worker of each agent included."""
@@ -246,12 +247,16 @@ def measure_load(host: Host, figures: dict[str, Any], *, seconds: float, rounds:
 def measure_agentcore(host: Host, figures: dict[str, Any], *, seconds: float, rounds: int, connections: int) -> None:
     """The same echo under the AgentCore SDK's server and under the whole host, in turn."""
     port = free_port()
+    host.deploy("boxed", isolation="session")
     server = agentcore.start(host.folder, port)
     try:
         until(lambda: reachable(port), limit_s=60)
-        mine, other = agentcore.compare(
+        found = agentcore.compare(
             host.folder,
-            ours=(host.port, "/agents/hello/run", host.key()),
+            port=host.port,
+            key=host.key(),
+            shared="/agents/hello/run",
+            boxed="/agents/boxed/run",
             theirs=port,
             rounds=rounds,
             seconds=seconds,
@@ -259,9 +264,14 @@ def measure_agentcore(host: Host, figures: dict[str, Any], *, seconds: float, ro
         )
     finally:
         agentcore.wait_until_gone(server)
-    figures["echo agent through the whole host, wrk"] = row(statistics.median(mine), "requests/s", ">= 15000")
+    other = found["agentcore"]
+    figures["echo agent through the whole host, wrk"] = row(statistics.median(found["shared"]), "requests/s", ">= 15000")
     figures["the same echo under the AgentCore SDK's server"] = row(statistics.median(other), "requests/s", "")
-    figures["ratio to the AgentCore SDK's server"] = row(agentcore.ratio(mine, other), "×", ">= 4")
+    figures["ratio to the AgentCore SDK's server"] = row(agentcore.ratio(found["shared"], other), "×", ">= 4")
+    if found["boxed"]:
+        name = f"the echo in {agentcore.SESSIONS} sessions with boxes of their own"
+        figures[name] = row(statistics.median(found["boxed"]), "requests/s", "")
+        figures["  its ratio to the AgentCore SDK's server"] = row(agentcore.ratio(found["boxed"], other), "×", "")
 
 
 def request(host: Host, body: bytes) -> bytes:
