@@ -181,7 +181,15 @@ def main(arguments: "list[str] | None" = None) -> None:
     with tempfile.TemporaryDirectory(prefix="nxbench-") as name:
         host = start_host(Path(name) / "home")
         try:
-            host.ok("ai", "agent", "deploy", "echo", "--env", "production", cwd=write_agent(Path(name), "echo", ECHO))
+            host.ok(
+                "ai",
+                "agent",
+                "deploy",
+                "echo",
+                "--env",
+                "production",
+                cwd=write_agent(Path(name), "echo", ECHO, config="hosting: {isolation: instance}\n"),
+            )
             host.run("echo", 1)
             latency(host, given.rate, 5.0)
             single = [b'{"input": 1}'] * given.tasks

@@ -27,6 +27,9 @@ async def agent(input):
     await asyncio.sleep(0.05 + input % 10 * 0.2)
     return input
 """
+AGENTS = {"echo": "instance", "apart": "session"}
+"""Each with its isolation. Most tasks go to the one whose worker serves them all; a zygote and its sessions have the rest."""
+APART = 20
 DONE = {"completed", "failed", "cancelled"}
 TERMINAL = {"run.completed", "run.failed", "run.cancelled"}
 
@@ -43,22 +46,26 @@ class Storm:
         """In batches over the whole storm, each until it is acknowledged; the same key makes a repeated batch the same one."""
         size = max(1, min(1000, self.tasks // 20))
         for begin in range(0, self.tasks, size):
-            entries = [{"input": number, "max_attempts": 50} for number in range(begin, min(begin + size, self.tasks))]
-            body = {"tasks": entries}
-            while True:
-                try:
-                    status, answer, _ = self.host.call(
-                        "POST", "/agents/echo/tasks:batch", body, headers={"Idempotency-Key": f"batch-{begin}"}
-                    )
-                except (OSError, urllib.error.URLError, ValueError):
-                    status, answer = 0, None
-                if status == 202:
-                    time.sleep(seconds * size / self.tasks)
-                    self.accepted |= {view["task_id"]: begin + place for place, view in enumerate(answer["items"])}
-                    break
-                if 400 <= status < 500 and status not in (404, 429):
-                    raise SystemExit(f"a batch was refused: {answer}")
-                time.sleep(0.1)
+            numbers = range(begin, min(begin + size, self.tasks))
+            apart = [number for number in numbers if number % 10 == 0][:APART]
+            self._hand_over("apart", apart)
+            self._hand_over("echo", [number for number in numbers if number not in set(apart)])
+            time.sleep(seconds * size / self.tasks)
+
+    def _hand_over(self, agent: str, numbers: list[int]) -> None:
+        body = {"tasks": [{"input": number, "max_attempts": 50} for number in numbers]}
+        while numbers:
+            key = {"Idempotency-Key": f"batch-{agent}-{numbers[0]}"}
+            try:
+                status, answer, _ = self.host.call("POST", f"/agents/{agent}/tasks:batch", body, headers=key)
+            except (OSError, urllib.error.URLError, ValueError):
+                status, answer = 0, None
+            if status == 202:
+                self.accepted |= {view["task_id"]: number for view, number in zip(answer["items"], numbers, strict=True)}
+                return
+            if 400 <= status < 500 and status not in (404, 429):
+                raise SystemExit(f"a batch was refused: {answer}")
+            time.sleep(0.1)
 
     def victims(self) -> dict[str, int]:
         found = self.host.cli("status", "--json")
@@ -67,10 +74,13 @@ class Storm:
         except (ValueError, KeyError):
             known = {}
         try:
-            _, answer, _ = self.host.call("GET", "/v1/agents/echo", timeout=3)
-            for number, instance in enumerate(answer["deployments"][0]["instances"]):
-                if instance.get("pid"):
-                    known[f"worker-{number}"] = instance["pid"]
+            for agent, name in (("echo", "worker"), ("apart", "zygote")):
+                _, answer, _ = self.host.call("GET", f"/v1/agents/{agent}", timeout=3)
+                for number, instance in enumerate(answer["deployments"][0]["instances"]):
+                    known |= {f"{name}-{number}": instance["pid"]} if instance.get("pid") else {}
+            _, answer, _ = self.host.call("GET", "/v1/agents/apart/sessions?limit=50", timeout=3)
+            pids = [one["pid"] for one in answer["items"] if one.get("pid")]
+            known |= {"session": self.random.choice(pids)} if pids else {}
         except (OSError, KeyError, IndexError, TypeError, ValueError):
             pass
         return known
@@ -139,7 +149,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _drill(host: Host, folder: Path, given: argparse.Namespace) -> int:
-    host.ok("ai", "agent", "deploy", "echo", "--env", "production", cwd=write_agent(folder, "echo", AGENT))
+    for agent, isolation in AGENTS.items():
+        project = write_agent(folder, agent, AGENT, config=f"hosting: {{isolation: {isolation}}}\n")
+        host.ok("ai", "agent", "deploy", agent, "--env", "production", cwd=project)
     storm = Storm(host, tasks=given.tasks, seed=given.seed)
     submitting = threading.Thread(target=storm.submit, args=(given.seconds,))
     submitting.start()

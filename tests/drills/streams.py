@@ -124,7 +124,15 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="nexus-streams-") as folder:
         host = start_host(Path(folder) / "home")
         try:
-            host.ok("ai", "agent", "deploy", "talker", "--env", "production", cwd=write_agent(Path(folder), "talker", AGENT))
+            host.ok(
+                "ai",
+                "agent",
+                "deploy",
+                "talker",
+                "--env",
+                "production",
+                cwd=write_agent(Path(folder), "talker", AGENT, config="hosting: {isolation: instance}\n"),
+            )
             began = time.monotonic()
             counts, found = asyncio.run(_drill(host, given))
             took = time.monotonic() - began
