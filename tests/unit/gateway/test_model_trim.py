@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.gateway import model_trim
+from nexus.gateway import model_batch, model_estimate, model_trim
 
 SYSTEM, TASK = {"role": "system", "content": "s" * 40}, {"role": "user", "content": "t" * 40}
 
@@ -56,3 +56,42 @@ def test_everything_stays_when_there_is_room():
     assert model_trim.keep_newest(messages, 10_000) == messages
     assert model_trim.keep_newest([], 0) == []
     assert model_trim.keep_newest(["odd", 7, None], 0)[-1:] == [None]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8) | st.sampled_from(["role", "type"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+BODIES = st.dictionaries(st.sampled_from(["messages", "input", "prompt", "system", "tools", "max_tokens", "n", "stream"]), JSON)
+
+
+@given(body=BODIES, most=st.integers(-5, 50))
+def test_whatever_a_body_holds_it_can_be_estimated_and_trimmed(body, most):
+    assert model_estimate.prompt_tokens(body) >= 0
+    assert model_estimate.choices(body) >= 1
+    cap = model_estimate.output_cap(body)
+    assert cap is None or cap[1] > 0
+    for value in body.values():
+        if isinstance(value, list):
+            assert len(model_trim.keep_newest(value, most)) <= len(value)
+
+
+def test_pictures_count_by_the_piece_and_text_by_its_bytes():
+    text = {"messages": [{"role": "user", "content": "word " * 400}]}
+    assert 490 <= model_estimate.prompt_tokens(text) <= 520
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 4_000_000}}
+    raw = {"type": "image", "source": {"type": "base64", "data": "A" * 4_000_000}}
+    for part in (picture, raw):
+        assert model_estimate.prompt_tokens({"messages": [{"role": "user", "content": [part]}]}) < 2000
+    assert model_estimate.prompt_tokens({"messages": [{"role": "user", "content": "語" * 400}]}) >= 300
+    assert model_estimate.prompt_tokens({"input": list(range(500))}) >= 500
+
+
+@given(total=st.integers(0, 10**6), weights=st.lists(st.integers(1, 1000), min_size=1, max_size=20))
+def test_shares_make_the_whole(total, weights):
+    shares = model_batch.share(total, weights)
+    assert sum(shares) == total
+    assert min(shares) >= 0
