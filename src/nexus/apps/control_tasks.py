@@ -46,8 +46,8 @@ from nexus.tasks import (
     webhooks,
 )
 from nexus.tasks.settings import TaskPolicy, TaskSettings, WebhookSettings
-from nexus.telemetry import metrics, records, traces
-from nexus.telemetry.traces import TraceSettings
+from nexus.telemetry import metric_push, metrics, records, traces
+from nexus.telemetry.traces import MetricSettings, TraceSettings
 from nexus.wire import project
 
 _REMEMBERED_S = 2.0
@@ -87,6 +87,7 @@ class TaskEnvironment:
     origin: str
     egress_allow: egress.Allowance
     traces: TraceSettings = TraceSettings()  # noqa: RUF009 - frozen
+    pushed: MetricSettings = MetricSettings()  # noqa: RUF009 - frozen
     tasks: TaskSettings = TaskSettings()  # noqa: RUF009 - frozen
     webhooks: WebhookSettings = WebhookSettings()  # noqa: RUF009 - frozen
 
@@ -115,6 +116,12 @@ def read_environment(
                 endpoint=environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
                 traces_endpoint=environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
                 headers=environ.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS") or environ.get("OTEL_EXPORTER_OTLP_HEADERS"),
+            ),
+            pushed=traces.parse_metric_settings(
+                endpoint=environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
+                metrics_endpoint=environ.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"),
+                headers=environ.get("OTEL_EXPORTER_OTLP_METRICS_HEADERS") or environ.get("OTEL_EXPORTER_OTLP_HEADERS"),
+                interval_ms=environ.get("OTEL_METRIC_EXPORT_INTERVAL"),
             ),
         )
     except ValueError as error:
@@ -192,6 +199,9 @@ async def run_tasks(
     history, counted = run_store.PostgresRunStore(engine), metrics.Metrics()
     async with guard.Loops() as loops, rooms, traces.TraceForwarder(settings=environment.traces) as forwarder:
         loops.start("task-listener", ears.run)
+        pusher = metric_push.MetricPusher(metrics=counted, settings=environment.pushed)
+        if pusher.enabled:
+            loops.start("metrics", pusher.run)
         async with sender, runner, timed, questions, graphs:
             yield TaskParts(
                 tasks=rooms,

@@ -26,6 +26,16 @@ TOKENS = {
     "cache_written_tokens": "gen_ai_client_inference_usage_cache_write_input_tokens",
     "reasoning_tokens": "gen_ai_client_inference_usage_reasoning_output_tokens",
 }
+OTLP_NAMES = {
+    DURATION: ("gen_ai.client.operation.duration", "s"),
+    FIRST_CHUNK: ("gen_ai.client.operation.time_to_first_chunk", "s"),
+    TOKENS["input_tokens"]: ("gen_ai.client.inference.usage.input_tokens", "{token}"),
+    TOKENS["output_tokens"]: ("gen_ai.client.inference.usage.output_tokens", "{token}"),
+    TOKENS["cached_tokens"]: ("gen_ai.client.inference.usage.cache_read.input_tokens", "{token}"),
+    TOKENS["cache_written_tokens"]: ("gen_ai.client.inference.usage.cache_write.input_tokens", "{token}"),
+    TOKENS["reasoning_tokens"]: ("gen_ai.client.inference.usage.reasoning.output_tokens", "{token}"),
+}
+"""Name and unit by Prometheus' spelling."""
 LABELS = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _CLIENT, _ERROR = 3, 2

@@ -65,10 +65,14 @@ class Metrics:
     def count_model_calls(self, records: Sequence[runs.ModelRecord]) -> None:
         self._models.count(records)
 
+    def families(self) -> list[metrics_core.Metric]:
+        """All there is, for the host's own collector."""
+        return list(self._registry.collect())
+
     def render(self, caller: principals.Principal, queue: Mapping[Lane, int]) -> bytes:
         """The exposition text (0.0.4) of what the caller may see. `queue`: waiting tasks by tenant, agent and environment."""
         caller.require(principals.Action.READ)
-        families = list(self._registry.collect())
+        families = self.families()
         view = _View(families=[*families, *_render_durations(families), self._queue_size(queue)], caller=caller)
         return prometheus_client.generate_latest(view)
 

@@ -13,12 +13,11 @@ from typing import Self
 from urllib.parse import unquote
 
 from nexus.core import deployments
-from nexus.kit import backoff, egress, guard, http1
-from nexus.telemetry import genai, otlp
+from nexus.kit import backoff, egress, guard
+from nexus.telemetry import collector, genai, otlp
 from nexus.wire import runs
 
 _LOG = logging.getLogger(__name__)
-_RETRIED = frozenset({429, 502, 503, 504})
 _CALLS = 200
 _PAUSES = backoff.Backoff(first_s=0.5, longest_s=10.0, least_s=0.1)
 
@@ -32,6 +31,16 @@ class TraceSettings:
     timeout_s: float = 10.0
     queue: int = 256
     tries: int = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricSettings:
+    """The same for metrics, sent every `every_s` seconds."""
+
+    endpoint: str | None = None
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    every_s: float = 60.0
+    timeout_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,21 @@ def parse_settings(*, endpoint: str | None, traces_endpoint: str | None, headers
             raise ValueError(f"the OTLP endpoint cannot be used: {error}") from None
     pairs = (entry.partition("=") for entry in (headers or "").split(",") if "=" in entry)
     return TraceSettings(endpoint=url, headers=tuple((name.strip(), unquote(value.strip())) for name, _, value in pairs))
+
+
+def parse_metric_settings(
+    *, endpoint: str | None, metrics_endpoint: str | None, headers: str | None, interval_ms: str | None
+) -> MetricSettings:
+    """From OTEL_EXPORTER_OTLP_ENDPOINT, …_METRICS_ENDPOINT, …_HEADERS and OTEL_METRIC_EXPORT_INTERVAL. Raises ValueError."""
+    base = f"{endpoint.rstrip('/')}/v1/metrics" if endpoint else None
+    found = parse_settings(endpoint=None, traces_endpoint=metrics_endpoint or base, headers=headers)
+    try:
+        every_s = float(interval_ms) / 1000 if interval_ms else 60.0
+    except ValueError:
+        every_s = 0.0
+    if not 0.1 <= every_s <= 86400:
+        raise ValueError("OTEL_METRIC_EXPORT_INTERVAL is a number of milliseconds, from 100")
+    return MetricSettings(endpoint=found.endpoint, headers=found.headers, every_s=every_s)
 
 
 class TraceForwarder:
@@ -106,30 +130,20 @@ class TraceForwarder:
                 if 200 <= status < 300:
                     self.forwarded += 1
                     break
-                if status and status not in _RETRIED:
+                if status and status not in collector.RETRIED:
                     self._drop(why)
                     break
             else:
                 self._drop(why)
 
     async def _send(self, batch: _Batch) -> tuple[int, str]:
-        """The status (0: none) and what was wrong."""
-        target = egress.parse_url(self._settings.endpoint or "")
-        fields = {"Host": target.authority, "Content-Type": batch.content_type, **dict(self._settings.headers)}
-        try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                answer = await http1.post(
-                    [target.host],
-                    port=target.port,
-                    server_name=target.host if target.scheme == "https" else None,
-                    path=target.path,
-                    fields=fields,
-                    body=batch.body,
-                    max_answer=4096,
-                )
-        except (OSError, TimeoutError, http1.Broken) as error:
-            return 0, type(error).__name__
-        return answer.status, f"the collector answered {answer.status}"
+        return await collector.post(
+            self._settings.endpoint or "",
+            headers=self._settings.headers,
+            content_type=batch.content_type,
+            body=batch.body,
+            timeout_s=self._settings.timeout_s,
+        )
 
     def _drop(self, why: str) -> None:
         self.dropped += 1

@@ -12,7 +12,7 @@ from nexus.core import deployments, errors, principals
 from nexus.stores.postgres import engine as engines
 from nexus.stores.postgres import run_store, session_store
 from nexus.tasks import sessions
-from nexus.telemetry import metrics, records, traces
+from nexus.telemetry import metric_push, metrics, records, traces
 
 CALLER = principals.Principal(id="key_1", tenant="default", roles=frozenset({principals.Role.ADMIN}))
 OWNER = deployments.InstanceOwner(
@@ -176,6 +176,19 @@ async def test_each_model_call_is_one_span_however_often_it_is_reported(postgres
     assert body.count(b'"spanId"') == 1
     assert b'"traceId":"%b"' % (b"c" * 32) in body
     assert b'"parentSpanId":"%b"' % (b"d" * 16) in body
+
+
+async def test_metrics_reach_the_collector_and_a_collector_that_is_away_does_no_harm() -> None:
+    counted = metrics.Metrics()
+    counted.count_model_calls([{**MODEL, "path": "chat/completions"}])
+    async with collecting(Collector()) as collector:
+        endpoint = f"http://127.0.0.1:{collector.port}/v1/metrics"
+        pusher = metric_push.MetricPusher(metrics=counted, settings=traces.MetricSettings(endpoint=endpoint))
+        assert await pusher.push()
+    ((fields, body),) = collector.got
+    assert fields["content-type"] == "application/json"
+    assert b"gen_ai.client.operation.duration" in body
+    assert not await pusher.push()
 
 
 async def test_spans_a_collector_refuses_or_cannot_take_are_dropped_and_counted() -> None:

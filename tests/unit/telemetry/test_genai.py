@@ -3,12 +3,14 @@
 import json
 from typing import Any
 
+import pytest
 from google.protobuf import json_format
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client import parser
 
 from nexus.core import principals
-from nexus.telemetry import genai, metrics, model_metrics
+from nexus.telemetry import genai, metrics, model_metrics, otlp_metrics, traces
 
 ADMIN = principals.Principal(id="key_1", tenant="acme", roles=frozenset({principals.Role.ADMIN}))
 CALL: Any = {
@@ -91,3 +93,43 @@ def test_names_that_callers_choose_make_a_bounded_number_of_series() -> None:
     counted = samples(found)
     assert counted["agent_cost_usd_total{_other}"] > 0
     assert sum(name.startswith("agent_cost_usd_total{") for name in counted) == model_metrics.MOST_MODELS + 1
+
+
+def test_metrics_are_otlp_under_the_conventions_own_names() -> None:
+    found = metrics.Metrics()
+    found.count_model_calls([CALL, {**CALL, "duration_s": 3.0, "outcome": "failed", "status": 504, "code": "model.timeout"}])
+    body = otlp_metrics.render(found.families(), started_at=1000.0, now=1060.0)
+    request = json_format.ParseDict(json.loads(body), ExportMetricsServiceRequest())
+    told = {metric.name: metric for metric in request.resource_metrics[0].scope_metrics[0].metrics}
+    duration = told["gen_ai.client.operation.duration"]
+    assert duration.unit == "s"
+    points = {
+        next((one.value.string_value for one in point.attributes if one.key == "error.type"), ""): point
+        for point in duration.histogram.data_points
+    }
+    assert set(points) == {"", "model.timeout"}
+    good = points[""]
+    assert (good.count, good.sum, sum(good.bucket_counts)) == (1, 0.25, 1)
+    assert len(good.bucket_counts) == len(good.explicit_bounds) + 1
+    assert good.bucket_counts[list(good.explicit_bounds).index(0.32)] == 1
+    assert {one.key for one in good.attributes} >= {"gen_ai.provider.name", "gen_ai.request.model", "gen_ai.agent.name"}
+    tokens = told["gen_ai.client.inference.usage.input_tokens"].sum
+    assert (tokens.is_monotonic, tokens.data_points[0].as_double) == (True, 18)
+    assert "agent_tokens" in told
+
+
+def test_there_is_nothing_to_tell_before_anything_happened() -> None:
+    assert otlp_metrics.render(metrics.Metrics().families(), started_at=0, now=1) == b""
+
+
+def test_where_and_how_often_metrics_go() -> None:
+    def read(**given: str) -> traces.MetricSettings:
+        asked = {"endpoint": None, "metrics_endpoint": None, "headers": None, "interval_ms": None, **given}
+        return traces.parse_metric_settings(**asked)
+
+    assert read().endpoint is None
+    assert (read(endpoint="http://c:4318/").endpoint, read(endpoint="http://c").every_s) == ("http://c:4318/v1/metrics", 60)
+    assert read(endpoint="http://c", metrics_endpoint="http://m/x", interval_ms="500").endpoint == "http://m/x"
+    for wrong in ("soon", "1", "nan"):
+        with pytest.raises(ValueError, match="milliseconds"):
+            read(endpoint="http://c", interval_ms=wrong)
