@@ -135,7 +135,8 @@ class World:
 
     def insert(self, entry: port.Submission, owner: str | None = None) -> Row:
         begin = entry.run_at if entry.run_at is not None else self.wall + (entry.delay_s or 0.0)
-        row = Row(entry=entry, number=len(self.rows), due_at=begin, parked=begin > self.wall)
+        parked = begin > self.wall
+        row = Row(entry=entry, number=len(self.rows), due_at=begin if parked else 0.0, parked=parked)
         row.set_at = self.wall if entry.delay_s is not None else 0.0
         if owner is not None and not row.parked:
             row.phase, row.owner, row.fence, row.attempt = RunPhase.RUNNING, owner, 1, 1

@@ -1,7 +1,9 @@
 """Webhooks from a finished task to receivers on real sockets: good ones, slow ones, redirecting and refusing ones."""
 
 import asyncio
+import base64
 import json
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -105,6 +107,15 @@ async def test_a_finished_task_reaches_its_webhook_signed(running: rigs.Rig) -> 
     message = standardwebhooks.Webhook(secret).verify(body, fields)
     assert message["type"] == "task.completed"
     assert (message["data"]["task_id"], message["data"]["output"]) == (task.task_id, "value")
+    assert fields["webhook-signature"] == f"v1,{_by_openssl(secret, fields, body)}"
+
+
+def _by_openssl(secret: str, fields: dict[str, str], body: bytes) -> str:
+    """The signature as OpenSSL's command makes it from what the standard says is signed."""
+    key = base64.b64decode(secret.removeprefix("whsec_")).hex()
+    command = ["openssl", "dgst", "-sha256", "-mac", "HMAC", "-macopt", f"hexkey:{key}", "-binary"]
+    signed = f"{fields['webhook-id']}.{fields['webhook-timestamp']}.".encode() + body
+    return base64.b64encode(subprocess.run(command, input=signed, capture_output=True, check=True).stdout).decode()
 
 
 async def test_a_failing_receiver_is_tried_again_with_the_same_id_and_body(running: rigs.Rig) -> None:
