@@ -18,6 +18,7 @@ from nexus.gateway import (
     model_counting,
     model_embeddings,
     model_errors,
+    model_record,
     model_request,
     model_reserve,
     model_routing,
@@ -353,11 +354,13 @@ class ModelHandler(Handler):
         call = self.model_call
         self.world.model_handlers.discard(self)
         self._leave_batch()
-        if not call.chain:
-            return
-        self._note(failed=None if outcome == "cancelled" or code.startswith(("model.stopped", "budget.")) else True)
         call.outcome, call.status, call.code = outcome, status, code
         call.ended = self.world.loop.time()
+        if not call.chain:
+            if call.size:
+                model_record.report(call, self.world)  # what was refused before it led anywhere is known to the trail alone
+            return
+        self._note(failed=None if outcome == "cancelled" or code.startswith(("model.stopped", "budget.")) else True)
         self._counter.finish()
         self._tell(call.tokens, estimated=call.estimated)
         model_stages.run_after(call, self.world)

@@ -61,7 +61,7 @@ class RecordSink:
                 _LOG.warning("a gateway reported something that is no record: %.200r", record)
             elif parsed["kind"] == "run":
                 run_records[run_key(parsed)] = parsed
-            else:
+            elif parsed["provider"]:  # a call that led nowhere used nothing; the audit trail alone keeps it
                 model_records[model_record_id(parsed)] = parsed
         if not run_records and not model_records:
             return

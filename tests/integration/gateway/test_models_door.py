@@ -89,6 +89,19 @@ def test_default_is_the_hosts_word_also_where_a_provider_takes_every_name(door):
         door.settled()
 
 
+def test_a_call_that_leads_nowhere_is_recorded_with_what_it_asked_for(door):
+    door.control.change({"stop/acme/hello": {"reason": "enough", "since": 1.0}})
+    door.settled()
+    try:
+        assert chat(door, "run_stopped").status == 403
+    finally:
+        door.control.change({}, ("stop/acme/hello",))
+        door.settled()
+    record = door.control.next_record(kind="model", run_id="run_stopped")
+    assert (record["outcome"], record["requested"], record["model"], record["provider"]) == ("refused", "big", "", "")
+    assert (record["code"], record["input_tokens"]) == ("model.stopped", 0)
+
+
 def used(node, run):
     return node.door(0, "GET", f"/door/runs/{run}/usage", key=node.token).json
 

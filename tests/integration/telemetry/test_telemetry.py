@@ -50,7 +50,7 @@ async def book(postgres_url: str) -> AsyncIterator[Book]:
 
 async def test_a_batch_that_comes_twice_is_stored_and_counted_once(book: Book) -> None:
     for _ in range(2):
-        await book.sink.store([RUN, MODEL, MODEL, {"kind": "nonsense"}])
+        await book.sink.store([RUN, MODEL, MODEL, {"kind": "nonsense"}, {**MODEL, "provider": "", "input_tokens": 99}])
     (shown,) = (await book.history.list(CALLER)).items
     assert (shown.id, shown.input_tokens, shown.output_tokens, shown.outcome) == ("run_1", 7, 5, "completed")
     assert (book.total("agent_requests_total"), book.total("agent_tokens_total")) == (1, 12)
