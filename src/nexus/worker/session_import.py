@@ -7,8 +7,9 @@ import secrets
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import CodeType
 
-from nexus.worker import adapters, entry, hooks, logs, relay, session_warm, settings
+from nexus.worker import adapters, entry, hooks, logs, relay, session_memory, session_warm, settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,8 @@ def load(
     """
     os.chdir(config.source)
     entry.add_to_path(config.source)
-    session_warm.rehearse(config, capture)
+    hot: set[CodeType] = set()
+    session_memory.watch(lambda: session_warm.rehearse(config, capture), hot)
     held, key = socket.socket(socket.AF_INET, socket.SOCK_STREAM), "nxl_" + secrets.token_urlsafe(24)
     held.bind(("127.0.0.1", 0))  # the port is ours, and nobody listens: not here
     port = int(held.getsockname()[1])
@@ -46,7 +48,11 @@ def load(
                 from nexus.worker import traces  # noqa: F401 - imported once, for all sessions
     before()
     adapter = entry.load(config.entrypoint, config.source)
-    session_warm.warm_agent(config.entrypoint.partition(":")[0])
+    module = config.entrypoint.partition(":")[0]
+    session_memory.watch(lambda: session_warm.warm_agent(module), hot)
+    session_memory.gather(hot)
+    if hot:
+        session_warm.warm_agent(module)
     session_warm.rehearse(config, capture)  # with what the author's imports have changed
     if isolated:
         held.close()

@@ -5,10 +5,39 @@ tables of all of it.
 import ctypes
 import gc
 import sys
+from collections.abc import Callable
+from types import CodeType, FrameType, FunctionType
+from typing import Any
 
 _GRAIN, _LARGEST_SMALL, _POOL, _MOST_FILLING = 16, 512, 14_000, 40_000  # of Objects/obmalloc.c, Python 3.10 and later
 _HUGE = 2 * 1024 * 1024
+_KNOW_CODE = frozenset({"torch", "numba"})  # compilers that remember functions by the code they had
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
+
+
+def watch(work: Callable[[], None], seen: set[CodeType]) -> None:
+    """Do it, and note whose code ran."""
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call":
+            seen.add(frame.f_code)
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+
+
+def gather(codes: set[CodeType]) -> None:
+    """Code that every session runs, side by side. Each call counts a reference in its code, so the page that it lies on is
+    copied, and code lies where its module was loaded: a copied page for each function. The copies equal what they replace.
+    """
+    if not _KNOW_CODE.isdisjoint(sys.modules):
+        return
+    functions = [one for one in gc.get_objects() if type(one) is FunctionType and one.__code__ in codes]
+    for function in functions:
+        function.__code__ = function.__code__.replace()
 
 
 def settle() -> list[list[bytes]]:

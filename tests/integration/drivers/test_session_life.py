@@ -103,7 +103,7 @@ async def test_what_cannot_be_forked_is_started_from_the_beginning() -> None:
         assert one["environ"]["HOME"] != two["environ"]["HOME"]
         assert rig.spec.token not in one["environ"].values()
         await rig.run("one", ["write", "~/kept", "yes"])
-        assert any("1 thread started (poller)" in path.read_text() for path in supervisor.home.logs.rglob("*.jsonl"))
+        assert (await supervisor.status(rig.spec.id)).detail == "sessions: exec (1 thread started (poller))"
         supervisor.kill()
         await supervisor.up()
         assert (await rig.run("one", ["who"]))["pid"] == one["pid"]
