@@ -160,6 +160,8 @@ async def test_set_up_code_sees_nothing_of_the_host_and_leaves_nothing(place: Pl
     )
     found = json.loads(answer.stdout)
     for name in ("secret", "outside", "cache", "neighbour", "usr", "etc", "root"):
+        if name in ("outside", "cache") and os.geteuid() != 0:
+            continue  # the box's own /tmp, below which the folders of this test lie: looked at from outside, further down
         if name == "root" and str(Path(sys.base_prefix)).startswith("/root"):
             assert set(found[name]) <= set(str([".pyenv"])), found  # the way to the interpreter, and nothing beside it
             continue
