@@ -50,8 +50,7 @@ class Cpu:
 
     def __init__(self, url: str) -> None:
         with psycopg.connect(url) as connection:
-            row = connection.execute("SELECT pg_backend_pid()").fetchone()
-        self._server = psutil.Process(psutil.Process(row[0]).ppid() if row else 1)
+            self._server = psutil.Process(psutil.Process(connection.info.backend_pid).ppid())
         self._began = self._read()
 
     def spent(self) -> tuple[float, float]:
