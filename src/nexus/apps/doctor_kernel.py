@@ -14,6 +14,11 @@ _LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
 _LANDLOCK_VERSION = 1
 _CLONE_NEWUSER, _CLONE_NEWNS, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x00020000, 0x20000000, 0x40000000
 _CGROUPS = Path("/sys/fs/cgroup")
+_CONTROLLERS = {  # and what goes without each
+    "memory": "a memory limit holds for each process apart",
+    "cpu": "CPU limits are not enforced",
+    "pids": "processes are limited by RLIMIT_NPROC, and a process bomb is not told from a busy agent",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,17 +115,19 @@ def _cgroups() -> Fact:
     if (_CGROUPS / "cgroup.controllers").exists():
         own = _own_group_v2()
         writable = os.access(own, os.W_OK)
+        costs = "; ".join(f"no {name}: {cost}" for name, cost in _CONTROLLERS.items())
         return Fact(
             name="cgroups",
             present=writable,
-            detail=f"version 2 at {own}" + ("" if writable else ", not writable: memory limits are weaker"),
+            detail=f"version 2 at {own}" + ("" if writable else f", not writable; {costs}"),
             mend="run as root, or in a unit with Delegate=yes (systemd-run --user --scope -p Delegate=yes nexus up)",
         )
-    usable = [name for name in ("memory", "cpu", "pids") if os.access(_CGROUPS / name, os.W_OK)]
+    usable = [name for name in _CONTROLLERS if os.access(_CGROUPS / name, os.W_OK)]
+    costs = "; ".join(f"no {name}: {cost}" for name, cost in _CONTROLLERS.items() if name not in usable)
     return Fact(
         name="cgroups",
-        present="memory" in usable,
-        detail=f"version 1: {', '.join(usable)}" if usable else "none writable: memory limits are weaker",
+        present=not costs,
+        detail=f"version 1: {', '.join(usable) or 'none writable'}" + (f"; {costs}" if costs else ""),
         mend="run as root with /sys/fs/cgroup mounted, or use a system with cgroup version 2",
     )
 
