@@ -37,6 +37,8 @@ module, _, attribute = sys.argv[1].partition(":")
 getattr(importlib.import_module(module), attribute)
 for name in sys.argv[2:]:
     importlib.import_module(name)
+if "openai" in sys.modules:
+    importlib.import_module("openai.resources.chat")
 open(os.environ["READY"], "w").write("ready")
 sys.stdin.read()
 """
@@ -59,7 +61,15 @@ CASES = {
     "openai-agents": Case(folder="openai-agents"),
     "google-adk": Case(
         folder="google-adk",
-        also=("google.adk.runners", "google.adk.sessions", "google.adk.artifacts", "google.adk.memory", "litellm"),
+        also=(
+            "google.adk.runners",
+            "google.adk.sessions",
+            "google.adk.artifacts",
+            "google.adk.memory",
+            "google.adk.workflow._workflow",
+            "litellm.llms.openai.openai",
+            "litellm.responses.mcp.chat_completions_handler",
+        ),
     ),
     "crewai": Case(folder="crewai", also=("crewai.events.stream_context",)),
     "claude-agent": Case(folder="claude-agent"),

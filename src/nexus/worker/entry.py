@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from nexus.core import errors
-from nexus.worker import adapters, faults, light
+from nexus.worker import adapters, ahead, faults, light
 from nexus.worker.adapters import agent, quiet, unserved
 
 FILES = ("agent", "main", "app")
@@ -39,7 +39,9 @@ def load(entrypoint: str, source: Path) -> adapters.Adapter:
         module = _import(module_name or _find_file(source), source)
     target = _attribute(module, attribute) if attribute else _find_attribute(module)
     try:
-        return adapters.choose(target)
+        adapter = adapters.choose(target)
+        ahead.fetch()
+        return adapter
     except errors.NexusError:
         raise
     except BaseException as error:
