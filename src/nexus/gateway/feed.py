@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nexus.gateway import outbox, routes
+from nexus.gateway import routes
 from nexus.gateway.world import World
 from nexus.kit import backoff
 from nexus.wire import feed as wire_feed
@@ -104,7 +104,7 @@ class FeedClient:
             if taken is not None:
                 number, batch = taken
                 await _send_batch(writer, number, batch)
-                if len(batch) == outbox.BATCH:
+                if box.goes_on:
                     continue
             try:
                 async with asyncio.timeout(_RECORD_PAUSE_S):

@@ -15,7 +15,7 @@ _MOST_BATCH_BYTES = 4 * 1024 * 1024
 class Outbox:
     """When control is away for long, the oldest records are dropped and counted; a run is never held up for its record.
 
-    `weight`: bytes of all that is not acknowledged.
+    `weight`: bytes of all that is not acknowledged. `goes_on`: the last batch was as large as one may be; the next need not wait.
     """
 
     def __init__(self, *, most: int = _MOST_PENDING) -> None:
@@ -26,6 +26,7 @@ class Outbox:
         self._empty = True
         self.dropped = 0
         self.weight = 0
+        self.goes_on = False
         self.full_batch = asyncio.Event()
         self.all_stored = asyncio.Event()
         self.all_stored.set()
@@ -57,6 +58,7 @@ class Outbox:
         while self._waiting and len(batch) < BATCH and size < _MOST_BATCH_BYTES:
             batch.append(self._waiting.popleft())
             size += len(batch[-1])
+        self.goes_on = len(batch) == BATCH or size >= _MOST_BATCH_BYTES
         number, self._next = self._next, self._next + 1
         self._sent[number] = batch
         return number, batch

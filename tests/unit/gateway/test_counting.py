@@ -103,6 +103,20 @@ def test_batches_are_kept_until_they_are_acknowledged():
     assert box.pending == 0
 
 
+def test_heavy_records_go_in_batches_of_bounded_size_without_waiting():
+    box = outbox.Outbox()
+    for number in range(10):
+        box.add(b"%d" % number + b"x" * 1024 * 1024)
+    assert box.weight == 10 * (1024 * 1024 + 1)
+    sizes = []
+    while (taken := box.take_batch()) is not None:
+        number, batch = taken
+        sizes.append((len(batch), box.goes_on))
+        box.acknowledge(number)
+    assert sizes == [(4, True), (4, True), (2, False)]
+    assert (box.weight, box.pending) == (0, 0)
+
+
 def test_when_control_is_away_memory_stays_bounded_and_the_oldest_go():
     box = outbox.Outbox(most=1000)
     for number in range(1500):
