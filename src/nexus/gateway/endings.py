@@ -9,6 +9,12 @@ _CODE = re.compile(rb"[a-z0-9_.]{1,80}")
 _USAGE = re.compile(rb"cpu_s=(\d{1,9}(?:\.\d{1,9})?)")
 
 
+def read_usage(value: bytes) -> float | None:
+    """The seconds of CPU in a worker's `Nexus-Usage`; None when it says something else."""
+    found = _USAGE.fullmatch(value)
+    return None if found is None else float(found[1])
+
+
 class Ending:
     """`outcome` is `failed` or `cancelled` where a stream said so, else empty; `code` of its problem; `cpu_s` that it used."""
 
@@ -21,8 +27,8 @@ class Ending:
     def read_header(self, name: bytes, value: bytes) -> None:
         if name == b"nexus-error-code" and _CODE.fullmatch(value):
             self.code = value.decode("ascii")
-        elif name == b"nexus-usage" and (found := _USAGE.fullmatch(value)) is not None:
-            self.cpu_s = float(found[1])
+        elif name == b"nexus-usage" and (used := read_usage(value)) is not None:
+            self.cpu_s = used
 
     def read_problem(self, part: bytes) -> None:
         """A part of a problem's body."""

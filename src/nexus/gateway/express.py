@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from nexus.core import errors
-from nexus.gateway import balance, call, http1, limits, lines, mint, routes, runs_door, sessions, shapes, stages
+from nexus.gateway import balance, call, endings, http1, limits, lines, mint, routes, runs_door, sessions, shapes, stages
 from nexus.gateway.exchange import Exchange
 from nexus.gateway.world import World
 
@@ -98,7 +98,7 @@ class Express:
             shape = _read_answer(data, instance, world)
             if shape is None or (values := shape.fit(data)) is None:
                 return False
-        body = values[3]
+        used, body = values[2], values[3]
         size = len(body)
         if codes and size >= _COMPRESSED_FROM:
             return False
@@ -126,11 +126,12 @@ class Express:
             world.loop.call_soon(world.waiting.look_again, deployment.id)
         world.outbox.add(
             b'{"kind":"run","id":"%b",%b,"version":%b,"instance_id":"%b","session_id":"%b","mode":"sync","outcome":"%b",'
-            b'"status":%d,"started_at":%de-6,"duration_s":%de-6,"bytes_in":%d,"bytes_out":%d,"trace_id":"%b"}'
+            b'"status":%d,"started_at":%de-6,"duration_s":%de-6,"bytes_in":%d,"bytes_out":%d,"trace_id":"%b"%b}'
             % (
                 self._run_id, admission.record, instance.version_json, instance.id_bytes, self._session_id,
                 b"completed" if status < 400 else b"failed", status, int(self._started * 1e6), int(took_s * 1e6),
                 self._size, size, self._trace[3:35],
+                b"" if used is None else b',"cpu_s":%.6f' % (endings.read_usage(used) or 0.0),
             )
         )  # fmt: skip
         return True

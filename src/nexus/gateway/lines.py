@@ -7,7 +7,7 @@ ASCII) gives None: then `httptools` reads the same bytes and judges them. So thi
 import re
 from typing import Any
 
-from nexus.gateway import http1
+from nexus.gateway import endings, http1
 
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}): ?([!-~](?:[ -~]{0,1022}[!-~])?)")
 _REQUEST_LINE = re.compile(rb"POST (/[!-\"$-~]{0,510}) HTTP/1\.1")
@@ -19,7 +19,7 @@ _LONGEST_HEAD = 8192
 _MOST_LINES = 64
 _REMEMBERED = 8192
 
-HOST, LENGTH, AUTHORIZATION, API_KEY, ENVIRONMENT, SESSION, TRACE, ACCEPT, CODING, TYPE, USER = range(1, 12)
+HOST, LENGTH, AUTHORIZATION, API_KEY, ENVIRONMENT, SESSION, TRACE, ACCEPT, CODING, TYPE, USER, USAGE = range(1, 13)
 _KINDS = {
     b"host": HOST, b"content-length": LENGTH, b"authorization": AUTHORIZATION, b"x-api-key": API_KEY,
     b"nexus-environment": ENVIRONMENT, b"nexus-session-id": SESSION, b"traceparent": TRACE, b"accept": ACCEPT,
@@ -63,7 +63,7 @@ class Reader:
             return None
         lines = data[:end].split(b"\r\n", _MOST_LINES)
         known_lines = self._requests
-        fields: list[bytes | None] = [None] * 12
+        fields: list[bytes | None] = [None] * 13
         onward: list[bytes] = []
         first = lines[0]
         del lines[0]
@@ -97,7 +97,7 @@ class Reader:
         lines = data[:end].split(b"\r\n", _MOST_LINES)
         known_lines = self._answers
         onward: list[bytes] = []
-        length = None
+        length, used = None, False
         first = lines[0]
         del lines[0]
         for line in lines:
@@ -105,10 +105,14 @@ class Reader:
             if known is None and (known := self._learn_answer(line)) is None:
                 return None
             kind, value, passed = known
-            if kind:
+            if kind == LENGTH:
                 if length is not None:
                     return None
                 length = value
+            elif kind == USAGE:
+                if used:
+                    return None
+                used = True
             if passed:
                 onward.append(passed)
         status = self._statuses.get(first) or self._learn_status(first)
@@ -147,6 +151,8 @@ class Reader:
                 return None
         elif name in _ANSWER_NOT_PLAIN or name == b"nexus-error-code":
             return None
+        elif name == b"nexus-usage":
+            return None if endings.read_usage(value) is None else (USAGE, value, b"")
         if name == b"content-length" and not (value.isdigit() and len(value) < 10):
             return None
         if name == b"content-type" and value.lower().startswith((b"text/event-stream", b"application/problem+json")):

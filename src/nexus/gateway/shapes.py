@@ -4,10 +4,10 @@
 A head that fits a shape differs from a judged one in these values alone, and they are checked here as strictly as there.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Generic, TypeVar
 
-from nexus.gateway import lines, mint
+from nexus.gateway import endings, lines, mint
 
 T = TypeVar("T")
 _END = b"\r\n\r\n"
@@ -19,10 +19,20 @@ IN_REQUESTS: Mapping[bytes, int] = {
     b"content-length": lines.LENGTH, b"nexus-session-id": lines.SESSION, b"traceparent": lines.TRACE,
     b"nexus-user-id": lines.USER,
 }  # fmt: skip
-IN_ANSWERS: Mapping[bytes, int] = {b"content-length": lines.LENGTH}
+IN_ANSWERS: Mapping[bytes, int] = {b"content-length": lines.LENGTH, b"nexus-usage": lines.USAGE}
+
+_SOUND: Mapping[int, Callable[[bytes], object]] = {
+    lines.SESSION: lambda value: (
+        len(value) <= 256 and value not in _NO_SESSION and not value.translate(None, lines.SESSION_BYTES)
+    ),
+    lines.TRACE: lambda value: len(value) <= 256 and mint.parse_traceparent(value) is not None,
+    lines.USER: lambda value: 0 < len(value) <= 256 and not value.translate(None, lines.VISIBLE),
+    lines.USAGE: lambda value: endings.read_usage(value) is not None,
+}
+"""What a value must be like to be believed where it stands; a length is compared with the body."""
 
 Values = tuple[bytes | None, bytes | None, bytes | None, bytes]
-"""What is in the gaps of a message: its session, its trace, its user, and behind the head its body."""
+"""What is in the gaps of a message: its session, its trace, its user (of an answer: what its run used), and its body."""
 
 Pieces = tuple[tuple[bytes, int], ...]
 """Bytes that must come next, and the kind of the value that follows them up to the end of its line."""
@@ -46,7 +56,7 @@ class Shape(Generic[T]):
         if len(data) > LONGEST:
             return None
         length = b""
-        session = trace = user = None
+        session = trace = other = None
         rest = data
         for literal, kind in self._pieces:
             left = rest.removeprefix(literal)
@@ -55,22 +65,18 @@ class Shape(Generic[T]):
             value, _, rest = left.partition(b"\r")
             if kind == lines.LENGTH:
                 length = value
+            elif not _SOUND[kind](value):
+                return None
             elif kind == lines.SESSION:
                 session = value
-                if len(value) > 256 or value in _NO_SESSION or value.translate(None, lines.SESSION_BYTES):
-                    return None
-            elif kind == lines.USER:
-                user = value
-                if not 0 < len(value) <= 256 or value.translate(None, lines.VISIBLE):
-                    return None
-            else:
+            elif kind == lines.TRACE:
                 trace = value
-                if len(value) > 256 or mint.parse_traceparent(value) is None:
-                    return None
+            else:
+                other = value
         body = rest.removeprefix(self._tail)
         if body is rest or len(length) > 9 or not length.isdigit() or int(length) != len(body):
             return None
-        return session, trace, user, body
+        return session, trace, other, body
 
 
 def cut(data: bytes, gaps: Mapping[bytes, int]) -> tuple[Pieces, bytes] | None:

@@ -106,12 +106,20 @@ def test_a_connection_that_carries_many_heads_learns_seldom_and_shapes_are_share
     assert len(known._shapes) <= 4096
 
 
-def test_answers_have_a_gap_for_the_length_alone():
-    answer = b"HTTP/1.1 200 OK\r\nNexus-Session-Id: a\r\nContent-Length: 2\r\n\r\n{}"
-    pieces, tail = shapes.cut(answer, shapes.IN_ANSWERS)
-    assert [kind for _, kind in pieces] == [lines.LENGTH]
-    assert pieces[0][0].endswith(b"Nexus-Session-Id: a\r\nContent-Length: ")
+def test_answers_have_gaps_for_the_length_and_for_what_the_run_used():
+    answer = b"HTTP/1.1 200 OK\r\nNexus-Session-Id: a\r\nNexus-Usage: cpu_s=%b\r\nContent-Length: 2\r\n\r\n{}"
+    pieces, tail = shapes.cut(answer % b"0.5", shapes.IN_ANSWERS)
+    assert [kind for _, kind in pieces] == [lines.USAGE, lines.LENGTH]
+    assert pieces[0][0] == b"HTTP/1.1 200 OK\r\nNexus-Session-Id: a\r\nNexus-Usage: "
     assert tail == b"\n\r\n"
+    shape = shapes.Shape(pieces, tail, meaning=1, table=None)
+    assert shape.fit(answer % b"0.125") == (None, None, b"cpu_s=0.125", b"{}")
+    for odd in (b"", b"1e9", b"-1", b"1,wall_s=2", b"1" * 30):
+        assert shape.fit(answer % odd) is None
+        assert READER.read_answer(answer % odd) is None
+    twice = (answer % b"1").replace(b"Content", b"Nexus-Usage: cpu_s=1\r\nContent")
+    assert READER.read_answer(twice) is None
+    assert READER.read_answer(answer % b"0.25") == (200, [], b"{}")
 
 
 def test_idle_connections_keep_no_table_that_is_not_in_force_any_more(tmp_path):
