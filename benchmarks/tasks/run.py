@@ -63,7 +63,7 @@ def _beside(url: str, given: argparse.Namespace, parts: set[str]) -> None:
     if "readers" in parts:
         _print_readers(mine)
     if given.million:
-        _million(mine, given, parts, found["nexus"])
+        _million(mine, given, parts)
 
 
 def _ours(url: str, given: argparse.Namespace, parts: set[str]) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
@@ -120,14 +120,25 @@ def _print_readers(url: str) -> None:
     print("live readers: " + ", ".join(f"{what} {_number(value)}" for what, value in figures.items()))
 
 
-def _million(url: str, given: argparse.Namespace, parts: set[str], before: list[dict[str, Any]]) -> None:
-    again = [_ours(url, given, parts)[0] for _ in range(given.rounds)]  # once more, so that both saw the same minutes
+def _million(url: str, given: argparse.Namespace, parts: set[str]) -> None:
+    """Rates, and CPU us of one, without and with a million finished tasks; CPU tells more where other work goes on."""
+    empty = [_ours(url, given, parts) for _ in range(given.rounds)]
     queue_alone.fill(url, 1_000_000)
-    after = [_ours(url, given, parts)[0] for _ in range(given.rounds)]
-    print("with a million finished tasks:")
-    for what in before[0]:
-        empty, full = _median([*before, *again], what) or 0.0, _median(after, what) or 0.0
-        print(f"{what:44}{_number(empty):>9}{_number(full):>9}{(full / empty - 1) * 100 if empty else 0:>+7.0f} %")
+    full = [_ours(url, given, parts) for _ in range(given.rounds)]
+    print(
+        f"{'with a million finished tasks':44}{'before':>9}{'after':>9}{'change':>9}{'CPU before':>12}{'after':>8}{'change':>9}"
+    )
+    for what in empty[0][0]:
+        rates = [_median([figures for figures, _ in each], what) or 0.0 for each in (empty, full)]
+        line = f"{what:44}{_number(rates[0]):>9}{_number(rates[1]):>9}{_change(*rates):>9}"
+        if what in empty[0][1]:
+            costs = [statistics.median(sum(cost[what]) for _, cost in each) for each in (empty, full)]
+            line += f"{costs[0]:>12.0f}{costs[1]:>8.0f}{_change(*costs):>9}"
+        print(line)
+
+
+def _change(before: float, after: float) -> str:
+    return f"{(after / before - 1) * 100:+.0f} %" if before else "-"
 
 
 if __name__ == "__main__":
