@@ -48,7 +48,11 @@ def replay(
 def _run(task_id: str, environment: str, timeout: float | None) -> Operation[answers.Answer]:
     reply = yield from ask(Call(method="POST", path=paths.task(task_id) + "/replay", json={"environment": environment}))
     replay_id = str(reply.object()["task_id"])
-    yield from operations.wait(replay_id, timeout)
+    try:
+        yield from operations.wait(replay_id, timeout)
+    except errors.NexusError:
+        yield from operations.cancel(replay_id)
+        raise
     reply = yield from ask(Call(method="GET", path=paths.task(replay_id) + "/replay"))
     return answers.Answer(reply.object())
 
