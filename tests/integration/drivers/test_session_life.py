@@ -138,3 +138,12 @@ async def test_the_longest_idle_session_makes_room_for_another_and_comes_back() 
         assert await rig.run("third", ["echo", 1]) == 1
         await rig.reach("first", SessionPhase.SAVED)
         assert await rig.run("first", ["read", "~/kept"]) == "yes"
+
+
+async def test_a_zygote_has_room_for_more_sessions_than_its_own_memory_would_do_for() -> None:
+    """What forks cost before the children stand in groups of their own stays on the zygote's account."""
+    async with session_rig.supervisor() as supervisor:
+        rig = await session_rig.ready(supervisor, memory_bytes=96 * 2**20, session={"persist": False, "warm": 0})
+        for number in range(60):
+            assert await rig.run(f"many-{number}", ["echo", number]) == number
+        assert (await supervisor.status(rig.spec.id)).restarts == 0

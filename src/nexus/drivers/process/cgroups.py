@@ -17,6 +17,7 @@ from pathlib import Path
 from nexus.drivers.process import limits
 
 _LOG = logging.getLogger(__name__)
+_MEMORY_V1 = ("memory.memsw.limit_in_bytes", "memory.limit_in_bytes")  # the sum first, it may not be the smaller one
 _WANTED = ("memory", "pids", "cpu", "cpuacct")
 PROCESSES = limits.PROCESSES
 
@@ -156,6 +157,14 @@ class Group:
 
     def _counting(self) -> Path | None:
         return self.v1.get("pids", self.unified)
+
+    def allow_memory(self, size: int) -> None:
+        """Raise the limit of a group that has one; never lowers it."""
+        for folder, names in ((self.v1.get("memory"), _MEMORY_V1), (self.unified, ("memory.max",))):
+            for name in names if folder is not None else ():
+                with contextlib.suppress(OSError, ValueError):
+                    if int((folder / name).read_text()) < size:  # type: ignore[operator]
+                        (folder / name).write_text(str(size))  # type: ignore[operator]
 
     def memory_bytes(self) -> int | None:
         """Memory in use that cannot be reclaimed at once (what `kubectl top` shows); None when it is not counted here."""

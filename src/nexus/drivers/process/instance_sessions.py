@@ -102,7 +102,7 @@ class InstanceSessions:
     async def begin(self, running: launcher.Running) -> None:
         """The zygote is ready. Raises `Unavailable`."""
         if running.handle.box:
-            await self.host.open(running.handle.box)
+            await self.host.open(running.handle.box, cgroups.from_paths(running.handle.groups))
 
     async def zygote_gone(self) -> launcher.Exit:
         """Returns when the zygote has ended; never for an instance without one."""

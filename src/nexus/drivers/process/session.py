@@ -37,7 +37,7 @@ _MOST_TRIES = 3
 _QUICK_S = 2.0
 _MOST_QUICK_ENDS = 3
 _STOP_S = 5.0
-_MEASURE_S = 5.0
+_MEASURE_S = 15.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,7 +114,7 @@ class Session:
         self._started_at = 0.0
         self._watched = False
         self._doomed = False
-        self._seen_cpu = 0.0
+        self._sample: tuple[float, float] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # questions
@@ -169,12 +169,21 @@ class Session:
         self._meter.looked_at = now
         return self._cpu()
 
-    def note_activity(self, now: float, *, connected: bool, least: float) -> None:
-        """It is active while something is connected, or more than `least` seconds of CPU were used since the last look."""
-        used = self._cpu()
-        if connected or used - self._seen_cpu > least:
-            self.active_at = now
-        self._seen_cpu = used
+    def note_activity(self, now: float, *, connected: bool, quiet_s: float, least: float) -> None:
+        """It is active while something is connected, or while it uses more than `least` of a processor.
+
+        The processor is asked only where it decides: half-way to the end of `quiet_s`, and at the end.
+        """
+        idle_s = now - self.active_at
+        if connected:
+            self.active_at, self._sample = now, None
+        elif self._sample is None and idle_s >= quiet_s / 2:
+            self._sample = (now, self._cpu())
+        elif self._sample is not None and idle_s >= quiet_s:
+            at, used = self._sample
+            self._sample = None
+            if self._cpu() - used > least * max(now - at, 0.1):
+                self.active_at = now
         if time.monotonic() - self._meter.looked_at > _MEASURE_S:
             self.measure()
 

@@ -45,6 +45,7 @@ _LOG = logging.getLogger(__name__)
 _MOST_ENDS = 1000
 _FILL_PAUSE_S = 0.5
 _AT_ONCE = 16
+_ROOMS, _FORK_BYTES = 64, 4 * 1024**2
 _STOP_S = 10.0
 _MOST_RECORD = 64 * 1024
 _KEPT_HASH = "token.hash"
@@ -73,7 +74,7 @@ class Host:
         self._draw, self._launch = draw, launch
         self._token_hash = keys.hash_key(spec.token) if spec.token else ""
         self._zygote: zygote.Zygote | None = None
-        self._box = ""
+        self._box, self._box_group, self._room = "", cgroups.Group(), 0
         self._boxes: dict[str, launcher.Running] = {}
         self._spares: collections.deque[session.Worker] = collections.deque()
         self._demand = session_demand.Demand(fixed=self.policy.warm)
@@ -105,13 +106,13 @@ class Host:
         if spec.token:
             self._token_hash = keys.hash_key(spec.token)
 
-    async def open(self, box: str) -> None:
-        """Connect to the zygote of that box, which is ready. Raises `Unavailable` (`session.not_started`)."""
+    async def open(self, box: str, group: cgroups.Group) -> None:
+        """Connect to the zygote of that box and group, which is ready. Raises `Unavailable` (`session.not_started`)."""
         try:
             self._zygote = await zygote.connect(self.at.orders(box))
         except (session_link.Closed, TimeoutError) as error:
             raise zygote.failure("its zygote does not answer", str(error) or "it took too long") from error
-        self._box = box
+        self._box, self._box_group, self._room = box, group, 0
         self._write_token_hash()
         await asyncio.to_thread(self.archives.prune, older_s=self.policy.retention_s)
         if not self._tasks:
@@ -187,6 +188,7 @@ class Host:
             raise zygote.failure("its zygote is being started again", "it ended")
         if forking.reason is not None:
             return await self._start_alone(spare=spare)
+        self._make_room()
         async with self._starting:
             name, began = session_paths.new_name(), time.monotonic()
             output = session_output.Output(self.at.output(name), self._log())
@@ -202,6 +204,14 @@ class Host:
                 os.close(writing)
             self._demand.note_start(time.monotonic() - began)
             return session.Worker(spare=made, output=output, box=self._box, how=How.FORK)
+
+    def _make_room(self) -> None:
+        """What a fork costs until the child stands in its own group (tables of its memory, namespaces, first pages) stays on the
+        zygote's account: its limit grows with its sessions."""
+        children = len(self.sessions) + len(self._spares) + _AT_ONCE
+        if children > self._room and self.spec.memory_bytes is not None:
+            self._room = children + _ROOMS
+            self._box_group.allow_memory(self.spec.memory_bytes + self._room * _FORK_BYTES)
 
     async def _start_alone(self, *, spare: bool) -> session.Worker:
         async with self._starting:

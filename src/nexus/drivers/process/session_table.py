@@ -126,7 +126,8 @@ class Table:
 
     def _move(self, host: session_host.Host, one: session.Session, connected: int, now: float) -> None:
         if one.phase is SessionPhase.LIVE:
-            one.note_activity(now, connected=connected > 0, least=session_watch.IDLE_CPU * _LOOK_S)
+            quiet_s = host.policy.freeze_after_s
+            one.note_activity(now, connected=connected > 0, quiet_s=quiet_s, least=session_watch.IDLE_CPU)
         move = session_watch.decide(
             one.phase,
             host.policy,
