@@ -113,12 +113,12 @@ def test_a_bucket_keeps_its_rate_whatever_the_pieces() -> None:
 def test_what_runs_use_is_kept_apart_and_does_not_grow_for_ever() -> None:
     meter = egress_meter.Meter()
     for number in range(3000):
-        for tally in meter.of(egress_meter.Caller(f"run_{number}", "ses_1")):
-            tally.sent += 1
-    for tally in meter.of(egress_meter.Caller()):
-        tally.sent += 5
-    assert meter.total.sent == 3005
-    assert len(meter.to_json()["runs"]) == 1000  # type: ignore[arg-type]
+        meter.count(egress_meter.Caller(f"run_{number}", "ses_1"), egress_meter.Tally(sent=1, connections=1))
+    meter.count(egress_meter.Caller("run_2999"), egress_meter.Tally(sent=2))
+    meter.count(egress_meter.Caller(), egress_meter.Tally(sent=5))
+    runs: dict[str, dict[str, int]] = meter.to_json()["runs"]  # type: ignore[assignment]
+    assert len(runs) == 1000
+    assert runs["run_2999"] == {"sent": 3, "received": 0, "connections": 1, "refused": 0}
 
 
 def test_nothing_passes_an_empty_list() -> None:

@@ -83,6 +83,8 @@ class Way:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._links.add(writer)
         try:
+            if len(self._links) > 2 * _MOST:  # too many to hear them out
+                return
             async with asyncio.timeout(_HEAD_S):
                 call = await egress_protocol.read_call(reader, writer)
             if call is None:
@@ -98,38 +100,43 @@ class Way:
             writer.close()
 
     async def _answer(self, call: egress_protocol.Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        caller = await self._whose(_peer(writer))
-        tallies = self.meter.of(caller)
+        """Who calls is asked meanwhile: a worker that is busy answers late, and nobody waits for that."""
+        asking = asyncio.ensure_future(self._whose(_peer(writer)))
         try:
             target = call.parse()
             egress_rules.check(target, self._policy.rules)
-            link = await self._connect(target)
+            upstream, outward = await self._connect(target)
         except egress.Refused as error:
-            for tally in tallies:
-                tally.refused += 1
-            self._note(f"egress refused: {call.how} {_shown(call.wanted)}: {error}", "warning", caller)
+            self.meter.total.refused += 1
             writer.write(call.refuse("rules", str(error)))
+            what = f"egress refused: {call.how} {_shown(call.wanted)}: {error}"
+            await self._tell(asking, egress_meter.Tally(refused=1), what, "warning")
             return
         except (OSError, TimeoutError) as error:
             reason = str(error) or type(error).__name__
-            self._note(f"egress failed: {call.how} {_shown(call.wanted)}: {reason}", "warning", caller)
             writer.write(call.refuse("unreachable", f"{_shown(call.wanted)} cannot be reached: {reason}"))
+            what = f"egress failed: {call.how} {_shown(call.wanted)}: {reason}"
+            await self._tell(asking, egress_meter.Tally(), what, "warning")
             return
-        upstream, outward = link
         self._links.add(outward)
-        for tally in tallies:
-            tally.connections += 1
-        counts = [0, 0]
+        self.meter.total.connections += 1
+        own = egress_meter.Tally(connections=1)
         try:
             writer.write(call.accept())
             if call.head is not None:
                 outward.write(egress_protocol.render(call, target))
-            await self._both(tallies, counts, (reader, outward), (upstream, writer))
+            await self._both(own, (reader, outward), (upstream, writer))
         finally:
-            where = f"{target.host}:{target.port}"
-            self._note(f"egress {call.how} {where}: {counts[0]} bytes out, {counts[1]} in", "info", caller)
             self._links.discard(outward)
             outward.close()
+            what = f"egress {call.how} {target.host}:{target.port}: {own.sent} bytes out, {own.received} in"
+            await self._tell(asking, own, what, "info")
+
+    async def _tell(self, asking: asyncio.Future[egress_meter.Caller], own: egress_meter.Tally, what: str, level: str) -> None:
+        """A line for the log, and the counts for the run. The total was counted as it went."""
+        caller = await asking
+        self.meter.count(caller, own)
+        self._note(what, level, caller)
 
     async def _connect(self, target: egress.Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """To the first address that answers: never to the name, which may mean another one by now."""
@@ -154,12 +161,7 @@ class Way:
         self._pins[target.host] = (now + _PINNED_S, addresses)
         return addresses
 
-    async def _both(
-        self,
-        tallies: Sequence[egress_meter.Tally],
-        counts: list[int],
-        *pairs: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-    ) -> None:
+    async def _both(self, own: egress_meter.Tally, *pairs: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
         """Bytes both ways (first out of the box, then into it) until both ends are done or one breaks."""
 
         async def pump(way: int) -> None:
@@ -170,8 +172,7 @@ class Way:
                     piece = await source.read(bucket.piece)
                     if not piece:
                         break
-                    counts[way] += len(piece)
-                    for tally in tallies:
+                    for tally in (own, self.meter.total):
                         tally.sent += len(piece) if way == 0 else 0
                         tally.received += len(piece) if way == 1 else 0
                     sink.write(piece)

@@ -32,21 +32,24 @@ class Caller:
 
 
 class Meter:
-    """The tallies of one instance: `total`, and those of the newest 1,000 runs."""
+    """The tallies of one instance: `total`, counted as it goes, and those of the newest 1,000 runs."""
 
     def __init__(self) -> None:
         self.total = Tally()
         self._runs: collections.OrderedDict[str, Tally] = collections.OrderedDict()
 
-    def of(self, caller: Caller) -> tuple[Tally, ...]:
-        """Where to count what this caller does."""
+    def count(self, caller: Caller, used: Tally) -> None:
+        """What a connection of this caller used, once it has ended; nothing where the run is not known."""
         if not caller.run_id:
-            return (self.total,)
+            return
         tally = self._runs.setdefault(caller.run_id, Tally())
         self._runs.move_to_end(caller.run_id)
         while len(self._runs) > _RUNS:
             self._runs.popitem(last=False)
-        return self.total, tally
+        tally.sent += used.sent
+        tally.received += used.received
+        tally.connections += used.connections
+        tally.refused += used.refused
 
     def to_json(self) -> Mapping[str, object]:
         return {"total": self.total.to_json(), "runs": {run_id: tally.to_json() for run_id, tally in self._runs.items()}}
