@@ -128,3 +128,18 @@ async def test_as_many_connections_as_are_held_and_no_more(monkeypatch: pytest.M
             while way._links:
                 await asyncio.sleep(0.01)
         assert way.meter.total.connections == 10
+
+
+async def test_a_flood_of_silent_connections_is_not_heard_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egress_broker, "_MOST", 5)
+    async with a_way(monkeypatch, Names([PUBLIC])) as (way, path):
+        silent = [await asyncio.open_unix_connection(path) for _ in range(10)]
+        async with asyncio.timeout(5):
+            reader, writer = await asyncio.open_unix_connection(path)
+            assert await reader.read() == b""
+        writer.close()
+        for _, one in silent:
+            one.close()
+        async with asyncio.timeout(5):
+            while way._links:
+                await asyncio.sleep(0.01)
