@@ -2,7 +2,11 @@
 
 import os
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from nexus.drivers.process import session_paths
 from nexus.kit.home import Home
@@ -10,9 +14,15 @@ from nexus.kit.home import Home
 INSTANCE = "ins_" + "0" * 26
 
 
-def test_every_socket_of_a_session_fits_into_the_deepest_run_folder(tmp_path: Path) -> None:
-    depth = 107 - len("/i/") - 30 - len(".sock") - len(os.fsencode(tmp_path)) - len("//run")
-    home = Home(tmp_path / ("d" * depth))
+@pytest.fixture
+def short() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_every_socket_of_a_session_fits_into_the_deepest_run_folder(short: Path) -> None:
+    depth = 107 - len("/i/") - 30 - len(".sock") - len(os.fsencode(short)) - len("//run")
+    home = Home(short / ("d" * depth))
     assert home.run == home.root / "run"
     home.run.mkdir(parents=True)
     at = session_paths.of_instance(home, INSTANCE)
