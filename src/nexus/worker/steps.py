@@ -53,7 +53,7 @@ class Recording:
             return json.loads(base64.b64decode(found["body"]))
         try:
             value = await work()
-        except Exception:
+        except (Exception, ports.Asked):  # who asks inside a step has not done it
             self._take_back(key)
             await self._say(self._forget(key))
             raise
@@ -67,7 +67,7 @@ class Recording:
             return json.loads(base64.b64decode(found["body"]))
         try:
             value = work()
-        except Exception:
+        except (Exception, ports.Asked):  # who asks inside a step has not done it
             self._take_back(key)
             self._say_blocking(self._forget(key))
             raise

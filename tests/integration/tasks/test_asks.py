@@ -278,6 +278,25 @@ async def test_another_tenant_sees_and_answers_nothing(bench: recorded.Bench, ro
         await room.asks.answer(viewer, bench.task_id, 1)
 
 
+async def test_a_step_that_asks_has_no_unknown_outcome(bench: recorded.Bench, room: Room) -> None:
+    await bench.submit(retry=port.Retry(unknown="fail"))
+    for answered in (False, True):
+        async with bench.attempt(lost=False) as attempt:
+            left: list[Any] = []
+            attempt.recording.leave = left.append
+
+            async def work(attempt: recorded.Attempt = attempt) -> Any:
+                return await attempt.recording.ask(Question(text="Which?"))
+
+            if answered:
+                assert await attempt.recording.step("choose", work) == "this"
+                continue
+            with pytest.raises(runs.Asked):
+                await attempt.recording.step("choose", work)
+            await park(bench, attempt.claim, left[0]["ask_id"])
+        await room.asks.answer(rigs.CALLER, bench.task_id, "this")
+
+
 DECISIONS: list[tuple[Any, Any]] = [("repeat", 7), ("fail", "step.unknown_outcome"), ({"result": 5}, 5)]
 
 
