@@ -6,6 +6,7 @@ lives, made when it lives nowhere; where it already lives wins over the order. P
 `GET /sessions?instance=&tenant=&agent=&environment=` → `{"sessions": [status]}`.
 `POST /sessions/{instance}/{session}/stop?grace_s=` (saved when it is to be kept, then ended), `/kill`, `/freeze`, `/thaw` → the
 status; `POST /sessions:kill` `{"tenant", "agent", "environment"?}` → `{"killed": n}`.
+`GET /sessions/{instance}/{session}/end?since=&wait_s=` → `{"problem": …}`: why its worker ended after that moment, null if not.
 `POST /sessions/{instance}/{session}/exec` `{"command": [...], "timeout_s"?, "stdin"?}` → JSON lines
 `{"stream": "stdout"|"stderr", "data"}`, at last `{"exit": n}`. A session id in a path is percent-encoded.
 """

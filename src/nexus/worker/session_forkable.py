@@ -7,10 +7,12 @@ one and the same thing in every session. What cannot be forked is never forked: 
 import os
 import stat
 import threading
+import time
 from collections.abc import Collection
 
 _HARMLESS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _MOST_NAMED = 4
+_LEAVING_S, _LEAVING_LOOKS = 0.01, 200
 
 
 def find_reason(*, own: Collection[int]) -> str | None:
@@ -26,6 +28,10 @@ def descriptors() -> frozenset[int]:
 
 def _threads() -> str | None:
     count = len(os.listdir("/proc/self/task"))
+    patience = _LEAVING_LOOKS
+    while count > 1 and threading.active_count() == 1 and patience:  # one that Python has seen off may still be on its way out
+        time.sleep(_LEAVING_S)
+        count, patience = len(os.listdir("/proc/self/task")), patience - 1
     if count <= 1:
         return None
     names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]

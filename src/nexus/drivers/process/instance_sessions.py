@@ -160,10 +160,10 @@ class InstanceSessions:
         """With what its sessions use."""
         if self._host is None:
             return usage
-        statuses = [one.status() for one in self._host.sessions.values()]
+        counted = [one.counted() for one in self._host.sessions.values()]
         return dataclasses.replace(
             usage,
-            cpu_s=round(usage.cpu_s + self._host.spent_cpu_s + sum(one.usage.cpu_s for one in statuses), 3),
-            memory_bytes=usage.memory_bytes + sum(one.usage.memory_bytes for one in statuses),
+            cpu_s=round(usage.cpu_s + self._host.spent_cpu_s + sum(cpu for cpu, _ in counted), 3),
+            memory_bytes=usage.memory_bytes + sum(memory for _, memory in counted),
             active_runs=self._host.busy(),
         )

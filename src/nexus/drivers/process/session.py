@@ -159,6 +159,11 @@ class Session:
             problem=self.problem,
         )
 
+    def counted(self) -> tuple[float, int]:
+        """CPU seconds and memory as they were last measured: asks nobody."""
+        counted = self.process.counted_cpu_s if self.process is not None else 0.0
+        return self._meter.cpu_s + counted, self._meter.memory_bytes
+
     def measure(self) -> float:
         """Count CPU and memory until now; the CPU seconds used so far."""
         now = time.monotonic()

@@ -134,6 +134,11 @@ class Process:
         self._cpu = max(self._cpu, counted)
         return self._cpu
 
+    @property
+    def counted_cpu_s(self) -> float:
+        """What `cpu_s` said last."""
+        return self._cpu
+
     def memory_bytes(self) -> int:
         counted = self.group.memory_bytes()
         return counted if counted is not None else sum(_memory_of(pid) for pid in self._tree())
