@@ -38,6 +38,7 @@ class Link:
     def __init__(self, connect: Callable[[], Awaitable[Connection]], *, most: int = MOST_CONNECTIONS) -> None:
         self._connect = connect
         self._idle: list[Connection] = []
+        self._closings = 0
         self._room = asyncio.Semaphore(most)
 
     async def rows(self, doing: str, statement: str, values: Values) -> list[Row]:
@@ -63,12 +64,13 @@ class Link:
         with task_session.translated(doing):
             async with asyncio.timeout(WAIT_S):
                 await self._room.acquire()
+            closings = self._closings
             try:
                 connection = self._standing() or await self._connect()
                 try:
                     yield connection
                 finally:
-                    self._take_back(connection)
+                    self._take_back(connection, keep=closings == self._closings)
             finally:
                 self._room.release()
 
@@ -81,13 +83,14 @@ class Link:
             connection.pgconn.finish()
         return None
 
-    def _take_back(self, connection: Connection) -> None:
-        if connection.pgconn.transaction_status == TransactionStatus.IDLE:
+    def _take_back(self, connection: Connection, *, keep: bool) -> None:
+        if keep and connection.pgconn.transaction_status == TransactionStatus.IDLE:
             self._idle.append(connection)
         else:
             connection.pgconn.finish()
 
     def close(self) -> None:
+        self._closings += 1
         for connection in self._idle:
             connection.pgconn.finish()
         self._idle.clear()
@@ -101,9 +104,13 @@ def of(engine: AsyncEngine) -> Link:
 
         async def open_one() -> Connection:
             connection: Connection = await connect()
-            await connection.set_autocommit(True)
-            connection.prepare_threshold = 0
-            await connection.execute(_PLAN_ONCE)
+            try:
+                await connection.set_autocommit(True)
+                connection.prepare_threshold = 0
+                await connection.execute(_PLAN_ONCE)
+            except BaseException:  # a cancellation too
+                connection.pgconn.finish()
+                raise
             return connection
 
         found = _LINKS[engine.sync_engine] = Link(open_one)
