@@ -15,7 +15,7 @@ from tests.integration.worker import conftest as workers
 
 from nexus.testing import fake_llm
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180, func_only=True)]
 
 
 def only(name: str) -> Any:

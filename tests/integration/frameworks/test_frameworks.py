@@ -16,7 +16,7 @@ from tests.integration.worker import conftest as workers
 from nexus.cli.agent import templates
 from nexus.testing import dialects, fake_llm
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180, func_only=True)]
 
 
 def cases(*without: str) -> Any:
