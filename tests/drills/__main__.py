@@ -1,37 +1,36 @@
 """`python -m tests.drills NAME …`: run one drill; its exit code is 1 when what was promised did not hold."""
 
+import importlib
+import subprocess
 import sys
 
-import pytest
-
-from tests.drills import clocks, kill_storm, sessions, simulation, storage_faults, streams, webhook_abuse
-
-
-def crash_points(arguments: list[str]) -> int:
-    """A dispatcher dies before and after every durable write."""
-    return int(pytest.main(["-q", "-m", "slow", "tests/integration/tasks/test_crash_points.py", *arguments]))
-
-
-def zombie(arguments: list[str]) -> int:
-    """A dispatcher and a worker that were stopped and taken over wake up and try to write."""
-    named = ["tests/integration/tasks/test_dispatcher_death.py", "tests/integration/tasks/test_recordings.py"]
-    return int(pytest.main(["-q", "-k", "zombie or fenced", *named, *arguments]))
-
-
+_TASKS = "tests/integration/tasks"
+# What pytest runs: a dispatcher dies before and after every durable write; a dispatcher and a worker that were stopped and
+# taken over wake up and try to write.
+TESTS = {
+    "crash-points": ("-m", "slow", f"{_TASKS}/test_crash_points.py"),
+    "zombie": ("-k", "zombie or fenced", f"{_TASKS}/test_dispatcher_death.py", f"{_TASKS}/test_recordings.py"),
+}
+# Modules with a `main(arguments)`.
 DRILLS = {
-    "kill-storm": kill_storm.main,
-    "sessions": sessions.main,
-    "crash-points": crash_points,
-    "zombie": zombie,
-    "simulation": simulation.main,
-    "storage-faults": storage_faults.main,
-    "streams": streams.main,
-    "clock": clocks.main,
-    "webhook-abuse": webhook_abuse.main,
+    "kill-storm": "kill_storm",
+    "sessions": "sessions",
+    "simulation": "simulation",
+    "storage-faults": "storage_faults",
+    "streams": "streams",
+    "clock": "clocks",
+    "webhook-abuse": "webhook_abuse",
 }
 
+
+def main(name: str, arguments: list[str]) -> int:
+    if name in TESTS:
+        return subprocess.run([sys.executable, "-m", "pytest", "-q", *TESTS[name], *arguments], check=False).returncode
+    if name in DRILLS:
+        return int(importlib.import_module(f"tests.drills.{DRILLS[name]}").main(arguments))
+    print(f"drills: {', '.join((*DRILLS, *TESTS))}; make drill without NAME runs the slow tests", file=sys.stderr)
+    return 2
+
+
 if __name__ == "__main__":
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name not in DRILLS:
-        sys.exit(f"drills: {', '.join(DRILLS)}; make drill without NAME runs the slow tests")
-    sys.exit(DRILLS[name](sys.argv[2:]))
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]))
