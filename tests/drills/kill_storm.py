@@ -24,9 +24,10 @@ AGENT = """
 import asyncio
 
 async def agent(input):
-    await asyncio.sleep(0.05 + input % 10 * 0.2)
+    await asyncio.sleep(input % 10 * SPREAD)
     return input
 """
+LONGEST_S, AT_ONCE = 2.0, 64  # of a run; runs of one agent, as the dispatcher's settings have it
 AGENTS = {"echo": "instance", "apart": "session"}
 """Each with its isolation. Most tasks go to the one whose worker serves them all; a zygote and its sessions have the rest."""
 APART = 20
@@ -148,9 +149,17 @@ def main(arguments: list[str]) -> int:
             host.cli("down", timeout=60)
 
 
+def _spread(given: argparse.Namespace) -> float:
+    """Seconds between the nine lengths of runs, so that half the storm's time is enough for all of them."""
+    mean = given.seconds * 0.5 * AT_ONCE / given.tasks
+    return float(min(LONGEST_S / 9, mean / 4.5))
+
+
 def _drill(host: Host, folder: Path, given: argparse.Namespace) -> int:
     for agent, isolation in AGENTS.items():
-        project = write_agent(folder, agent, AGENT, config=f"hosting: {{isolation: {isolation}}}\n")
+        project = write_agent(
+            folder, agent, AGENT.replace("SPREAD", f"{_spread(given):.4f}"), config=f"hosting: {{isolation: {isolation}}}\n"
+        )
         host.ok("ai", "agent", "deploy", agent, "--env", "production", cwd=project)
     storm = Storm(host, tasks=given.tasks, seed=given.seed)
     submitting = threading.Thread(target=storm.submit, args=(given.seconds,))
