@@ -135,9 +135,15 @@ async def drill(count: int, at_once: int, seed: int, *, memory_kib: int) -> list
         ]
         if after["memory_kib"] > before["memory_kib"] + memory_kib:
             wrong.append(f"memory grew from {before['memory_kib']} to {after['memory_kib']} KiB")
+        if restarts := (await supervisor.status(rig.spec.id)).restarts:
+            wrong.append(f"the zygote, which nobody killed, ended {restarts} times")
         refused = sum(number for name, number in runs.ended.items() if name.startswith("refused"))
         if refused > count // 20:
             wrong.append(f"{refused} sessions were refused")
+        if wrong:
+            for path in supervisor.home.logs.rglob("*.jsonl"):
+                told = [line for line in path.read_text().splitlines() if "worker ended" not in line]
+                print("\n".join(told[-20:]))
         await supervisor.driver.stop(rig.spec.id, grace_s=5)
         async with asyncio.timeout(_SETTLE_S):
             while await supervisor.driver.statuses():

@@ -213,6 +213,8 @@ class Zygote:
             self._become_worker(talk, descriptors, rehearses=rehearses)
         boxing.be_private()
         talk.close()
+        for number in (1, 2):
+            os.dup2(descriptors[2], number)
         os.close(descriptors[2])
         session_keeper.Keeper(worker, socket.socket(fileno=descriptors[1])).run()
         os._exit(main.EXIT_FAILED)

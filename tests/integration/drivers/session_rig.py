@@ -113,9 +113,10 @@ async def call(address: str, session_id: str, given: Any, *, timeout_s: float = 
             answer = await reader.read()
         finally:
             writer.close()
-    if b"\r\n\r\n" not in answer:
-        raise ConnectionError("it died")
-    value = json.loads(answer.partition(b"\r\n\r\n")[2])
+    try:
+        value = json.loads(answer.partition(b"\r\n\r\n")[2])
+    except ValueError:
+        raise ConnectionError("it died") from None
     return value.get("output", value)
 
 

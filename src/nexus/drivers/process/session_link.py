@@ -28,6 +28,7 @@ class Link:
         link.setblocking(False)
         link.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._link = link
+        self._waiting: asyncio.Future[None] | None = None
         self.descriptors: list[int] = []
 
     def send(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
@@ -59,6 +60,12 @@ class Link:
             return message, pid
 
     def close(self) -> None:
+        """Whoever waits for a message hears `Closed`: the descriptor's number may be another one's in a moment."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and self._link.fileno() >= 0:
+            waiting.get_loop().remove_reader(self._link.fileno())
+            if not waiting.done():
+                waiting.set_exception(Closed("we have closed it"))
         self._link.close()
         self.drop_descriptors()
 
@@ -85,10 +92,13 @@ class Link:
         if number < 0:
             raise Closed("we have closed it")
         loop.add_reader(number, _resolve, waiting)
+        self._waiting = waiting
         try:
             await waiting
         finally:
-            loop.remove_reader(number)
+            if self._waiting is waiting:
+                self._waiting = None
+                loop.remove_reader(number)
 
 
 async def connect(path: Path) -> Link:
