@@ -64,6 +64,7 @@ class Executor:
     def rebind(self, config: settings.Settings) -> None:
         """Other settings from now on; nothing that matters ran under the old ones."""
         self._config = config
+        self._cpu = cpu.Meter() if config.session_id is not None else None
         self.finished, self.last_activity = 0, None
 
     def begin(
