@@ -1,4 +1,4 @@
-"""The host's own figures: start, deploy, memory, recovery, throughput beside plain uvicorn and beside the AgentCore SDK's server. A table, and JSON on request.
+"""The host's own figures, and its throughput beside plain uvicorn and the AgentCore SDK's server. A table, and JSON on request.
 
     python benchmarks/host/run.py [--json FILE] [--only start,deploy,memory,recovery,load,agentcore] [--seconds 3] [--rounds 3]
 
@@ -83,12 +83,6 @@ class Host:
         return self.ask("POST", f"/agents/{agent}/run", {"input": "hello"}) == 200
 
     def make(self, agent: str, requirements: str = "", *, isolation: str = "session") -> Path:
-        """The project of an echo agent whose content is new each time."""
-        folder = self.folder / "agents" / agent
-        folder.mkdir(parents=True, exist_ok=True)
-        self.version += 1
-        (folder / "config.yaml").write_text(f"name: {agent}\nentrypoint: agent:agent\nhosting: {{isolation: {isolation}}}\n")
-    def make(self, agent: str, requirements: str = "", isolation: str = "instance") -> Path:
         """The project of an echo agent whose content is new each time. With the isolation `instance` one process serves all."""
         folder = self.folder / "agents" / agent
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,8 +94,6 @@ class Host:
 
     def deploy(self, agent: str, requirements: str = "", *, isolation: str = "session") -> None:
         project = self.make(agent, requirements, isolation=isolation)
-    def deploy(self, agent: str, requirements: str = "", isolation: str = "instance") -> None:
-        project = self.make(agent, requirements, isolation)
         self.must("ai", "agent", "deploy", "--path", str(project), "--env", "development", "--json")
 
     def processes(self) -> dict[str, int]:
@@ -261,10 +253,9 @@ def measure_agentcore(host: Host, figures: dict[str, Any], *, seconds: float, ro
         until(lambda: reachable(port), limit_s=60)
         found = agentcore.compare(
             host.folder,
-            ours=(host.port, "/agents/quick/run", host.key()),
             port=host.port,
             key=host.key(),
-            shared="/agents/hello/run",
+            shared="/agents/quick/run",
             boxed="/agents/boxed/run",
             theirs=port,
             rounds=rounds,
