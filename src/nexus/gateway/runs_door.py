@@ -229,6 +229,8 @@ class RunHandler(Handler):
                 self.world.places.forget(key)
                 self._asks += 1
                 self.exchange.phase = Phase.DIALING
+                if self.call.instance is not None:
+                    self.call.instance.active += 1  # its room is this run's while the place is asked for
                 guard.spawn(self._ask_place(deployment, key), name=f"place {self.call.run_id}", owner=self.world.tasks)
                 return False
         return True
@@ -243,12 +245,16 @@ class RunHandler(Handler):
         return True
 
     async def _ask_place(self, deployment: routes.Deployment, key: sessions.Key) -> None:
-        wanted = sessions.plan_order(deployment, self.call.instance, self.call.tried)
+        held = self.call.instance
+        wanted = sessions.plan_order(deployment, held, self.call.tried)
         problem: errors.NexusError | None = None
         try:
             place = await self.world.places.ask(self.world.settings.home.supervisor_socket, key, wanted)
         except errors.NexusError as error:
             problem = error
+        finally:
+            if held is not None:
+                held.active -= 1
         if self.exchange.phase is not Phase.DIALING:
             return  # the client left meanwhile
         try:

@@ -206,3 +206,16 @@ def test_a_session_at_a_known_place_stays_there_on_the_short_way_and_leaves_with
     assert run(node, "one").json["by"].startswith("one-")
     assert run(node, "two").json["by"] == "two-2"
     assert [asked["session"] for asked in supervisor.asked].count("one") >= 2
+
+
+def test_room_is_kept_for_a_run_whose_place_is_asked_for(isolated):
+    node, supervisor = isolated
+    entry = node.control.entries["deployment/acme/hello/production"]
+    node.control.change({"deployment/acme/hello/production": {**entry, "max_concurrency": 1}})
+    node.settled()
+    supervisor.gate = node.stage.run(_event())
+    later = [node.later("POST", "/agents/hello/run", {}, headers={"Nexus-Session-Id": name}) for name in ("one", "two")]
+    node.wait_for(lambda: node.door(0, "GET", "/health").json["waiting"] == 1)
+    assert len(supervisor.asked) == 1
+    node.stage.call(supervisor.gate.set)
+    assert {one.result(15).status for one in later} == {200}
