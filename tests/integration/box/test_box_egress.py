@@ -261,7 +261,10 @@ async def test_a_sessions_connection_is_told_with_the_session_by_the_kernels_wor
             writer.write(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
             assert "got 3" in (await reader.read()).decode()
             writer.close()
-        query = logs.LogQuery(tenant="acme", agent=status.agent)
-        told = [line for line in [line async for line in rig.driver.logs(query)] if "egress CONNECT" in line["message"]]
+        query, told = logs.LogQuery(tenant="acme", agent=status.agent), []
+        async with asyncio.timeout(10):
+            while len(told) < 2:  # a connection's line is written when it has ended
+                told = [line for line in [line async for line in rig.driver.logs(query)] if "egress CONNECT" in line["message"]]
+                await asyncio.sleep(0.02)
         assert [line["session_id"] for line in told] == ["one", "two"]
         assert all(line["run_id"] for line in told)

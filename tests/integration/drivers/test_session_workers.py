@@ -144,9 +144,10 @@ async def test_exec_runs_inside_the_box(rig: session_rig.SessionRig) -> None:
 
 
 async def test_exec_that_takes_too_long_says_so(rig: session_rig.SessionRig) -> None:
-    lines = [line async for line in rig.sessions.exec(rig.spec.id, "inside", ["sleep", "100"], stdin=None, timeout_s=0.3)]
+    await rig.place("slow")
+    lines = [line async for line in rig.sessions.exec(rig.spec.id, "slow", ["sleep", "100"], stdin=None, timeout_s=0.3)]
     assert lines[-1]["problem"]["code"] == "session.exec_timeout"
-    await rig.order("inside", "kill")
+    await rig.order("slow", "kill")
 
 
 async def test_a_session_is_frozen_and_a_connection_wakes_it(rig: session_rig.SessionRig) -> None:

@@ -215,7 +215,7 @@ def test_room_is_kept_for_a_run_whose_place_is_asked_for(isolated):
     node.settled()
     supervisor.gate = node.stage.run(_event())
     later = [node.later("POST", "/agents/hello/run", {}, headers={"Nexus-Session-Id": name}) for name in ("one", "two")]
-    node.wait_for(lambda: node.door(0, "GET", "/health").json["waiting"] == 1)
+    node.wait_for(lambda: node.door(0, "GET", "/health").json["waiting"] == 1 and supervisor.asked)
     assert len(supervisor.asked) == 1
     node.stage.call(supervisor.gate.set)
     assert {one.result(15).status for one in later} == {200}
