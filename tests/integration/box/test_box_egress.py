@@ -225,13 +225,22 @@ async def test_socks_says_no_in_its_own_words() -> None:
         assert (await rig.status(status.id)).restarts == 0
 
 
+async def connections(rig, agent, count):
+    """The log's lines about so many connections; each is written when its connection has ended."""
+    query, told = logs.LogQuery(tenant="acme", agent=agent), []
+    async with asyncio.timeout(10):
+        while len(told) < count:
+            told = [line for line in [line async for line in rig.driver.logs(query)] if "egress CONNECT" in line["message"]]
+            await asyncio.sleep(0.02)
+    return told
+
+
 async def test_a_connection_is_told_with_its_run_and_counted_for_it() -> None:
     async with a_server() as (port, _), supervisor_rig.started(plain=False, NEXUS_EGRESS_ALLOW="127.0.0.1/32") as rig:
         status = await start(rig, [f"127.0.0.1:{port}"])
         said = "POST / HTTP/1.1\r\ncontent-length: 5000\r\n\r\n" + "x" * 5000
         assert (await rig.run(status.id, ["tunnel", f"127.0.0.1:{port}", said])).endswith("got 5000")
-        query = logs.LogQuery(tenant="acme", agent=status.agent)
-        line = next(line for line in [line async for line in rig.driver.logs(query)] if "egress CONNECT" in line["message"])
+        (line,) = await connections(rig, status.agent, 1)
         assert line["run_id"]
         assert line["session_id"]
         found = json.loads((await probe.get(rig.home.supervisor_socket, f"/instances/{status.id}/network", timeout_s=5))[1])
@@ -261,10 +270,6 @@ async def test_a_sessions_connection_is_told_with_the_session_by_the_kernels_wor
             writer.write(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
             assert "got 3" in (await reader.read()).decode()
             writer.close()
-        query, told = logs.LogQuery(tenant="acme", agent=status.agent), []
-        async with asyncio.timeout(10):
-            while len(told) < 2:  # a connection's line is written when it has ended
-                told = [line for line in [line async for line in rig.driver.logs(query)] if "egress CONNECT" in line["message"]]
-                await asyncio.sleep(0.02)
+        told = await connections(rig, status.agent, 2)
         assert [line["session_id"] for line in told] == ["one", "two"]
         assert all(line["run_id"] for line in told)
