@@ -141,13 +141,14 @@ class AuditTrail:
         verifier = chain.Verifier(sealer, ends)
         fault = verifier.begin()
         if fault is None:
-            fault = await self._follow(verifier, tenant)
+            fault = await self._follow(verifier, tenant, head=ends.head.seq)
         if fault is None:
             anchored = None if anchor is None else await self._store.hash_at(tenant, anchor.seq)
             fault = verifier.finish(anchor, anchored)
         return _verdict(fault, verified=verifier.verified, floor=ends.floor, head=ends.head)
 
-    async def _follow(self, verifier: chain.Verifier, tenant: str) -> chain.Fault | None:
+    async def _follow(self, verifier: chain.Verifier, tenant: str, *, head: int) -> chain.Fault | None:
+        """The records up to `head`. Later ones were added meanwhile, if the chain's end has moved behind them since."""
         async for page in self._read(ports.AuditFilter(tenant=tenant, limit=_PAGE, content="hash")):
             rows = [
                 chain.Row(
@@ -159,8 +160,12 @@ class AuditTrail:
                 )
                 for row in page
             ]
+            if rows and rows[-1].seq > head:
+                now = await self._store.ends(tenant)
+                if now is not None and now.head[0] >= rows[-1].seq:
+                    rows = [row for row in rows if row.seq <= head]
             fault = verifier.feed(rows, (entries.content_hash_of(row.text) for row in page))
-            if fault is not None:
+            if fault is not None or len(rows) < len(page):
                 return fault
         return None
 

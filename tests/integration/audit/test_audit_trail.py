@@ -82,6 +82,22 @@ async def test_reports_that_come_at_once_make_one_chain(rig: Rig) -> None:
     assert (verdict["intact"], verdict["verified"]) == (True, 120)
 
 
+async def test_a_chain_that_grows_while_it_is_followed_is_intact(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.trail.take([report(1), report(2)])
+    store, numbers = rig.trail._store, iter(range(3, 9))
+    ends = store.ends
+
+    async def ends_and_then_more(tenant: str) -> object:
+        found = await ends(tenant)
+        await rig.trail.take([report(next(numbers))])
+        return found
+
+    monkeypatch.setattr(store, "ends", ends_and_then_more)
+    assert {name: value for name, value in (await rig.verdict()).items() if name != "hash"} == {
+        "intact": True, "verified": 2, "first": 1, "last": 2
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("statement", "seq", "what"),
     [
