@@ -27,15 +27,14 @@ def descriptors() -> frozenset[int]:
 
 
 def _threads() -> str | None:
+    if names := [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]:
+        return f"{_many(len(names), 'thread')} started{_named(names)}"
     count = len(os.listdir("/proc/self/task"))
     patience = _LEAVING_LOOKS
-    while count > 1 and threading.active_count() == 1 and patience:  # one that Python has seen off may still be on its way out
+    while count > 1 and patience:  # one that Python has seen off may still be on its way out
         time.sleep(_LEAVING_S)
         count, patience = len(os.listdir("/proc/self/task")), patience - 1
-    if count <= 1:
-        return None
-    names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    return f"{_many(count - 1, 'thread')} started{_named(names)}"
+    return f"{_many(count - 1, 'thread')} started" if count > 1 else None
 
 
 def _children() -> str | None:

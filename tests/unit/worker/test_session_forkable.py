@@ -37,6 +37,7 @@ def test_nothing_speaks_against(code: str) -> None:
             "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True, name='poller').start()",
             "1 thread started (poller)",
         ),
+        (f"{LEAVES}\nthreading.Thread(target=threading.Event().wait, daemon=True, name='poller').start()", "1 thread started (poller)"),
         ("import socket\nkept = socket.socket()", "left open (socket:["),
         ("import asyncio\nkept = asyncio.new_event_loop()", "left open"),
         ("import tempfile\nkept = tempfile.NamedTemporaryFile()", "1 file or socket left open (/"),
