@@ -1,5 +1,6 @@
 """A task that asks a person on a host that is killed meanwhile, its replay on another version, and a webhook as a trigger."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -53,19 +54,17 @@ def received() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def kill_everything(host: Host) -> None:
-    """SIGKILL to every process of the host, the keeper first, so that nobody starts anything again."""
-    pids = [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and _is_of(entry, f"NEXUS_HOME={host.home}".encode())
-    ]
-    for _ in range(2):
-        for pid in pids:
-            try:
+    """SIGKILL to every process of the host until there is none: control that sees its keeper die starts another one meanwhile."""
+    wanted = f"NEXUS_HOME={host.home}".encode()
+
+    def kill() -> bool:
+        found = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_of(entry, wanted)]
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids), what="the end of every process")
+        return not found
+
+    until(kill, what="the end of every process")
 
 
 def _is_of(process: Path, wanted: bytes) -> bool:
