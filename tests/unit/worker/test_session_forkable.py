@@ -22,6 +22,8 @@ libc.pthread_create.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_
 libc.pthread_create(ctypes.byref(thread), None, ctypes.cast(libc.usleep, ctypes.c_void_p), 300_000)
 """  # a thread that Python knows nothing of, and that ends by itself
 
+POLLER = "\nimport threading\nthreading.Thread(target=threading.Event().wait, daemon=True, name='poller').start()"
+
 
 @pytest.mark.parametrize(
     "code", ["", "import json, ssl, decimal", "kept = open('/dev/null')", "kept = open('/etc/passwd')", LEAVES]
@@ -33,11 +35,8 @@ def test_nothing_speaks_against(code: str) -> None:
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        (
-            "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True, name='poller').start()",
-            "1 thread started (poller)",
-        ),
-        (f"{LEAVES}\nthreading.Thread(target=threading.Event().wait, daemon=True, name='poller').start()", "1 thread started (poller)"),
+        (POLLER, "1 thread started (poller)"),
+        (f"{LEAVES}{POLLER}", "1 thread started (poller)"),
         ("import socket\nkept = socket.socket()", "left open (socket:["),
         ("import asyncio\nkept = asyncio.new_event_loop()", "left open"),
         ("import tempfile\nkept = tempfile.NamedTemporaryFile()", "1 file or socket left open (/"),
