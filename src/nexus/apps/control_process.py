@@ -28,7 +28,16 @@ import nexus
 from nexus.api import app as api_app
 from nexus.api import feed as api_feed
 from nexus.api import services as api_services
-from nexus.apps import broker_guard, control_audit, control_models, control_sessions, control_tasks, keeper_guard, settings
+from nexus.apps import (
+    broker_guard,
+    control_audit,
+    control_models,
+    control_sessions,
+    control_tasks,
+    dispatching,
+    keeper_guard,
+    settings,
+)
 from nexus.core import errors
 from nexus.core.deployments import Target
 from nexus.core.principals import Action, Principal
@@ -81,7 +90,7 @@ def main() -> int:
 async def serve(environ: Mapping[str, str]) -> int:
     """Run until SIGTERM or SIGINT; a second one forces."""
     host = settings.read_settings(environ)
-    url = _database_url(host)
+    url = settings.require_database(host, "control")
     os.umask(0o077)
     with _only_one(host.home):
         await engine.wait_until_up(url, timeout_s=DATABASE_WAIT_S)
@@ -111,6 +120,7 @@ async def _build(
         store=access.PostgresIdentityStore(database),
         owner_of_token=store.owner_of_token,
         clock=system,
+        service_token=dispatching.service_token(home) if host.dispatchers else None,
         token_hash_of=lambda instance_id: keys.hash_key(tokens.instance_token(token_key, instance_id)),
     )
     await identity.start(home.admin_key)
@@ -151,7 +161,8 @@ async def _run(
         control_tasks.run_tasks(
             database,
             environment=await _task_environment(environ, host, parts),
-            door_sockets=lambda: [host.home.door_socket(number) for number in range(host.gateways)],
+            door_sockets=dispatching.door_sockets(host.home, host.gateways),
+            dispatches=not host.dispatchers,
             resolve_target=control_tasks.hosting_targets(parts.hosting),
             policy_of=control_tasks.hosting_policies(parts.hosting),
         )
@@ -244,7 +255,7 @@ async def _broker_guard(
 ) -> broker_guard.BrokerGuard:
     made = broker_guard.BrokerGuard(
         store=work.trigger_store,
-        database_url=_database_url(host),
+        database_url=settings.require_database(host, "control"),
         trigger_key=await parts.secrets.platform_key("triggers"),
         egress_allow=environ.get("NEXUS_EGRESS_ALLOW", ""),
         log=host.home.logs / "brokers.log",
@@ -325,7 +336,7 @@ async def _task_environment(
     """What the rooms for tasks and telemetry take from the environment; `Invalid` (`setting.invalid`) names what is wrong."""
     return control_tasks.read_environment(
         environ,
-        database_url=_database_url(host),
+        database_url=settings.require_database(host, "control"),
         service_token=parts.identity.service_token,
         webhook_key=await parts.secrets.platform_key("webhooks"),
         link_key=await parts.secrets.platform_key("answer links"),
@@ -402,17 +413,6 @@ def _settings_entry(environ: Mapping[str, str], default_model: str | None, unkno
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _database_url(host: settings.HostSettings) -> str:
-    if host.database_url is None:
-        raise errors.Invalid(
-            "control needs NEXUS_DATABASE_URL",
-            code="setting.invalid",
-            cause="it does not start a database itself",
-            next_step="start the whole host: nexus up",
-        )
-    return host.database_url
 
 
 def _is_external(host: settings.HostSettings) -> bool:

@@ -3,6 +3,7 @@
 `async with run_tasks(…) as parts` starts their loops; the fields of `parts` are those of `api.services.Services`.
 """
 
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +14,8 @@ from urllib.parse import urlsplit
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from nexus.core import errors, ids, principals
+from nexus.apps import dispatching
+from nexus.core import errors, principals
 from nexus.hosting import service as hosting_service
 from nexus.kit import clock as clocks
 from nexus.kit import egress, guard
@@ -35,7 +37,6 @@ from nexus.tasks import (
     asks,
     checkpoints,
     dispatcher,
-    door,
     recordings,
     replays,
     schedules,
@@ -72,7 +73,6 @@ class TaskParts:
     metrics: metrics.Metrics
     traces: traces.TraceForwarder
     sessions: sessions.SessionStates
-    dispatcher: dispatcher.Dispatcher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,16 +146,23 @@ async def run_tasks(
     door_sockets: Callable[[], Sequence[Path]],
     resolve_target: service.ResolveTarget,
     policy_of: service.PolicyOf | None = None,
+    dispatches: bool = True,
     clock: clocks.Clock | None = None,
 ) -> AsyncIterator[TaskParts]:
-    """`door_sockets` names the gateways' door sockets; `resolve_target` is `hosting_targets(hosting)` or the like."""
+    """`door_sockets` names the gateways' door sockets; `resolve_target` is `hosting_targets(hosting)` or the like. Without
+    `dispatches` tasks are accepted here and run by dispatchers elsewhere, which hear of them by `NOTIFY`."""
     clock = clock or clocks.SystemClock()
     targets = remember_targets(resolve_target)
     policies = service.no_policy if policy_of is None else remember_policies(policy_of)
-    owner = ids.new_id("own")
     store, wakeups = task_store.PostgresTaskStore(engine), tail.Wakeups()
-    gateway = door.GatewayDoor(sockets=door_sockets, token=environment.service_token)
-    runner = dispatcher.Dispatcher(store=store, door=gateway, owner=owner, clock=clock, settings=environment.tasks)
+    runner = (
+        dispatching.build(
+            engine, token=environment.service_token, door_sockets=door_sockets, clock=clock, settings=environment.tasks
+        )
+        if dispatches
+        else None
+    )
+    submitted = _told_by_the_database if runner is None else runner.wake
     steps = task_step_store.PostgresStepStore(engine)
     graphs = checkpoints.Checkpoints(store=checkpoint_store.PostgresCheckpointStore(engine))
     trigger_rows = task_trigger_store.PostgresTriggerStore(engine)
@@ -164,7 +171,7 @@ async def run_tasks(
         key=environment.link_key,
         origin=environment.origin,
         clock=clock,
-        resumed=runner.wake,
+        resumed=submitted,
         poll_s=environment.tasks.poll_s,
     )
     sender = webhooks.WebhookSender(
@@ -181,19 +188,22 @@ async def run_tasks(
         policy_of=policies,
         wakeups=wakeups,
         allowance=environment.egress_allow,
-        submitted=runner.wake,
+        submitted=submitted,
         settings=environment.tasks,
         runner=runner,
     )
     ears = task_listener.Listener(
-        url=environment.database_url, channels=_CHANNELS, receive=_hear(runner, sender, wakeups), owner=owner
+        url=environment.database_url,
+        channels=_CHANNELS if runner is None else (*_CHANNELS, *dispatching.CHANNELS),
+        receive=_hear(runner, sender, wakeups),
+        owner=None if runner is None else runner.owner,
     )
     timed = schedules.Schedules(
         store=task_schedule_store.PostgresScheduleStore(engine),
         resolve_target=targets,
         policy_of=policies,
         allowance=environment.egress_allow,
-        submitted=runner.wake,
+        submitted=submitted,
         settings=environment.tasks,
     )
     history, counted = run_store.PostgresRunStore(engine), metrics.Metrics()
@@ -202,7 +212,7 @@ async def run_tasks(
         pusher = metric_push.MetricPusher(metrics=counted, settings=environment.pushed)
         if pusher.enabled:
             loops.start("metrics", pusher.run)
-        async with sender, runner, timed, questions, graphs:
+        async with sender, runner or contextlib.nullcontext(), timed, questions, graphs:
             yield TaskParts(
                 tasks=rooms,
                 webhooks=sender,
@@ -219,7 +229,7 @@ async def run_tasks(
                     key=environment.trigger_key,
                     origin=environment.origin,
                     clock=clock,
-                    submitted=runner.wake,
+                    submitted=submitted,
                     policy_of=policies,
                     settings=environment.tasks,
                 ),
@@ -228,41 +238,36 @@ async def run_tasks(
                     tasks=store,
                     steps=steps,
                     resolve_target=resolve_target,
-                    submitted=runner.wake,
+                    submitted=submitted,
                 ),
                 telemetry=records.RecordSink(store=history, metrics=counted, traced=forwarder.take_model_calls),
                 runs=records.RunHistory(store=history),
                 metrics=counted,
                 traces=forwarder,
                 sessions=sessions.SessionStates(store=session_store.PostgresSessionStore(engine)),
-                dispatcher=runner,
             )
 
 
-_CHANNELS = (
-    task_listener.CHANNEL_QUEUE,
-    task_listener.CHANNEL_EVENTS,
-    task_listener.CHANNEL_CANCEL,
-    task_listener.CHANNEL_PAUSE,
-    task_listener.CHANNEL_WEBHOOKS,
-)
+_CHANNELS = (task_listener.CHANNEL_EVENTS, task_listener.CHANNEL_WEBHOOKS)
 
 
-def _hear(runner: dispatcher.Dispatcher, sender: webhooks.WebhookSender, wakeups: tail.Wakeups) -> Callable[[str, str], None]:
+def _told_by_the_database() -> None:
+    """Whoever runs tasks in another process hears of them by `NOTIFY`, once they are committed."""
+
+
+def _hear(
+    runner: dispatcher.Dispatcher | None, sender: webhooks.WebhookSender, wakeups: tail.Wakeups
+) -> Callable[[str, str], None]:
     """An empty channel means: (re)connected, anything may have been missed."""
 
     def receive(channel: str, payload: str) -> None:
-        if channel in ("", task_listener.CHANNEL_QUEUE):
-            runner.wake()
+        if runner is not None:
+            dispatching.hear(runner, channel, payload)
         if channel in ("", task_listener.CHANNEL_EVENTS):
             for task_id in payload.split(","):
                 wakeups.wake(task_id)
         if channel in ("", task_listener.CHANNEL_WEBHOOKS):
             sender.wake()
-        if channel == task_listener.CHANNEL_CANCEL:
-            runner.cancel(payload)
-        if channel == task_listener.CHANNEL_PAUSE:
-            runner.pause(payload)
 
     return receive
 

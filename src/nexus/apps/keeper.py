@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from urllib.parse import urlsplit
 
 import nexus
 from nexus.apps import (
@@ -28,6 +27,7 @@ from nexus.apps import (
     keeper_record,
     keeper_roll,
     keeper_sweep,
+    keeper_takeover,
     settings,
 )
 from nexus.core import errors
@@ -40,7 +40,7 @@ _PATIENCE = 4  # exits of one process before the first readiness that end the st
 _TICK_S = 1.0
 _LOOK_S = 0.15
 _BEFORE = "-before"  # a process that another serves in the place of, and that finishes what it has
-_STOPPING = "stopping: gateways, control, supervisor and its agents, database"
+_STOPPING = "stopping: gateways and dispatchers, control, supervisor and its agents, database"
 Plan = Callable[[settings.HostSettings, Mapping[str, str], str], list[keeper_children.Child]]
 
 
@@ -72,6 +72,7 @@ class Keeper:
             host=self._host.host,
             port=self._host.port,
             gateways=self._host.gateways,
+            dispatchers=self._host.dispatchers,
             database="external" if self._host.database_url else "embedded",
             boot=keeper_record.boot_id(),
             version=nexus.__version__,
@@ -109,8 +110,18 @@ class Keeper:
             left = keeper_children.Process(child=child)
             if before is not None and left.adopt(before):
                 self._watch_aside(left)
+        for name in known.keys() - {child.name for child in children}:
+            if name.startswith("dispatcher-"):
+                self._retire(known[name])
         self._write()
         return adopted
+
+    def _retire(self, entry: keeper_record.ProcessRecord) -> None:
+        """End a dispatcher that this host has no longer; what it has in hand goes back to the queue."""
+        process = keeper_children.Process(child=keeper_children.plan_retired(self._host.home, entry.name.removesuffix(_BEFORE)))
+        if process.adopt(entry):
+            self._watch_aside(process)
+            process.send(process.child.stop_signal)
 
     def wait_ready(self) -> None:
         """Return when every process answers. Raises Unavailable (`host.start_failed`) when one keeps dying or stays silent."""
@@ -138,20 +149,23 @@ class Keeper:
         return not self._leaves or self._stops > 0
 
     def renew(self) -> None:
-        """Bring what was adopted to this version and environment: control starts again, then the gateways are replaced.
-        Supervisor, agents and PostgreSQL go on as they are. Raises Unavailable when control does not come back."""
-        control = next(entry for entry in self._processes if entry.child.name == "control")
-        if control.pidfd is not None:
-            self._say("starting control again")
-            before = control.pid
-            control.send(control.child.stop_signal)
-            deadline = time.monotonic() + control.child.grace_s
-            while control.pid == before and not self._stops:
-                if time.monotonic() > deadline:
-                    control.kill()
-                self._step(0.05)
-            self.wait_ready()
+        """Bring what was adopted to this version and environment: control and the dispatchers start again, then the gateways are
+        replaced. Supervisor, agents and PostgreSQL go on as they are. Raises Unavailable when one does not come back."""
+        for process in self._processes:
+            if process.adopted and process.child.name.startswith(("control", "dispatcher-")):
+                self._begin_again(process)
+                self.wait_ready()
         self.roll()
+
+    def _begin_again(self, process: keeper_children.Process) -> None:
+        self._say(f"starting {process.child.name} again")
+        before = process.pid
+        process.send(process.child.stop_signal)
+        deadline = time.monotonic() + process.child.grace_s
+        while process.pid == before and not self._stops:
+            if time.monotonic() > deadline:
+                process.kill()
+            self._step(0.05)
 
     def roll(self) -> None:
         """Replace every gateway, one after another, without failing a request."""
@@ -265,6 +279,8 @@ class Keeper:
         yield "supervisor", home.supervisor_socket
         for number in range(self._host.gateways):
             yield f"gateway-{number}", home.door_socket(number)
+        for number in range(self._host.dispatchers):
+            yield f"dispatcher-{number}", home.dispatcher_socket(number)
         yield "port", (settings.reachable(self._host.host), self._host.port)
 
     def _named(self, door: str) -> keeper_children.Process:
@@ -316,21 +332,18 @@ def run(
     home = host.home
     keeper_ground.make_directories(home)
     if options.replace:
-        ask_to_leave(host)
+        keeper_takeover.ask_to_leave(host)
     with keeper_record.hold_lock(home, patience_s=10.0 if options.replace else 2.0 if options.adopt else 0.0):
         earlier = keeper_record.read(home)
         alive = [entry for entry in earlier.processes if keeper_record.is_alive(entry)] if earlier else []
         if earlier and alive:
-            database_url = host.database_url if earlier.database == "external" else None
-            host = replace(host, host=earlier.host, port=earlier.port, gateways=earlier.gateways, database_url=database_url)
-            if not options.replace:
-                certificate, name = keeper_record.certificate_of(earlier), urlsplit(earlier.origin).hostname or ""
-                host = replace(host, tls_certificate=certificate, tls_name=name)
+            host = keeper_takeover.plan_host(host, earlier, environ, replaces=options.replace)
         elif options.stop_only or options.adopt:
             keeper_record.remove(home)
             return
         else:
             earlier = None
+            home.service_token.unlink(missing_ok=True)
         if not any(entry.name.startswith("gateway") for entry in alive):
             host = replace(host, port=keeper_ground.check_port(host.host, host.port))
         keeper = Keeper(host, say=say, follow=not options.detached and not options.stop_only)
@@ -362,25 +375,6 @@ def renew(keeper: Keeper, say: Callable[[str], None]) -> None:
     except errors.NexusError as error:
         for line in settings.explain(error):
             say(line)
-
-
-def ask_to_leave(host: settings.HostSettings) -> None:
-    """Tell the running keeper, if any, that this one takes over. Raises Invalid (`setting.invalid`) when this environment
-    could not keep that host."""
-    running = keeper_record.read(host.home)
-    if running is None or not keeper_record.is_alive(running):
-        return
-    if running.database == "external" and host.database_url is None:
-        raise errors.Invalid(
-            "the running host keeps its state in a database that this environment does not name",
-            code="setting.invalid",
-            next_step="set NEXUS_DATABASE_URL as it was when the host was started",
-        )
-    handle = keeper_record.open_process(running.pid, running.ticks)
-    if handle is not None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(handle, signal.SIGUSR1)
-        os.close(handle)
 
 
 def render_banner(record: keeper_record.HostRecord, home: Home, capabilities: object, adopted: int) -> list[str]:

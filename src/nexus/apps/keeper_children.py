@@ -19,7 +19,7 @@ _PASSED_ON = frozenset({
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
 })  # fmt: skip
 _PASSED_PREFIXES = ("NEXUS_", "UV_", "PIP_", "LC_", "XDG_")
-_ONLY_CONTROL = ("NEXUS_DATABASE_URL", "NEXUS_MASTER_KEY", "NEXUS_MASTER_KEY_FILE", "NEXUS_API_KEY")
+_WITHHELD = ("NEXUS_DATABASE_URL", "NEXUS_MASTER_KEY", "NEXUS_MASTER_KEY_FILE", "NEXUS_API_KEY")
 _QUIET_LIFE_S = 30.0
 
 
@@ -50,6 +50,7 @@ class Process:
     failures: int = 0
     due: float = 0.0
     last_exit: str = ""
+    adopted: bool = False
     _own: "subprocess.Popen[bytes] | None" = None
     _born: float = 0.0
 
@@ -69,7 +70,7 @@ class Process:
             )
         finally:
             os.close(output)
-        self.pid = self._own.pid
+        self.pid, self.adopted = self._own.pid, False
         self.ticks = keeper_record.ticks_of(self.pid) or 0
         self.pidfd = os.pidfd_open(self.pid)
         self.started_at, self._born = time.time(), time.monotonic()
@@ -79,7 +80,7 @@ class Process:
         handle = keeper_record.open_process(record.pid, record.ticks)
         if handle is None:
             return False
-        self.pid, self.ticks, self.pidfd = record.pid, record.ticks, handle
+        self.pid, self.ticks, self.pidfd, self.adopted = record.pid, record.ticks, handle, True
         self.started_at, self.restarts, self._born = record.started_at, record.restarts, time.monotonic()
         return True
 
@@ -121,6 +122,7 @@ def plan_children(host: settings.HostSettings, environ: Mapping[str, str], datab
         "NEXUS_HOST": host.host,
         "NEXUS_PORT": str(host.port),
         "NEXUS_GATEWAYS": str(host.gateways),
+        "NEXUS_DISPATCHERS": str(host.dispatchers),
     }
     full = {**environ, **shared, "NEXUS_DATABASE_URL": database_url}
     children = [] if host.database_url else [
@@ -128,18 +130,26 @@ def plan_children(host: settings.HostSettings, environ: Mapping[str, str], datab
     ]  # fmt: skip
     children.append(_child(host.home, "control", "control", full, rank=1))
     children.append(_child(host.home, "supervisor", "supervisor", shared, rank=2, grace_s=25.0))
+    for number in range(host.dispatchers):
+        environment = {**shared, "NEXUS_DISPATCHER": str(number), "NEXUS_DATABASE_URL": database_url}
+        children.append(_child(host.home, f"dispatcher-{number}", "dispatcher", environment, rank=0))
     for number in range(host.gateways):
         environment = {**shared, "NEXUS_GATEWAY": str(number)}
         children.append(_child(host.home, f"gateway-{number}", "gateway", environment, rank=0, grace_s=15.0))
     return children
 
 
+def plan_retired(home: Home, name: str) -> Child:
+    """The row of a process that still runs and has no place in the host any more."""
+    return _child(home, name, "", {}, rank=0)
+
+
 def plan_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What every process may see: no provider's key and no password; those go to control alone."""
+    """What every process may see: no provider's key and no password; control has those, and dispatchers the database's."""
     passed = {
         name: value
         for name, value in environ.items()
-        if (name in _PASSED_ON or name.startswith(_PASSED_PREFIXES)) and name not in _ONLY_CONTROL
+        if (name in _PASSED_ON or name.startswith(_PASSED_PREFIXES)) and name not in _WITHHELD
     }
     return {"MALLOC_ARENA_MAX": "2", "PYTHONUNBUFFERED": "1", **passed}
 

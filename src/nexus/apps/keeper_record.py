@@ -46,6 +46,7 @@ class HostRecord:
     ready: bool = False
     stopping: bool = False
     tls_certificate: str | None = None
+    dispatchers: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
 
 

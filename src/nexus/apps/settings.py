@@ -12,6 +12,7 @@ from nexus.kit.home import Home, find_home
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8700
 MOST_GATEWAYS = 16
+MOST_DISPATCHERS = 8
 EXIT_CODES: Mapping[str, int] = {
     "internal": 1,
     "invalid": 2,
@@ -29,13 +30,15 @@ EXIT_CODES: Mapping[str, int] = {
 class HostSettings:
     """What `nexus up` needs. `database_url` None: PostgreSQL is brought up from the wheel. Port 0: a free one is picked.
 
-    With `tls_certificate` the port speaks TLS; `tls_name` is then what the host is called by.
+    Without `dispatchers` control runs the tasks itself. With `tls_certificate` the port speaks TLS; `tls_name` is then what the
+    host is called by.
     """
 
     home: Home
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
     gateways: int = 1
+    dispatchers: int = 0
     database_url: str | None = None
     tls_certificate: Path | None = None
     tls_name: str = ""
@@ -53,10 +56,28 @@ def read_settings(environ: Mapping[str, str]) -> HostSettings:
         host=host,
         port=_number(environ, "NEXUS_PORT", DEFAULT_PORT, 0, 65535),
         gateways=_number(environ, "NEXUS_GATEWAYS", count_cores(), 1, MOST_GATEWAYS),
+        dispatchers=_number(environ, "NEXUS_DISPATCHERS", 0, 0, MOST_DISPATCHERS),
         database_url=_database(environ.get("NEXUS_DATABASE_URL")),
         tls_certificate=certificate,
         tls_name="" if certificate is None else host_tls.choose_name(certificate, reachable(host)),
     )
+
+
+def read_dispatcher(environ: Mapping[str, str]) -> int:
+    """Which of the host's dispatchers a process is, from 0."""
+    return _number(environ, "NEXUS_DISPATCHER", 0, 0, MOST_DISPATCHERS - 1)
+
+
+def require_database(host: HostSettings, who: str) -> str:
+    """The database's URL. Raises Invalid (`setting.invalid`) when there is none."""
+    if host.database_url is None:
+        raise errors.Invalid(
+            f"{who} needs NEXUS_DATABASE_URL",
+            code="setting.invalid",
+            cause="it does not start a database itself",
+            next_step="start the whole host: nexus up",
+        )
+    return host.database_url
 
 
 def count_cores() -> int:

@@ -24,6 +24,9 @@ def up(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one (NEXUS_PORT, default 8700).")] = None,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Run in the background; returns when it answers.")] = False,
     gateways: Annotated[int | None, typer.Option(help="Gateway processes (NEXUS_GATEWAYS, default one per core).")] = None,
+    dispatchers: Annotated[
+        int | None, typer.Option(help="Processes that run tasks (NEXUS_DISPATCHERS, default 0: control does it).")
+    ] = None,
     home: HomeOption = None,
     reload: Annotated[
         bool, typer.Option("--reload", help="Bring a running host to this environment without failing a request.")
@@ -41,7 +44,8 @@ def up(
 
     if as_json and not detach:
         raise errors.Invalid("--json needs --detach", cause="in the foreground the host shows its logs until it is stopped")
-    chosen = {"NEXUS_HOST": host, "NEXUS_PORT": port, "NEXUS_GATEWAYS": gateways, "NEXUS_HOME": home}
+    chosen = {"NEXUS_HOST": host, "NEXUS_PORT": port, "NEXUS_GATEWAYS": gateways}
+    chosen |= {"NEXUS_DISPATCHERS": dispatchers, "NEXUS_HOME": home}
     environ = dict(os.environ) | {name: str(value) for name, value in chosen.items() if value is not None}
     wanted = settings.read_settings(environ)
     environ["NEXUS_HOME"] = str(wanted.home.root)

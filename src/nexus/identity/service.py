@@ -27,13 +27,15 @@ class IdentityService:
         owner_of_token: OwnerOfToken,
         clock: clock.Clock,
         token_hash_of: Callable[[str], str] | None = None,
+        service_token: str | None = None,
     ) -> None:
-        """`token_hash_of` tells the stored form of an instance's token; without it no session's token is believed."""
+        """`token_hash_of` tells the stored form of an instance's token; without it no session's token is believed.
+        `service_token` is the one that dispatchers in other processes have; without it a new one is made."""
         self._store = store
         self._owner_of_token = owner_of_token
         self._token_hash_of = token_hash_of
         self._clock = clock
-        self.service_token = keys.new_key(keys.SERVICE_TOKEN)
+        self.service_token = service_token or keys.new_key(keys.SERVICE_TOKEN)
         self.changed: Callable[[], None] = lambda: None
 
     async def start(self, admin_key: Path) -> None:

@@ -51,6 +51,10 @@ class Home:
         """Where gateway process number `gateway` takes requests from the other gateways."""
         return self.run / f"sibling-{gateway}.sock"
 
+    def dispatcher_socket(self, dispatcher: int) -> Path:
+        """Where dispatcher process number `dispatcher` tells how it is."""
+        return self.run / f"dispatcher-{dispatcher}.sock"
+
     def model_socket(self, model: str) -> Path:
         """Where a local model answers; listening there starts it on first use."""
         return self.run / f"model-{model}.sock"
@@ -89,6 +93,11 @@ class Home:
     @property
     def admin_key(self) -> Path:
         return self.root / "admin.key"
+
+    @property
+    def service_token(self) -> Path:
+        """What this host's dispatcher processes show to its gateways (0600); another one at every start of the host."""
+        return self.root / "service.token"
 
     @property
     def master_key(self) -> Path:

@@ -52,6 +52,7 @@ class Dispatcher:
         self._wakes = 0
         self._caught_up = False  # the last claim took all that may run
         self._backlog = True  # tasks wait that no claim may take yet
+        self.claimed = 0
         self._in_doubt = False  # a claim failed and may have been committed all the same
         self._life = AsyncExitStack()
 
@@ -77,6 +78,7 @@ class Dispatcher:
 
     @property
     def running(self) -> int:
+        """Tasks in hand now; `claimed` counts all there were."""
         return len(self._hands)
 
     def reserve(self, wanted: Sequence[task_store.Submission]) -> set[str]:
@@ -169,6 +171,7 @@ class Dispatcher:
     def _take(self, claim: task_store.Claim) -> None:
         hand = attempt.Hand(claim=claim, seq=claim.last_seq, stored=claim.last_seq)
         self._hands[claim.id] = hand
+        self.claimed += 1
         self._slots.take(claim.lane)
         hand.task = guard.spawn(self._run(hand), name=f"task {claim.id}", owner=self._tasks)
 

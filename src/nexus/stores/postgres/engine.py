@@ -75,9 +75,9 @@ def _translate(context: sa.engine.ExceptionContext) -> Exception | None:
 
 
 @asynccontextmanager
-async def open_engine(url: str, *, pool_size: int = 10) -> AsyncIterator[AsyncEngine]:
+async def open_engine(url: str, *, pool_size: int = 10, max_overflow: int = 10) -> AsyncIterator[AsyncEngine]:
     """The engine, disposed of at the end."""
-    engine = create_engine(url, pool_size=pool_size)
+    engine = create_engine(url, pool_size=pool_size, max_overflow=max_overflow)
     try:
         yield engine
     finally:

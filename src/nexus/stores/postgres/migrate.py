@@ -16,6 +16,7 @@ from nexus.core import errors
 _SCRIPTS = Path(__file__).parent / "migrations"
 _REVISION = re.compile(r'^revision(?:: str)? = "([^"]+)"', re.MULTILINE)
 _DOWN = re.compile(r'^down_revision(?:: [^=]+)? = "([^"]+)"', re.MULTILINE)
+_LOOK_S = 0.05
 _LOCK = 0x6E65787573  # "nexus"
 _RAN, _WAS_CURRENT = 0, 3
 
@@ -46,12 +47,7 @@ async def upgrade(url: str) -> bool:
     if current == known[-1]:
         return False
     if current is not None and current not in known:
-        raise errors.Conflict(
-            f"the database is at schema {current!r}, which this version does not know",
-            code="database.newer",
-            cause=f"the newest schema known here is {known[-1]!r}",
-            next_step="start the version of nexus-agent-hosting that wrote it, or a newer one",
-        )
+        raise _newer(current, known)
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", __name__,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
@@ -69,6 +65,34 @@ async def upgrade(url: str) -> bool:
             next_step="see the log of control; nothing was changed, as all scripts are one transaction",
         )
     return child.returncode == _RAN
+
+
+async def wait_until_current(url: str, *, timeout_s: float) -> None:
+    """Return once somebody else has brought the database to this code's schema. Raises as `upgrade` does, and `Unavailable`
+    (`database.not_migrated`) when nobody has in time."""
+    known = known_revisions()
+    try:
+        async with asyncio.timeout(timeout_s):
+            while (current := await _current(url)) != known[-1]:
+                if current is not None and current not in known:
+                    raise _newer(current, known)
+                await asyncio.sleep(_LOOK_S)
+    except TimeoutError:
+        raise errors.Unavailable(
+            "nobody has brought the database to the schema of this version",
+            code="database.not_migrated",
+            cause=f"control does that at its start; the schema wanted is {known[-1]!r}",
+            next_step="see why control does not start: nexus status, and its log",
+        ) from None
+
+
+def _newer(current: str, known: tuple[str, ...]) -> errors.Conflict:
+    return errors.Conflict(
+        f"the database is at schema {current!r}, which this version does not know",
+        code="database.newer",
+        cause=f"the newest schema known here is {known[-1]!r}",
+        next_step="start the version of nexus-agent-hosting that wrote it, or a newer one",
+    )
 
 
 async def _current(url: str) -> str | None:

@@ -29,6 +29,15 @@ def lock_key(owner: str) -> int:
     return zlib.crc32(owner.encode()) - (1 << 31)
 
 
+def read_delay(payload: str) -> float:
+    """Seconds until a task is to begin, as `CHANNEL_QUEUE` tells of one that was put off; 0 for what is no such number."""
+    try:
+        seconds = float(payload)
+    except ValueError:
+        return 0.0
+    return seconds if 0 < seconds < float("inf") else 0.0
+
+
 class Listener:
     """Run `run()` in a guarded loop. It connects again whenever the connection is lost."""
 

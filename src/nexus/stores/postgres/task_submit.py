@@ -1,4 +1,7 @@
-"""How submissions become rows, in one statement: stored, started at once where the caller has room, others told of the rest."""
+"""How submissions become rows, in one statement: stored, started at once where the caller has room, others told of the rest.
+
+`CHANNEL_QUEUE` says nothing of what may begin now, and of what was put off in how many seconds the first one is due.
+"""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -51,12 +54,14 @@ _INSERT = """
       FROM entries WHERE share <> '' ORDER BY tenant, agent, environment, share
       ON CONFLICT (tenant, agent, environment, share) DO UPDATE SET concurrency = excluded.concurrency
       WHERE task_lanes.concurrency <> excluded.concurrency RETURNING 1
-    ), waiting AS (SELECT 1 FROM made WHERE phase = 'pending'), told AS ({told})
+    ), waiting AS (SELECT 1 FROM made WHERE phase = 'pending' AND available_at IS NULL), told AS ({told} UNION ALL
+      SELECT pg_notify('{queue}', min(available_at - created_at)::text) FROM made WHERE available_at IS NOT NULL
+      HAVING count(*) > 0)
     SELECT made.*, (SELECT count(*) FROM told) AS told FROM made
 """
 _TOLD = task_link.notify_of(task_listener.CHANNEL_QUEUE, "waiting")
-_INSERT_ONE = _INSERT.format(source=_ONE, columns="", told=_TOLD)
-_INSERT_MANY = _INSERT.format(source=_MANY, columns=f"({_NAMES}, place)", told=_TOLD)
+_INSERT_ONE = _INSERT.format(source=_ONE, columns="", told=_TOLD, queue=task_listener.CHANNEL_QUEUE)
+_INSERT_MANY = _INSERT.format(source=_MANY, columns=f"({_NAMES}, place)", told=_TOLD, queue=task_listener.CHANNEL_QUEUE)
 _BY_KEY = (
     f"{task_rows.SELECT} JOIN unnest(%(tenants)s::text[], %(keys)s::text[]) AS v(tenant, key)"
     " ON t.tenant = v.tenant AND t.idempotency_key = v.key"
