@@ -6,7 +6,21 @@ import importlib.util
 from fastapi import APIRouter, FastAPI
 
 import nexus
-from nexus.api import agents, bounds, deployments, errors, host, keys, logs, reference, rollouts, secrets
+from nexus.api import (
+    agents,
+    bounds,
+    checkpoints,
+    deployments,
+    door,
+    door_fast,
+    errors,
+    host,
+    keys,
+    logs,
+    reference,
+    rollouts,
+    secrets,
+)
 from nexus.api.services import Services
 from nexus.core import errors as core_errors
 
@@ -18,7 +32,6 @@ _FURTHER = (
     "nexus.api.asks",
     "nexus.api.replays",
     "nexus.api.triggers",
-    "nexus.api.checkpoints",
     "nexus.api.runs",
     "nexus.api.sessions",
     "nexus.api.audit",
@@ -68,5 +81,6 @@ def create_app(services: Services | None) -> FastAPI:
     for name in _FURTHER:
         if importlib.util.find_spec(name) is not None:
             app.include_router(importlib.import_module(name).router)
+    app.add_middleware(door_fast.Door, routes=[*checkpoints.ROUTES, *door.ROUTES])
     app.add_middleware(bounds.Bounds)
     return app

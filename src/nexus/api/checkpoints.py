@@ -1,54 +1,67 @@
-"""`/door/threads`: LangGraph's checkpoints. Instances only."""
+"""`/door/threads`: LangGraph's checkpoints. Instances only; answered on the short way (`door_fast`), as runs wait for them."""
 
-from typing import Annotated, Any
+import json
+import re
+from collections.abc import Mapping
 
-from fastapi import APIRouter, Query, Request, Response
-
-from nexus.api.access import DoorCaller, Rooms
+from nexus.api import door_fast
 from nexus.core import errors
 from nexus.tasks import checkpoints
 
-router = APIRouter(prefix="/door", include_in_schema=False)
-Name = Annotated[str | None, Query(max_length=1000)]
+_LONGEST = 1000
 
 
-@router.put("/threads/{thread}/checkpoints")
-async def put(thread: str, request: Request, owner: DoorCaller, rooms: Rooms) -> Response:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > checkpoints.MAX_BODY_BYTES:
-            raise checkpoints.too_large()
-    await rooms.checkpoints.put(owner, thread, bytes(body))
-    return Response(status_code=204)
+async def put(knock: door_fast.Knock) -> door_fast.Answer:
+    body = await knock.body(checkpoints.MAX_BODY_BYTES, checkpoints.too_large())
+    await knock.services.checkpoints.put(knock.owner, knock.parts[0], body)
+    return door_fast.Answer()
 
 
-@router.get("/threads/{thread}/checkpoints")
-async def page(
-    thread: str,
-    owner: DoorCaller,
-    rooms: Rooms,
-    ns: Name = None,
-    id: Name = None,
-    before: Name = None,
-    limit: Annotated[int, Query(ge=1, le=checkpoints.MOST_ASKED)] = 1,
-) -> dict[str, Any]:
-    found: dict[str, Any] = await rooms.checkpoints.page(owner, thread, ns=ns, checkpoint_id=id, before=before, limit=limit)
+async def page(knock: door_fast.Knock) -> door_fast.Answer:
+    """Of the query `ns`, `id`, `before` and `limit` (1 to 100; 1)."""
+    asked = {name: _name(knock.query, name) for name in ("ns", "id", "before")}
+    limit = knock.query.get("limit", "1")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= checkpoints.MOST_ASKED):
+        raise errors.Invalid(
+            "limit is not a number that can be asked for",
+            code="request.invalid",
+            next_step=f"ask for 1 to {checkpoints.MOST_ASKED}",
+        )
+    found = await knock.services.checkpoints.page(
+        knock.owner, knock.parts[0], ns=asked["ns"], checkpoint_id=asked["id"], before=asked["before"], limit=int(limit)
+    )
+    return door_fast.json_answer(json.dumps(found).encode())
+
+
+async def delete(knock: door_fast.Knock) -> door_fast.Answer:
+    await knock.services.checkpoints.delete(knock.owner, knock.parts[0])
+    return door_fast.Answer()
+
+
+async def forget(knock: door_fast.Knock) -> door_fast.Answer:
+    """`{"run_ids": […]}`: what these runs left is deleted."""
+    try:
+        value = json.loads(await knock.body(checkpoints.MAX_BODY_BYTES, checkpoints.too_large()))
+    except (ValueError, RecursionError):
+        value = None
+    run_ids = value.get("run_ids") if isinstance(value, dict) else None
+    if not isinstance(run_ids, list) or not all(isinstance(entry, str) for entry in run_ids):
+        raise errors.Invalid("name the runs", code="checkpoint.invalid", next_step='send {"run_ids": ["…"]}')
+    await knock.services.checkpoints.delete_runs(knock.owner, run_ids)
+    return door_fast.Answer()
+
+
+def _name(query: Mapping[str, str], name: str) -> str | None:
+    found = query.get(name)
+    if found is not None and (len(found) > _LONGEST or "\0" in found):
+        raise errors.Invalid(f"{name} is text of at most {_LONGEST} characters without NUL", code="request.invalid")
     return found
 
 
-@router.delete("/threads/{thread}")
-async def delete(thread: str, owner: DoorCaller, rooms: Rooms) -> Response:
-    await rooms.checkpoints.delete(owner, thread)
-    return Response(status_code=204)
-
-
-@router.post("/threads:forget")
-async def forget(request: Request, owner: DoorCaller, rooms: Rooms) -> Response:
-    """`{"run_ids": […]}`: what these runs left is deleted."""
-    value = await request.json()
-    run_ids = value.get("run_ids") if isinstance(value, dict) else None
-    if not isinstance(run_ids, list) or not all(isinstance(entry, str) for entry in run_ids):
-        raise errors.Invalid("name the runs", code="checkpoint.invalid")
-    await rooms.checkpoints.delete_runs(owner, run_ids)
-    return Response(status_code=204)
+_CHECKPOINTS = re.compile(r"/door/threads/([^/]+)/checkpoints")
+ROUTES: tuple[door_fast.Route, ...] = (
+    ("PUT", _CHECKPOINTS, put),
+    ("GET", _CHECKPOINTS, page),
+    ("DELETE", re.compile(r"/door/threads/([^/]+)"), delete),
+    ("POST", re.compile(r"/door/threads:forget"), forget),
+)

@@ -1,27 +1,33 @@
-"""`/door`: what instances ask of control through their gateway, known by their token. Session state and traces."""
+"""`/door`: what instances ask of control through their gateway, known by their token. Session state (on the short way, see
+`door_fast`) and traces."""
+
+import re
 
 from fastapi import APIRouter, Request, Response
 
+from nexus.api import door_fast
 from nexus.api.access import DoorCaller, Rooms
 from nexus.core import errors
 from nexus.tasks import sessions
 from nexus.telemetry import otlp
 
 router = APIRouter(prefix="/door", include_in_schema=False)
-_VERSION = "Nexus-State-Version"
+_VERSION = b"nexus-state-version"
 
 
-@router.get("/sessions/{session_id}/state")
-async def read_state(session_id: str, owner: DoorCaller, rooms: Rooms) -> Response:
-    found = await rooms.sessions.fetch(owner, session_id)
-    return Response(found.state, media_type="application/json", headers={_VERSION: str(found.version)})
+async def read_state(knock: door_fast.Knock) -> door_fast.Answer:
+    found = await knock.services.sessions.fetch(knock.owner, knock.parts[0])
+    return door_fast.json_answer(found.state.encode(), (_VERSION, b"%d" % found.version))
 
 
-@router.put("/sessions/{session_id}/state")
-async def write_state(session_id: str, request: Request, owner: DoorCaller, rooms: Rooms) -> Response:
-    body = await _body(request, sessions.MAX_STATE_BYTES, sessions.too_large())
-    version = await rooms.sessions.put(owner, session_id, body)
-    return Response(status_code=204, headers={_VERSION: str(version)})
+async def write_state(knock: door_fast.Knock) -> door_fast.Answer:
+    body = await knock.body(sessions.MAX_STATE_BYTES, sessions.too_large())
+    version = await knock.services.sessions.put(knock.owner, knock.parts[0], body)
+    return door_fast.Answer(headers=((_VERSION, b"%d" % version),))
+
+
+_STATE = re.compile(r"/door/sessions/([^/]+)/state")
+ROUTES: tuple[door_fast.Route, ...] = (("GET", _STATE, read_state), ("PUT", _STATE, write_state))
 
 
 @router.post("/traces")

@@ -33,12 +33,19 @@ def answer(error: errors.NexusError) -> Response:
     return Response(problem.encode(error), status_code=status, media_type=problem.CONTENT_TYPE, headers=headers)
 
 
+def answer_any(error: errors.NexusError | UnicodeEncodeError, where: str) -> Response:
+    """The same for what a room raises; a defect of ours is logged. `where`: method and path."""
+    if isinstance(error, UnicodeEncodeError):
+        return answer(_not_unicode())
+    if isinstance(error, errors.Internal):
+        _LOG.error("%s: %s", where, error.message, exc_info=error)
+    return answer(error)
+
+
 async def _ours(request: Request, error: Exception) -> Response:
     if not isinstance(error, errors.NexusError):
         return await _defect(request, error)
-    if isinstance(error, errors.Internal):
-        _LOG.error("%s %s: %s", request.method, request.url.path, error.message, exc_info=error)
-    return answer(error)
+    return answer_any(error, f"{request.method} {request.url.path}")
 
 
 async def _validation(_: Request, error: Exception) -> Response:
@@ -81,13 +88,15 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _surrogate(_: Request, __: Exception) -> Response:
-    return answer(
-        errors.Invalid(
-            "the request holds text that is not Unicode",
-            code="request.invalid",
-            cause="a lone surrogate (\\ud800 to \\udfff) stands in a string",
-            next_step="escape characters beyond U+FFFF as pairs",
-        )
+    return answer(_not_unicode())
+
+
+def _not_unicode() -> errors.Invalid:
+    return errors.Invalid(
+        "the request holds text that is not Unicode",
+        code="request.invalid",
+        cause="a lone surrogate (\\ud800 to \\udfff) stands in a string",
+        next_step="escape characters beyond U+FFFF as pairs",
     )
 
 

@@ -32,6 +32,7 @@ from nexus.apps import (
     broker_guard,
     control_audit,
     control_models,
+    control_owners,
     control_sessions,
     control_tasks,
     dispatching,
@@ -116,9 +117,10 @@ async def _build(
     secrets = secret_service.SecretService(store=access.PostgresSecretStore(database), ring=ring, clock=system)
     await secrets.start()
     token_key = await secrets.platform_key("instance tokens")
+    owners = control_owners.Owners(store.owner_of_token)
     identity = identity_service.IdentityService(
         store=access.PostgresIdentityStore(database),
-        owner_of_token=store.owner_of_token,
+        owner_of_token=owners.find,
         clock=system,
         service_token=dispatching.service_token(home) if host.dispatchers else None,
         token_hash_of=lambda instance_id: keys.hash_key(tokens.instance_token(token_key, instance_id)),
@@ -141,6 +143,7 @@ async def _build(
     )
     reconciler = loop.Reconciler(store=store, driver=driver, executor=doing, clock=system)
     rooms.wake, rooms.statuses = reconciler.wake, lambda: reconciler.picture.statuses
+    owners.picture = lambda: reconciler.picture
     rooms.samples = reconciler.looks.samples = hosting_runs.PostgresRunSamples(database)
 
     async def restart(tenant: str, agent: str) -> None:

@@ -52,8 +52,12 @@ class Checkpoint:
 class CheckpointStore(Protocol):
     """Raises `Unavailable` (`database.unavailable`) when the store cannot be asked."""
 
-    async def put(self, thread: Thread, checkpoint: Checkpoint, *, keep: int) -> None:
-        """Store it (again is harmless), and forget the oldest of its namespace beyond `keep`."""
+    async def put(self, thread: Thread, checkpoint: Checkpoint, *, keep: int, after: str | None = None) -> None:
+        """Store it (again is harmless), and forget the oldest of its namespace beyond `keep`, if not at once.
+
+        `after`: the newest checkpoint of the namespace must be this one ("": there must be none), or nothing is stored and
+        `Conflict` (`checkpoint.moved`) raised.
+        """
         ...
 
     async def put_writes(self, thread: Thread, ns: str, checkpoint_id: str, writes: Sequence[Write]) -> None: ...
@@ -65,6 +69,10 @@ class CheckpointStore(Protocol):
         ...
 
     async def delete(self, thread: Thread) -> None: ...
+
+    async def delete_agent(self, tenant: str, agent: str, *, environment: str | None) -> None:
+        """All threads of an agent, in one environment or in all."""
+        ...
 
     async def delete_runs(self, lane: task_store.Lane, run_ids: Sequence[str], *, thread: str | None) -> None:
         """The checkpoints that these runs made, in one thread or in all."""

@@ -43,7 +43,8 @@ class Checkpoints:
         """`{"checkpoint": {…}}` or `{"writes": {…}}`, or both; see `parse_checkpoint`."""
         where, given = _thread(owner, thread), _object(body)
         if (told := given.get("checkpoint")) is not None:
-            await self._store.put(where, parse_checkpoint(told), keep=MOST_KEPT)
+            checkpoint, after = parse_checkpoint(told)
+            await self._store.put(where, checkpoint, keep=MOST_KEPT, after=after)
         if (told := given.get("writes")) is not None:
             ns, checkpoint_id, writes = parse_writes(told)
             await self._store.put_writes(where, ns, checkpoint_id, writes)
@@ -81,12 +82,13 @@ class Checkpoints:
                 _LOG.warning("old checkpoints cannot be deleted: %s", error.cause or error)
 
 
-def parse_checkpoint(value: Any) -> checkpoint_store.Checkpoint:
-    """`{"ns", "id", "parent", "run_id", "versions": {channel: version}, "state", "meta", "values": {channel: …}}`; the last three
-    are `[kind, base64]`."""
+def parse_checkpoint(value: Any) -> tuple[checkpoint_store.Checkpoint, str | None]:
+    """`{"ns", "id", "parent", "run_id", "versions": {channel: version}, "state", "meta", "values": {channel: …}, "after"?}`; the
+    three before the last are `[kind, base64]`. `after` comes second: see `CheckpointStore.put`."""
     try:
         versions = {str(name): str(version) for name, version in value["versions"].items()}
-        return checkpoint_store.Checkpoint(
+        after = None if value.get("after") is None else _name(value["after"])
+        checkpoint = checkpoint_store.Checkpoint(
             ns=_name(value["ns"]),
             id=_name(value["id"]),
             parent=None if value.get("parent") is None else _name(value["parent"]),
@@ -96,6 +98,7 @@ def parse_checkpoint(value: Any) -> checkpoint_store.Checkpoint:
             meta=_blob(value["meta"]),
             values={str(name): _blob(blob) for name, blob in value["values"].items() if str(name) in versions},
         )
+        return checkpoint, after
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
         raise _invalid(error) from None
 

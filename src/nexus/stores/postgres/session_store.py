@@ -2,43 +2,38 @@
 
 from collections.abc import Mapping
 
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from nexus.ports import session_store
-from nexus.stores.postgres import task_session
+from nexus.stores.postgres import task_link
 
-_WHERE = "tenant = :tenant AND agent = :agent AND environment = :environment AND session_id = :session_id"
-_FETCH = sa.text(f"SELECT state, version, updated_at FROM session_states WHERE {_WHERE}")  # noqa: S608 - a constant
-_DELETE = sa.text(f"DELETE FROM session_states WHERE {_WHERE}")  # noqa: S608 - a constant
-_PUT = sa.text(
-    """
+_WHERE = "tenant = %(tenant)s AND agent = %(agent)s AND environment = %(environment)s AND session_id = %(session_id)s"
+_FETCH = f"SELECT state, version, updated_at FROM session_states WHERE {_WHERE}"  # noqa: S608 - a constant
+_DELETE = f"DELETE FROM session_states WHERE {_WHERE} RETURNING 1"  # noqa: S608 - a constant
+_PUT = """
     INSERT INTO session_states AS s (tenant, agent, environment, session_id, state, version, updated_at)
-    VALUES (:tenant, :agent, :environment, :session_id, :state, 1, nexus_now())
+    VALUES (%(tenant)s, %(agent)s, %(environment)s, %(session_id)s, %(state)s, 1, nexus_now())
     ON CONFLICT (tenant, agent, environment, session_id)
     DO UPDATE SET state = EXCLUDED.state, version = s.version + 1, updated_at = EXCLUDED.updated_at RETURNING version
     """
-)
 
 
 class PostgresSessionStore:
+    """Runs wait for it: each verb is one prepared statement."""
+
     def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+        self._link = task_link.of(engine)
 
     async def fetch(self, key: session_store.SessionKey) -> session_store.SessionState | None:
-        async with task_session.begin(self._engine, "reading a session's state") as connection:
-            row = (await connection.execute(_FETCH, _values(key))).first()
-        return (
-            None if row is None else session_store.SessionState(state=row.state, version=row.version, updated_at=row.updated_at)
-        )
+        rows = await self._link.look("reading a session's state", _FETCH, _values(key))
+        return session_store.SessionState(**rows[0]) if rows else None
 
     async def put(self, key: session_store.SessionKey, state: str) -> int:
-        async with task_session.begin(self._engine, "writing a session's state") as connection:
-            return int((await connection.execute(_PUT, {**_values(key), "state": state})).scalar_one())
+        rows = await self._link.rows("writing a session's state", _PUT, {**_values(key), "state": state})
+        return int(rows[0]["version"])
 
     async def delete(self, key: session_store.SessionKey) -> bool:
-        async with task_session.begin(self._engine, "deleting a session's state") as connection:
-            return bool((await connection.execute(_DELETE, _values(key))).rowcount)
+        return bool(await self._link.rows("deleting a session's state", _DELETE, _values(key)))
 
 
 def _values(key: session_store.SessionKey) -> Mapping[str, str]:

@@ -41,17 +41,17 @@ class Link:
         self._closings = 0
         self._room = asyncio.Semaphore(most)
 
-    async def rows(self, doing: str, statement: str, values: Values) -> list[Row]:
-        """Execute and commit. Errors as from `task_session.begin`; `doing` stands in their text."""
+    async def rows(self, doing: str, statement: str, values: Values, *, binary: bool = False) -> list[Row]:
+        """Execute and commit. Errors as from `task_session.begin`; `doing` stands in their text. `binary`: bytes come."""
         async with self._lent(doing) as connection:
-            return await rows(connection, statement, values)
+            return await rows(connection, statement, values, binary=binary)
 
-    async def look(self, doing: str, statement: str, values: Values) -> list[Row]:
+    async def look(self, doing: str, statement: str, values: Values, *, binary: bool = False) -> list[Row]:
         """The same for what only reads, so that a connection that was cut costs a second look and not an error."""
         try:
-            return await self.rows(doing, statement, values)
+            return await self.rows(doing, statement, values, binary=binary)
         except errors.Unavailable:
-            return await self.rows(doing, statement, values)
+            return await self.rows(doing, statement, values, binary=binary)
 
     @asynccontextmanager
     async def begin(self, doing: str) -> AsyncIterator[Connection]:
@@ -127,8 +127,8 @@ async def inside(connection: AsyncConnection) -> Connection:
     return found
 
 
-async def rows(connection: Connection, statement: str, values: Values) -> list[Row]:
-    cursor = connection.cursor(row_factory=dict_row)
+async def rows(connection: Connection, statement: str, values: Values, *, binary: bool = False) -> list[Row]:
+    cursor = connection.cursor(row_factory=dict_row, binary=binary)
     await cursor.execute(statement.encode(), values)
     return list(await cursor.fetchall()) if cursor.description is not None else []
 
