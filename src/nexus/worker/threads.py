@@ -7,24 +7,22 @@ the slot it holds are released only then.
 import asyncio
 import contextvars
 from collections.abc import Callable, Generator
-from concurrent import futures
 from typing import Any
 
-from nexus.worker import runs
+from nexus.worker import runs, thread_pool
 
 _MOST = 64
-_POOL = futures.ThreadPoolExecutor(max_workers=_MOST, thread_name_prefix="run")
+_pool: thread_pool.ThreadPool | None = None
 
 
 async def call(run: runs.Run, function: Callable[..., Any], *arguments: Any) -> Any:
     """`function(*arguments)` in a thread; whatever it raises is raised here, `SystemExit` and `StopIteration` too."""
-    context = contextvars.copy_context()
-    future = asyncio.get_running_loop().run_in_executor(_POOL, context.run, _caught, function, arguments)
+    begun = _of_this_loop().submit(contextvars.copy_context(), function, arguments)
     try:
-        value, error = await asyncio.shield(future)
+        value, error = await begun.ended
     except asyncio.CancelledError:
-        if not future.done():
-            run.leftover = future
+        if begun.ended.cancelled() and not begun.claim():
+            run.leftover = begun.follow()
         raise
     if error is not None:
         if isinstance(error, StopIteration):
@@ -33,11 +31,13 @@ async def call(run: runs.Run, function: Callable[..., Any], *arguments: Any) -> 
     return value
 
 
-def _caught(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
-    try:
-        return function(*arguments), None
-    except BaseException as error:  # noqa: BLE001 - some kinds may not travel through a future
-        return None, error
+def _of_this_loop() -> thread_pool.ThreadPool:
+    """A process has one loop at a time; a fork's threads are not its child's, nor is its loop."""
+    global _pool
+    loop = asyncio.get_running_loop()
+    if _pool is None or _pool.loop is not loop:
+        _pool = thread_pool.ThreadPool(loop, most=_MOST, name="run")
+    return _pool
 
 
 def drain(run: runs.Run, generator: Generator[Any, Any, Any], take: Callable[[Any], None]) -> Any:
