@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 
+from nexus.drivers.process import cgroups
 from nexus.kit.home import Home
 
 
@@ -29,5 +30,6 @@ def kill_agents(home: Home) -> int:
         for pid in agents:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
+                cgroups.thaw(pid)
                 killed += 1
     return killed

@@ -8,7 +8,7 @@ import socket
 from typing import Any
 
 LONGEST = 256 * 1024
-MOST_DESCRIPTORS = 8
+MOST_DESCRIPTORS = 16
 
 
 class Gone(Exception):

@@ -4,7 +4,8 @@ One thread, no event loop: nothing that a fork would break. It listens twice. On
 `GET /status`, so that to the supervisor it is an instance like any other; on the descriptor it was started with it hears the
 supervisor's orders (`session_link`):
 
-    {"do": "fork", "id", "spare"} + [talk, commands, output]   forks; what becomes of it is said on `talk` by the child itself
+    {"do": "fork", "id", "spare"} + [talk, commands, output, entrances…]
+                                                        forks; what becomes of it is said on `talk` by the child itself
     {"is": "zygote", "reason"}                          at once: whether it may be forked (`reason` null), else why not
     {"is": "ended", "id", "code"}                       a session's first process has ended
 
@@ -172,7 +173,7 @@ class Zygote:
         descriptors: list[int] = []
         try:
             message, descriptors = session_link.receive(link)
-            if message.get("do") == "fork" and len(descriptors) == 3:
+            if message.get("do") == "fork" and len(descriptors) >= 3:
                 self._fork(str(message["id"]), descriptors, rehearses=message.get("spare") is True)
         except (session_link.Gone, OSError, ValueError):
             self._ready.unregister(link.fileno())
@@ -197,6 +198,8 @@ class Zygote:
         """In the first process of a new box. Its box is closed before anything of the session's is known here."""
         talk = socket.socket(fileno=descriptors[0])
         try:
+            for number in descriptors[3:]:
+                _enter(number)
             talk.sendall(_INIT)
             self._drop_zygote()
             boxing = self._boxing
@@ -295,6 +298,17 @@ def _tell_failure(talk: socket.socket, error: BaseException) -> None:
     layer = str(getattr(error, "layer", "worker"))
     with contextlib.suppress(OSError):
         session_link.send(talk, {"is": "failed", "layer": layer, "text": str(error) or type(error).__name__})
+
+
+def _enter(entrance: int) -> None:
+    """A control group, by the `tasks` file that somebody opened who may."""
+    try:
+        os.write(entrance, b"0")
+    except OSError as error:
+        error.layer = "limits"  # type: ignore[attr-defined]
+        raise
+    finally:
+        os.close(entrance)
 
 
 def _ignore(*_: object) -> None:

@@ -34,6 +34,18 @@ def test_version_1_goes_below_our_own_group_or_the_root(hybrid: cgroups.Layout, 
     assert not hybrid.has("pids")
 
 
+def test_version_2_is_left_alone_where_version_1_has_everything(tmp_path: Path) -> None:
+    for name in ("cpu,cpuacct", "memory", "pids", "freezer", "unified"):
+        (tmp_path / name).mkdir(parents=True)
+    mounts = HYBRID.format(root=tmp_path) + f"cgroup {tmp_path}/pids cgroup rw,pids 0 0\n"
+    layout = cgroups.detect("nexus-1", mounts=mounts, own="0::/\n")
+    assert (layout.unified, layout.has("pids"), list((tmp_path / "unified").iterdir())) == (None, True, [])
+    group = cgroups.make(layout, "ins_1", memory_bytes=None, cpu_millis=None)
+    (group.v1["freezer"] / "freezer.state").write_text("THAWED")
+    assert group.freeze()
+    assert (group.v1["freezer"] / "freezer.state").read_text() == "FROZEN"
+
+
 def test_limits_of_version_1(hybrid: cgroups.Layout) -> None:
     group = cgroups.make(hybrid, "ins_1", memory_bytes=1 << 20, cpu_millis=500)
     memory, cpu = group.v1["memory"], group.v1["cpu"]

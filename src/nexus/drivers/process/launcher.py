@@ -258,6 +258,7 @@ def kill_marked(instance_id: str) -> None:
     for pid in marked(instance_id):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
+            cgroups.thaw(pid)
 
 
 @functools.cache

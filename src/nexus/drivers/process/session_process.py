@@ -10,7 +10,6 @@ from pathlib import Path
 
 from nexus.drivers.process import cgroups, launcher, limits
 
-_FREEZE = "cgroup.freeze"
 _END_S = 5.0
 _TOLD_S = 0.25
 
@@ -102,10 +101,8 @@ class Process:
         """No CPU for anything in the box until `thaw`. False: it cannot be done here, or has ended."""
         if self.ended:
             return False
-        if self.group.unified is not None:
-            try:
-                (self.group.unified / _FREEZE).write_text("1")
-            except OSError:
+        if self.group.can_freeze:
+            if not self.group.freeze():
                 return False
         else:
             for pid in self._tree():
@@ -118,9 +115,8 @@ class Process:
         if not self.frozen:
             return
         self.frozen = False
-        if self.group.unified is not None:
-            with contextlib.suppress(OSError):
-                (self.group.unified / _FREEZE).write_text("0")
+        if self.group.can_freeze:
+            self.group.thaw()
         else:
             for pid in reversed(self._tree()):
                 with contextlib.suppress(OSError):

@@ -2,8 +2,9 @@
 
 A start, as the messages go (`Z` the zygote, `K` the first process of the new box, `W` the worker that it forks):
 
-    S → Z fork          with K's end of a socket pair, the socket it will take commands on, and the FIFO to print into
-    K → S init          the kernel says its pid; K mounts what is its own, S puts it into its control groups meanwhile
+    S → Z fork          with K's end of a socket pair, the socket it will take commands on, the FIFO to print into, and the
+                        entrances of its control groups, which K goes through first
+    K → S init          the kernel says its pid; K mounts what is its own, S puts it into a group of version 2 meanwhile
     S → K go            K gives up everything it could do until now, and forks W
     W → S worker        it waits for a session: `{"session", "token", …}` with the listening socket, and the kept work directory
     W → S ready         it serves
@@ -84,7 +85,7 @@ class Zygote:
         try:
             with commands, theirs:
                 group = make_group()
-                self._link.send({"do": "fork", "id": name, "spare": spare}, (theirs.fileno(), commands.fileno(), output))
+                self._order_fork(name, spare, (theirs.fileno(), commands.fileno(), output), group)
             async with asyncio.timeout(_START_S):
                 process = await self._see_into_box(name, talk, group)
         except BaseException as error:
@@ -100,6 +101,15 @@ class Zygote:
             raise
         return Spare(process, talk)
 
+    def _order_fork(self, name: str, spare: bool, descriptors: tuple[int, ...], group: cgroups.Group) -> None:
+        """Its groups of version 1 the child enters by itself. Raises `session_link.Closed`, OSError."""
+        entrances = group.open_entrances()
+        try:
+            self._link.send({"do": "fork", "id": name, "spare": spare}, (*descriptors, *entrances))
+        finally:
+            for number in entrances:
+                os.close(number)
+
     async def _see_into_box(self, name: str, talk: session_link.Link, group: cgroups.Group) -> session_process.Process:
         keeper = await hear(talk, "init")
         try:
@@ -111,8 +121,8 @@ class Zygote:
         )
         process = session_process.Process(handle, pidfd=pidfd, group=group)
         try:
-            if group.paths():
-                await asyncio.to_thread(group.join, keeper)
+            if group.unified is not None:
+                await asyncio.to_thread(group.join_version_2, keeper)
             with contextlib.suppress(session_link.Closed):  # what it said before it ended tells more
                 talk.send({"go": True})
             worker = await hear(talk, "worker")
