@@ -2,7 +2,6 @@
 tables of all of it.
 """
 
-import ctypes
 import gc
 import sys
 from collections.abc import Callable
@@ -10,9 +9,7 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 _GRAIN, _LARGEST_SMALL, _POOL, _MOST_FILLING = 16, 512, 14_000, 40_000  # of Objects/obmalloc.c, Python 3.10 and later
-_HUGE = 2 * 1024 * 1024
 _KNOW_CODE = frozenset({"torch", "numba"})  # compilers that remember functions by the code they had
-_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
 
 
 def watch(work: Callable[[], None], seen: set[CodeType]) -> None:
@@ -45,12 +42,15 @@ def settle() -> list[list[bytes]]:
 
     What is given back fills the holes between them, and is to be kept: what a session allocates then lies together in new pages,
     instead of costing the copy of an old one each.
+
+    The memory is not folded into huge pages, though a fork would copy its tables 0.7 ms sooner: sessions write here and there in
+    all of it, so that each has 512 entries of its own for every huge page, and whoever walks a page's users (DAMON, reclaim,
+    compaction) walks them all, while forks wait for its lock.
     """
     gc.collect()
     filling = [_fill(size) for size in range(_GRAIN, _LARGEST_SMALL + 1, _GRAIN)]
     gc.freeze()
     gc.disable()
-    _fold()
     return filling
 
 
@@ -63,24 +63,3 @@ def _fill(size: int) -> list[bytes]:
         at = id(kept[-1])
         in_order, last = in_order + 1 if at - last == size else 0, at
     return kept
-
-
-def _fold() -> None:
-    """Memory in huge pages, where the kernel has them (Linux 6.1): a fork then copies one entry for each instead of 512."""
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
-    for first, end in _private_ranges():
-        first, end = -(-first // _HUGE) * _HUGE, end // _HUGE * _HUGE
-        if end > first and madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), _MADV_HUGEPAGE) == 0:
-            madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), _MADV_COLLAPSE)
-
-
-def _private_ranges() -> list[tuple[int, int]]:
-    """Where this process keeps what it wrote: the heap, and anonymous memory."""
-    found = []
-    with open("/proc/self/maps") as file:
-        for line in file:
-            fields = line.split(None, 5)
-            if fields[1] == "rw-p" and (len(fields) < 6 or fields[5].strip() == "[heap]"):
-                first, _, end = fields[0].partition("-")
-                found.append((int(first, 16), int(end, 16)))
-    return found
