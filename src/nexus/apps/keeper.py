@@ -176,10 +176,15 @@ class Keeper:
             number = int(process.child.environment["NEXUS_GATEWAY"])
             successor = keeper_roll.replace_gateway(process, self._host.home.door_socket(number), keeping)
             if successor is not None:
-                self._aside[self._aside.index(successor)] = process
-                self._processes[at] = successor
-                successor.restarts = process.restarts
-                self._say(f"{process.child.name} was replaced: {successor.pid} serves, {process.pid} finishes what it has")
+                if successor in self._aside:
+                    self._aside.remove(successor)
+                self._processes[at], successor.restarts = successor, process.restarts
+                finishes = process.pidfd is not None
+                self._aside += [process] if finishes else []
+                self._say(
+                    f"{process.child.name} was replaced: {successor.pid} serves"
+                    + (f", {process.pid} finishes what it has" if finishes else "")
+                )
                 self._write()
 
     def _watch_aside(self, process: keeper_children.Process) -> None:
@@ -229,7 +234,7 @@ class Keeper:
     def _step(self, timeout_s: float) -> None:
         """One look: wait for an exit, a signal or the time; then restart what is due, show logs, bound files."""
         now = time.monotonic()
-        dues = [entry.due - now for entry in self._processes if entry.pidfd is None and not self._stopping]
+        dues = [entry.due - now for entry in self._processes if entry.pidfd is None and not (entry.relieved or self._stopping)]
         ready = {handle for handle, _ in self._poll.poll(max(0.0, min([timeout_s, *dues])) * 1000)}
         if self._wake in ready:
             with contextlib.suppress(BlockingIOError):
@@ -245,9 +250,11 @@ class Keeper:
                 self._poll.unregister(process.pidfd)
                 process.ended()
                 changed = True
-                if not self._stopping:
+                if process.relieved:
+                    process.restarts -= 1
+                elif not self._stopping:
                     self._say(f"{process.child.name} {process.last_exit}; starting it again")
-            if process.pidfd is None and not self._stopping and not self._stops and time.monotonic() >= process.due:
+            if process.pidfd is None and process.is_wanted(time.monotonic()) and not (self._stopping or self._stops):
                 self._start(process)
                 changed = True
         if changed:
@@ -331,14 +338,14 @@ def run(
     """Hold the lock, start or adopt, announce, keep, stop. Raises NexusError when it cannot start."""
     home = host.home
     keeper_ground.make_directories(home)
-    if options.replace:
-        keeper_takeover.ask_to_leave(host)
-    with keeper_record.hold_lock(home, patience_s=10.0 if options.replace else 2.0 if options.adopt else 0.0):
+    with keeper_takeover.hold_lock(host, replaces=options.replace, adopts=options.adopt is not None):
         earlier = keeper_record.read(home)
         alive = [entry for entry in earlier.processes if keeper_record.is_alive(entry)] if earlier else []
+        if options.adopt is not None and (earlier is None or earlier.pid != options.adopt):
+            return
         if earlier and alive:
             host = keeper_takeover.plan_host(host, earlier, environ, replaces=options.replace)
-        elif options.stop_only or options.adopt:
+        elif options.stop_only or options.adopt is not None:
             keeper_record.remove(home)
             return
         else:
@@ -418,7 +425,7 @@ def _reap_strangers(own: set[int]) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m nexus.apps.keeper", description=__doc__)
     parser.add_argument("--detached", action="store_true", help="go to the background, no terminal output")
-    parser.add_argument("--adopt", action="store_true", help="only if processes of an earlier keeper still run")
+    parser.add_argument("--adopt", type=int, metavar="PID", help="only if processes still run whose last keeper was this one")
     parser.add_argument("--replace", action="store_true", help="take a running host over and bring it to this version")
     parser.add_argument("--stop-only", action="store_true", help="adopt what runs and stop it")
     parser.add_argument("--ready-fd", type=int, help="write the outcome of the start here as one JSON line")
@@ -473,6 +480,8 @@ def main(arguments: Sequence[str] | None = None, *, plan: Plan = keeper_children
             _detach(host.home)
         run(host, dict(os.environ), say=say, options=options, announce=announce, plan=plan)
     except errors.NexusError as error:
+        if options.adopt is not None and error.code == "host.running":
+            return 0  # somebody keeps it: all is well
         for line in settings.explain(error):
             say(line)
         tell({"ok": False, "problem": problem.render(error)})

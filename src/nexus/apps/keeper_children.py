@@ -39,7 +39,8 @@ class Child:
 
 @dataclass(slots=True, kw_only=True)
 class Process:
-    """A child that runs (`pidfd` set) or waits to be started again at `due` (monotonic seconds)."""
+    """A child that runs (`pidfd` set) or waits to be started again at `due` (monotonic seconds). `relieved`: another serves in
+    its place, or is about to, so it is not started again."""
 
     child: Child
     pid: int = 0
@@ -51,6 +52,7 @@ class Process:
     due: float = 0.0
     last_exit: str = ""
     adopted: bool = False
+    relieved: bool = False
     _own: "subprocess.Popen[bytes] | None" = None
     _born: float = 0.0
 
@@ -83,6 +85,10 @@ class Process:
         self.pid, self.ticks, self.pidfd, self.adopted = record.pid, record.ticks, handle, True
         self.started_at, self.restarts, self._born = record.started_at, record.restarts, time.monotonic()
         return True
+
+    def is_wanted(self, now: float) -> bool:
+        """Whether it is to be started now."""
+        return not self.relieved and now >= self.due
 
     def ended(self) -> None:
         """It has exited: note how, and when to start it again (at once the first time, then after growing pauses)."""

@@ -27,15 +27,16 @@ async def watch(home: Home, *, environ: Mapping[str, str] | None = None) -> None
         if record is None or record.stopping or keeper_record.is_alive(record) or keeper_record.is_locked(home):
             await asyncio.sleep(_PAUSE_S)
             continue
-        _LOG.warning("keeper %d was killed; starting another", record.pid)
-        await asyncio.to_thread(start_keeper, home, dict(os.environ if environ is None else environ))
+        _LOG.warning("keeper %d is gone; starting another", record.pid)
+        await asyncio.to_thread(start_keeper, home, dict(os.environ if environ is None else environ), after=record.pid)
         await asyncio.sleep(_PAUSE_S)
 
 
-def start_keeper(home: Home, environ: dict[str, str]) -> None:
-    """A keeper of its own session that adopts the processes of this home; returns once it has left us."""
+def start_keeper(home: Home, environ: dict[str, str], *, after: int) -> None:
+    """A keeper of its own session that adopts the processes of this home, unless there was another one since process `after`;
+    returns once it has left us."""
     subprocess.run(
-        [*KEEPER, "--detached", "--adopt"],
+        [*KEEPER, "--detached", "--adopt", str(after)],
         env={**environ, "NEXUS_HOME": str(home.root)},
         cwd=home.root,
         stdin=subprocess.DEVNULL,

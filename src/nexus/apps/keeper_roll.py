@@ -28,10 +28,12 @@ class Keeping:
 def replace_gateway(old: Process, door: keeper_probe.Address, keeping: Keeping) -> Process | None:
     """The gateway that serves in `old`'s place, which then ends by itself; None when none came to serve: `old` goes on."""
     successor = Process(child=old.child)
+    old.relieved = True
     try:
         successor.start()
     except OSError as error:
         keeping.say(f"{old.child.name} could not be replaced: {error}")
+        old.relieved = False
         return None
     keeping.watch(successor)
     deadline = time.monotonic() + _SERVES_WITHIN_S
@@ -41,6 +43,7 @@ def replace_gateway(old: Process, door: keeper_probe.Address, keeping: Keeping) 
             reason = "does not serve" if late else successor.last_exit or "was not waited for"
             keeping.say(f"{old.child.name} goes on as it is: its successor {reason}")
             successor.kill()
+            old.relieved = False
             return None
         keeping.step(_LOOK_S)
     return successor

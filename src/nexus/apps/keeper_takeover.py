@@ -3,12 +3,35 @@
 import contextlib
 import os
 import signal
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from urllib.parse import urlsplit
 
 from nexus.apps import keeper_record, settings
 from nexus.core import errors
+
+_LEAVES_WITHIN_S = 10.0
+_ASK_S, _ADOPT_S = 0.5, 2.0
+
+
+@contextlib.contextmanager
+def hold_lock(host: settings.HostSettings, *, replaces: bool, adopts: bool) -> Iterator[None]:
+    """`keeper_record.hold_lock`: at once, or after whoever keeps this host was asked to leave, or with patience for one that
+    is just ending. Raises as that does."""
+    deadline = time.monotonic() + (_LEAVES_WITHIN_S if replaces else 0.0)
+    patience_s = _ASK_S if replaces else _ADOPT_S if adopts else 0.0
+    with contextlib.ExitStack() as held:
+        while True:
+            if replaces:
+                ask_to_leave(host)  # again and again: control may have started a keeper in place of the one that left
+            try:
+                held.enter_context(keeper_record.hold_lock(host.home, patience_s=patience_s))
+                break
+            except errors.Conflict:
+                if time.monotonic() >= deadline:
+                    raise
+        yield
 
 
 def ask_to_leave(host: settings.HostSettings) -> None:

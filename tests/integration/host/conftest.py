@@ -73,7 +73,8 @@ class Rig:
         record = keeper_record.read(self.home)
         if record is None:
             return None
-        address = {"control": self.home.control_socket, "supervisor": self.home.supervisor_socket}.get(name)
+        own = {"control": self.home.control_socket, "supervisor": self.home.supervisor_socket}
+        address = (own | {"dispatcher-0": self.home.dispatcher_socket(0)}).get(name)
         answer = keeper_probe.ask(address or (record.host, record.port), "/health")
         return int(answer[1]["pid"]) if answer and answer[0] == 200 else None
 

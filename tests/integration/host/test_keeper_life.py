@@ -15,10 +15,10 @@ from nexus.apps import keeper_record
 
 
 def test_a_killed_process_is_started_again_and_the_others_stay(rig):
-    rig.start()
+    rig.start(NEXUS_DISPATCHERS="1")
     before = {entry.name: entry.pid for entry in rig.wait_ready().processes}
-    assert set(before) == {"control", "supervisor", "gateway-0", "gateway-1"}
-    for name in ("supervisor", "control", "gateway-1"):
+    assert set(before) == {"control", "supervisor", "dispatcher-0", "gateway-0", "gateway-1"}
+    for name in ("supervisor", "control", "dispatcher-0", "gateway-1"):
         os.kill(before[name], signal.SIGKILL)
         again = rig.wait_for(
             lambda name=name: (entry := rig.process(name)) and entry.pid != before[name] and entry, f"another {name}"
@@ -58,6 +58,40 @@ def test_a_killed_keeper_is_replaced_by_one_that_adopts_what_runs(rig):
     assert verbs.stop(rig.home, force=False, environ=rig.environment(), say=lambda line: None)
     assert not any(keeper_record.is_alive(entry) for entry in second.processes)
     assert not rig.home.host_record.exists()
+
+
+def test_a_keeper_that_comes_too_late_leaves_the_host_to_others(rig):
+    """Control starts one when it sees its keeper die; meanwhile that may have been replaced, and its successor as well."""
+    rig.start("--detached")
+    first = rig.wait_ready()
+    control = rig.process("control")
+    os.kill(control.pid, signal.SIGSTOP)  # a guardian that cannot act
+    os.kill(first.pid, signal.SIGKILL)
+    rig.wait_for(lambda: not keeper_record.is_alive(first), "the keeper to be gone")
+    late = rig.start("--adopt", str(control.pid))
+    assert late.wait(timeout=30) == 0
+    assert keeper_record.read(rig.home).pid == first.pid
+    os.kill(control.pid, signal.SIGCONT)  # now it does
+    second = rig.wait_for(lambda: (found := rig.wait_ready()).pid != first.pid and found, "another keeper")
+    later = rig.start("--adopt", str(first.pid))
+    assert later.wait(timeout=30) == 0
+    assert rig.wait_ready() == second
+
+
+def test_a_host_that_is_taken_over_gets_the_dispatchers_that_are_asked_for(rig):
+    rig.start("--detached", NEXUS_DISPATCHERS="2")
+    first = rig.wait_ready()
+    pids = {entry.name: entry.pid for entry in first.processes}
+    gone = next(entry for entry in first.processes if entry.name == "dispatcher-1")
+    assert rig.home.logs.joinpath("dispatcher-1.log").exists()
+    rig.start("--replace", NEXUS_DISPATCHERS="1")
+    second = rig.wait_for(lambda: (found := rig.wait_ready()).pid != first.pid and found, "another keeper")
+    rig.wait_for(lambda: not keeper_record.is_alive(gone), "the end of a dispatcher that nobody wants any more")
+    rig.wait_for(lambda: rig.process("dispatcher-0").pid != pids["dispatcher-0"], "the other one to begin again")
+    assert (second.dispatchers, rig.process("supervisor").pid) == (1, pids["supervisor"])
+    third = rig.start("--replace")
+    rig.wait_for(lambda: keeper_record.read(rig.home).pid == third.pid and rig.wait_ready(), "a third keeper")
+    assert keeper_record.read(rig.home).dispatchers == 1
 
 
 def test_down_stops_what_runs_when_keeper_and_guardian_are_both_gone(rig):
