@@ -139,10 +139,11 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="kill-storm")
     parser.add_argument("--tasks", type=int, default=2000, help="how many tasks (full size: 100000)")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long processes are killed (full size: 600)")
+    parser.add_argument("--dispatchers", type=int, default=2, help="processes that run the tasks; 0: control does it")
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "big"))
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="nexus-storm-") as folder:
-        host = start_host(Path(folder) / "home")
+        host = start_host(Path(folder) / "home", NEXUS_DISPATCHERS=str(given.dispatchers))
         try:
             return _drill(host, Path(folder), given)
         finally:

@@ -150,9 +150,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 
 @pytest.fixture
-def own_host(tmp_path: Path) -> Iterator[Host]:
-    """A host of this test's own, for tests that kill parts of it."""
-    running = start_host(tmp_path / "home", NEXUS_EGRESS_ALLOW="127.0.0.1/32")
+def own_host(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Host]:
+    """A host of this test's own, for tests that kill parts of it. Parametrised, it takes more environment."""
+    running = start_host(tmp_path / "home", NEXUS_EGRESS_ALLOW="127.0.0.1/32", **getattr(request, "param", {}))
     try:
         yield running
     finally:

@@ -26,11 +26,12 @@ def processes(host: Host) -> dict[str, int]:
     return {entry["name"]: entry["pid"] for entry in status["processes"]}
 
 
+@pytest.mark.parametrize("own_host", [{"NEXUS_DISPATCHERS": "1"}], indirect=True, ids=["dispatcher"])
 def test_kill_each_process_and_serve_again(own_host: Host, tmp_path: Path) -> None:
     folder = write_agent(tmp_path, "echo", CODE)
     own_host.ok("ai", "agent", "deploy", "echo", "--env", "development", cwd=folder)
     names = list(processes(own_host))
-    assert {"keeper", "postgres", "control", "supervisor"} <= set(names)
+    assert {"keeper", "postgres", "control", "supervisor", "dispatcher-0"} <= set(names)
     for name in names:
         pid = processes(own_host)[name]
         accepted = own_host.call("POST", "/agents/echo/tasks", {"input": {"sleep": 0.3}})

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nexus.apps import dispatching
 from nexus.core import principals
 from nexus.core.phases import RunPhase, is_terminal
 from nexus.kit import clock, egress, guard
@@ -150,18 +151,12 @@ class Rig:
         runner = dispatcher.Dispatcher(store=self.store, door=way, owner=owner, clock=clock.SystemClock(), settings=config)
 
         def receive(channel: str, payload: str) -> None:
-            if channel in ("", task_listener.CHANNEL_QUEUE):
-                runner.wake()
-            if channel == task_listener.CHANNEL_CANCEL:
-                runner.cancel(payload)
-            if channel == task_listener.CHANNEL_PAUSE:
-                runner.pause(payload)
+            dispatching.hear(runner, channel, payload)
             if channel in ("", task_listener.CHANNEL_EVENTS):
                 for task_id in payload.split(","):
                     self.wakeups.wake(task_id)
 
-        channels = [task_listener.CHANNEL_QUEUE, task_listener.CHANNEL_EVENTS, task_listener.CHANNEL_CANCEL]
-        channels.append(task_listener.CHANNEL_PAUSE)
+        channels = [*dispatching.CHANNELS, task_listener.CHANNEL_EVENTS]
         async with guard.Loops() as loops:
             if listen:
                 ears = task_listener.Listener(url=self.url, channels=channels, receive=receive, owner=owner)
