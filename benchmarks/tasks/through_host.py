@@ -63,7 +63,7 @@ class Processes:
         line = process.cmdline()
         if not mine or not line:
             return None
-        for name in ("control", "gateway", "supervisor"):
+        for name in ("control", "dispatcher", "gateway", "supervisor"):
             if any(part.startswith(f"nexus.apps.{name}") for part in line):
                 return name
         return "agent" if any("nexus.worker" in part or part.endswith("zygote") for part in line) else "other"
@@ -177,9 +177,10 @@ def main(arguments: "list[str] | None" = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tasks", type=int, default=6000)
     parser.add_argument("--rate", type=float, default=200.0)
+    parser.add_argument("--dispatchers", type=int, default=0, help="processes that run tasks; 0: control does it")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="nxbench-") as name:
-        host = start_host(Path(name) / "home")
+        host = start_host(Path(name) / "home", NEXUS_DISPATCHERS=str(given.dispatchers))
         try:
             host.ok(
                 "ai",

@@ -57,6 +57,7 @@ def test_kill_each_process_and_serve_again(own_host: Host, tmp_path: Path) -> No
         until(serves, timeout=20, what=f"serving after {name} was killed")
         until(finished, timeout=60, what=f"the task accepted before {name} was killed")
         until(replaced, timeout=20, what=f"a new {name}")
+    until(lambda: "\nnexus_dispatchers 1.0\n" in own_host.call("GET", "/metrics")[1], what="one dispatcher, the dead ones buried")
 
 
 def test_an_agent_that_is_killed_comes_back(own_host: Host, tmp_path: Path) -> None:

@@ -12,4 +12,5 @@ router = APIRouter(tags=["metrics"])
 async def show(caller: Caller, rooms: Rooms) -> Response:
     depths = await rooms.tasks.queue_depths()
     queue = {(lane.tenant, lane.agent, lane.environment): count for lane, count in depths.items()}
-    return Response(rooms.metrics.render(caller, queue), headers={"Content-Type": metrics.CONTENT_TYPE})
+    text = rooms.metrics.render(caller, queue, dispatchers=await rooms.tasks.dispatchers())
+    return Response(text, headers={"Content-Type": metrics.CONTENT_TYPE})

@@ -297,6 +297,10 @@ class TaskService:
         lane = task_store.Lane(tenant=tenant, agent=agent, environment=environment)
         return (await self._depths.lanes()).get(lane, task_store.Depth()).due
 
+    async def dispatchers(self) -> int:
+        """How many there are on this database; one that died counts until it is taken for dead, a second or so."""
+        return len(await self._store.owners())
+
     async def queue_depths(self) -> dict[task_store.Lane, int]:
         """Of every lane, at most a second old."""
         return {lane: depth.due for lane, depth in (await self._depths.lanes()).items() if depth.due}

@@ -69,11 +69,16 @@ class Metrics:
         """All there is, for the host's own collector."""
         return list(self._registry.collect())
 
-    def render(self, caller: principals.Principal, queue: Mapping[Lane, int]) -> bytes:
-        """The exposition text (0.0.4) of what the caller may see. `queue`: waiting tasks by tenant, agent and environment."""
+    def render(self, caller: principals.Principal, queue: Mapping[Lane, int], *, dispatchers: int | None = None) -> bytes:
+        """The exposition text (0.0.4) of what the caller may see. `queue`: waiting tasks by tenant, agent and environment;
+        `dispatchers`: how many run tasks on this database, which only those who manage the host see."""
         caller.require(principals.Action.READ)
         families = self.families()
-        view = _View(families=[*families, *_render_durations(families), self._queue_size(queue)], caller=caller)
+        families = [*families, *_render_durations(families), self._queue_size(queue)]
+        if dispatchers is not None:
+            known = metrics_core.GaugeMetricFamily("nexus_dispatchers", "Dispatchers that run tasks.", value=dispatchers)
+            families.append(known)
+        view = _View(families=families, caller=caller)
         return prometheus_client.generate_latest(view)
 
     def _queue_size(self, queue: Mapping[Lane, int]) -> metrics_core.Metric:

@@ -200,6 +200,7 @@ async def test_metrics_show_the_queue(api: Api) -> None:
     answer = await api("GET", "/metrics", key="default.viewer")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert 'agent_queue_size{agent="echo",environment="production",tenant="default"}' in answer.text
+    assert "\nnexus_dispatchers " not in answer.text, "that is for those who manage the host"
     assert (await api("GET", "/metrics", key="nobody")).status_code == 401
 
 
