@@ -17,9 +17,11 @@ from nexus.core.rollouts import Progress, Strategy
 
 
 class Target(StrEnum):
-    """What is wanted of a deployment or an instance. `REMOVED`: stopped, and the agent goes with its last deployment."""
+    """What is wanted of a deployment or an instance. `DRAINING` (an instance): it keeps the sessions it has and gets no new ones.
+    `REMOVED`: stopped, and the agent goes with its last deployment."""
 
     RUNNING = "running"
+    DRAINING = "draining"
     STOPPED = "stopped"
     REMOVED = "removed"
 

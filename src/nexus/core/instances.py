@@ -47,7 +47,11 @@ class InstanceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """`network_*` count what went through the broker of `network: egress`; zero for other networks."""
+    """`network_*` count what went through the broker of `network: egress`; zero for other networks.
+
+    `sessions` have a worker of their own now, `saved` had one and will get one again (None: sessions have no workers of their own
+    here). `last_active_at` is when its last run began or ended, by its own word (None: there was none).
+    """
 
     cpu_s: float = 0.0
     memory_bytes: int = 0
@@ -56,6 +60,9 @@ class Usage:
     network_received: int = 0
     network_connections: int = 0
     network_refused: int = 0
+    sessions: int | None = None
+    saved: int = 0
+    last_active_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

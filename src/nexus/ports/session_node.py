@@ -20,8 +20,9 @@ class SessionNode(Protocol):
     """All verbs raise `Unavailable` (code `driver.unreachable`) when the node cannot be asked, and `NotFound` for a session that
     it does not have."""
 
-    async def place(self, instances: Sequence[str], session_id: str) -> nouns.SessionPlace:
-        """Where the session lives; made on the first of these instances that takes it when it lives nowhere."""
+    async def place(self, instances: Sequence[str], session_id: str, *, homes: Sequence[str] = ()) -> nouns.SessionPlace:
+        """Where the session lives; made on the first of these instances that takes it when it lives nowhere. On `homes` it may
+        live already, and is not made."""
         ...
 
     async def sessions(self, query: SessionQuery) -> Sequence[nouns.SessionStatus]: ...

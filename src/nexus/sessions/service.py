@@ -4,6 +4,7 @@ A session without a worker of its own (`isolation: instance`, or one that ended)
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nexus.core import errors, ids, names, sessions
@@ -11,8 +12,17 @@ from nexus.core.principals import Action, Principal
 from nexus.ports import session_history, session_node
 from nexus.wire import views
 
-InstancesOf = Callable[[str, str, str | None], Awaitable[Sequence[str]]]
-"""Tenant, agent and environment (None: the only one) to the ids of its ready instances."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instances:
+    """Ids of ready instances: those that take `new` sessions, and those of replaced versions where one may live (`homes`)."""
+
+    new: Sequence[str]
+    homes: Sequence[str] = ()
+
+
+InstancesOf = Callable[[str, str, str | None], Awaitable[Instances]]
+"""Tenant, agent and environment (None: the only one) to its ready instances."""
 _LONGEST_GRACE_S = 3600.0
 _LONGEST_EXEC_S = 3600.0
 _MOST_WORDS = 256
@@ -59,14 +69,14 @@ class SessionService:
         environment = _narrow(caller, environment)
         wanted = _checked(session_id) if session_id is not None else ids.new_id(ids.SESSION)
         instances = await self._instances_of(caller.tenant, agent, environment)
-        if not instances:
+        if not instances.new:
             raise errors.Unavailable(
                 f"no instance of {agent} is ready",
                 code="agent.not_ready",
                 next_step=f"see `nexus ai agent show {agent}`",
                 retry_after_s=1.0,
             )
-        await self._node.place(instances, wanted)
+        await self._node.place(instances.new, wanted, homes=instances.homes)
         status = await self._find(caller.tenant, agent, wanted, environment)
         if status is None:
             raise errors.Unavailable(f"session {wanted} ended at once", code="session.ended", next_step="open it again")

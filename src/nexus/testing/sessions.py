@@ -18,8 +18,8 @@ class FakeSessionNode:
         self.alive: dict[tuple[str, str], nouns.SessionStatus] = {}
         self.commands: list[tuple[str, ...]] = []
 
-    async def place(self, instances: Sequence[str], session_id: str) -> nouns.SessionPlace:
-        home = next((key[0] for key in self.alive if key[1] == session_id and key[0] in instances), None)
+    async def place(self, instances: Sequence[str], session_id: str, *, homes: Sequence[str] = ()) -> nouns.SessionPlace:
+        home = next((key[0] for key in self.alive if key[1] == session_id and key[0] in (*instances, *homes)), None)
         chosen = home or next((one for one in instances if one in self.owners), None)
         if chosen is None:
             raise errors.NotFound("no such instance", code="session.no_instance")

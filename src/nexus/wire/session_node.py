@@ -1,7 +1,8 @@
 """Sessions over the supervisor's unix socket, beside what `nexus.wire.node` describes.
 
-`POST /sessions` `{"instances": [ids, best first], "session": id}` → `{"instance", "address", "phase", "how"}`: where the session
-lives, made when it lives nowhere; where it already lives wins over the order. Problems: 404 `session.no_instance`, 429
+`POST /sessions` `{"instances": [ids, best first], "session": id, "homes"?: [ids]}` → `{"instance", "address", "phase", "how"}`:
+where the session lives, made when it lives nowhere; where it already lives wins over the order, and may be one of `homes`, where
+it is never made. Problems: 404 `session.no_instance`, 429
 `session.too_many`, 503 `session.not_started`.
 `GET /sessions?instance=&tenant=&agent=&environment=` → `{"sessions": [status]}`.
 `POST /sessions/{instance}/{session}/stop?grace_s=` (saved when it is to be kept, then ended), `/kill`, `/freeze`, `/thaw` → the

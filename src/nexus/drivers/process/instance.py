@@ -174,21 +174,25 @@ class Instance:
 
     async def measure(self) -> None:
         """Refresh `status.usage`."""
-        running = self._running
-        if running is None or self.status.phase not in (InstancePhase.READY, InstancePhase.UNHEALTHY, InstancePhase.STARTING):
+        running, watched = self._running, (InstancePhase.READY, InstancePhase.UNHEALTHY, InstancePhase.STARTING)
+        if running is None or self.status.phase not in watched:
             return
         cpu, memory = running.usage()
-        runs: int | None = None
-        if self.status.phase is not InstancePhase.STARTING:
-            runs = await probe.active_runs(self._paths.socket, timeout_s=1.0)
+        runs, active_at = await probe.activity(self._paths.socket, timeout_s=1.0)
+        before = self.status.usage
         if self._running is running:
             usage = instances.Usage(
                 cpu_s=round(cpu, 3),
                 memory_bytes=memory,
-                active_runs=self.status.usage.active_runs if runs is None else runs,
+                active_runs=before.active_runs if runs is None else runs,
+                last_active_at=before.last_active_at if active_at is None else min(active_at, self._tools.clock()),
                 **self._way.counts(),
             )
             self.status = dataclasses.replace(self.status, usage=self._sessions.add_usage(usage))
+
+    def tell(self) -> instances.InstanceStatus:
+        """Its status, with how many sessions there are at this moment."""
+        return dataclasses.replace(self.status, usage=self._sessions.count(self.status.usage))
 
     def look_at_processes(self) -> None:
         self._sessions.look_at_processes()
@@ -201,8 +205,7 @@ class Instance:
         running, allowed = self._running, limits.read_limits(self._spec)
         if running is None:
             return
-        written = (self._paths.work, self._paths.shared, self._paths.temporary)
-        holders = running.processes() if deleted else ()
+        written, holders = (self._paths.work, self._paths.shared, self._paths.temporary), running.processes() if deleted else ()
         use = await asyncio.to_thread(disk_use.measure, written, allowed, holders=holders)
         if (excess := limits.judge_disk(use, allowed)) is not None and self._running is running:
             self._full = True

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nexus.core import instances
+from nexus.core.sessions import SessionPhase
 from nexus.drivers.process import (
     box_entry,
     cgroups,
@@ -155,6 +156,13 @@ class InstanceSessions:
     def look_at_processes(self) -> None:
         if self._host is not None:
             self._host.look_at_processes()
+
+    def count(self, usage: instances.Usage) -> instances.Usage:
+        """With how many sessions there are at this moment."""
+        if self._host is None:
+            return usage if not session_plans.is_isolated(self._spec) else dataclasses.replace(usage, sessions=0, saved=0)
+        saved = sum(one.phase is SessionPhase.SAVED for one in self._host.sessions.values())
+        return dataclasses.replace(usage, sessions=len(self._host.sessions) - saved, saved=saved)
 
     def add_usage(self, usage: instances.Usage) -> instances.Usage:
         """With what its sessions use."""

@@ -147,7 +147,7 @@ class Node:
     # questions
 
     def statuses(self) -> Sequence[instances.InstanceStatus]:
-        return [one.status for one in self._instances.values()]
+        return [one.tell() for one in self._instances.values()]
 
     async def changes(self, *, heartbeat_s: float) -> AsyncGenerator[instances.InstanceStatus | None, None]:
         """What is, then every change; None when nothing happened for `heartbeat_s`. A watcher that is too slow is ended."""

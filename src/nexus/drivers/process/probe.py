@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,8 +49,17 @@ async def is_healthy(socket: Path, path: str, *, timeout_s: float) -> str | None
 
 async def active_runs(socket: Path, *, timeout_s: float) -> int | None:
     """How many runs the worker says it has in hand; None when it cannot be asked."""
-    count = (await _status(socket, timeout_s=timeout_s)).get("active_runs")
-    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
+    return (await activity(socket, timeout_s=timeout_s))[0]
+
+
+async def activity(socket: Path, *, timeout_s: float) -> tuple[int | None, float | None]:
+    """How many runs the worker says it has in hand, and when (Unix seconds) it was last busy; None for what it does not tell."""
+    told = await _status(socket, timeout_s=timeout_s)
+    count, at = told.get("active_runs"), told.get("last_activity")
+    return (
+        count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None,
+        float(at) if isinstance(at, int | float) and not isinstance(at, bool) and math.isfinite(at) and at >= 0 else None,
+    )
 
 
 async def runs_in_hand(socket: Path, *, timeout_s: float) -> list[tuple[str, str]]:

@@ -29,10 +29,8 @@ class SessionApi:
     ) -> dict[str, Any] | AsyncGenerator[dict[str, Any], None] | None:
         if path == "/sessions" and method == "POST":
             asked = _object(body)
-            listed = asked.get("instances")
-            if not isinstance(listed, list) or len(listed) > _MOST_INSTANCES or not all(isinstance(one, str) for one in listed):
-                raise _bad("instances is a list of ids")
-            return wire.place_to_json(await self._table.place(listed, str(asked.get("session", ""))))
+            instances, homes = _ids(asked, "instances"), _ids(asked, "homes")
+            return wire.place_to_json(await self._table.place(instances, str(asked.get("session", "")), homes=homes))
         if path == "/sessions" and method == "GET":
             keys = ("instance", "tenant", "agent", "environment")
             found = self._table.statuses(**{name: query.get(name) for name in keys})
@@ -85,6 +83,13 @@ def _exec(one: session.Session, asked: Mapping[str, Any]) -> AsyncGenerator[dict
         raise _bad("command is a list of words")
     given = stdin.encode() if isinstance(stdin, str) else b""
     return session_exec.run(one, command, given, timeout_s=_seconds(asked.get("timeout_s"), _EXEC_S))
+
+
+def _ids(asked: Mapping[str, Any], name: str) -> list[str]:
+    listed = asked.get(name, [] if name == "homes" else None)
+    if not isinstance(listed, list) or len(listed) > _MOST_INSTANCES or not all(isinstance(one, str) for one in listed):
+        raise _bad(f"{name} is a list of ids")
+    return listed
 
 
 def _object(body: bytes) -> Mapping[str, Any]:

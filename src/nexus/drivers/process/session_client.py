@@ -21,8 +21,8 @@ class ProcessSessions:
     def __init__(self, driver: client.ProcessDriver) -> None:
         self._driver = driver
 
-    async def place(self, instances: Sequence[str], session_id: str) -> nouns.SessionPlace:
-        body = {"instances": list(instances), "session": session_id}
+    async def place(self, instances: Sequence[str], session_id: str, *, homes: Sequence[str] = ()) -> nouns.SessionPlace:
+        body = {"instances": list(instances), "session": session_id, "homes": list(homes)}
         return wire.place_from_json(await self._post("/sessions", body, timeout_s=_SLOW_S))
 
     async def sessions(self, query: session_node.SessionQuery) -> Sequence[nouns.SessionStatus]:

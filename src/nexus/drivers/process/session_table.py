@@ -37,15 +37,17 @@ class Table:
 
     # verbs
 
-    async def place(self, instances: Sequence[str], session_id: str) -> SessionPlace:
+    async def place(self, instances: Sequence[str], session_id: str, *, homes: Sequence[str] = ()) -> SessionPlace:
         """Where the session lives, made on the first of these instances that can; where it lives already wins over their order.
+        On `homes` it is found, never made.
 
         Raises `NotFound` (`session.no_instance`), `Exhausted` (`session.too_many`), `Unavailable` (`session.not_started`).
         """
         if not names.is_session_id(session_id):
             raise errors.Invalid("this is not a session id", code="session.invalid_id")
         known = [host for one in instances if (host := self._hosts.get(one)) is not None]
-        home = next((host for host in known if session_id in host.sessions), None)
+        others = [host for one in homes if (host := self._hosts.get(one)) is not None]
+        home = next((host for host in (*known, *others) if session_id in host.sessions), None)
         refused: errors.NexusError | None = None
         for host in [home] if home is not None else known:
             try:
