@@ -55,10 +55,12 @@ class RouteMap:
 
 
 class FeedServer:
-    """`publish` may be called at any time; `serve` listens on the socket for as long as its context lasts."""
+    """`publish` may be called at any time; `serve` listens on the socket for as long as its context lasts. `called` hears which
+    deployment's version a session waits for."""
 
     def __init__(self, *, sink: Sink) -> None:
         self._sink = sink
+        self.called: Callable[[str, str], None] = _nobody
         self._routes = RouteMap(epoch=ids.new_id("epo"))
         self._readers: dict[asyncio.Queue[bytes | None], int | None] = {}
         self._connections: set[asyncio.Task[None]] = set()
@@ -141,11 +143,17 @@ class FeedServer:
         self._readers[queue] = int(json.loads(hello)["hello"]["gateway"])
         while line := await reader.readline():
             message = json.loads(line)
+            if "call" in message:
+                self.called(str(message["call"]["deployment"]), str(message["call"]["version"]))
             if "records" not in message:
                 continue
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 await self._sink(message["records"])
             await queue.put(_encode({"ack": message["batch"]}))
+
+
+def _nobody(deployment_id: str, version: str) -> None:
+    """Nobody minds which versions sessions wait for."""
 
 
 def _encode(message: Mapping[str, Any]) -> bytes:

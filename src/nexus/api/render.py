@@ -136,9 +136,10 @@ def render_event(stored: hosting_store.StoredEvent) -> dict[str, Any]:
 
 def _render_instance(record: Instance, revision: Revision | None, status: instances.InstanceStatus | None) -> views.InstanceView:
     phase = status.phase if status is not None else InstancePhase.PENDING
-    if record.target is not Target.RUNNING and phase is not InstancePhase.STOPPED:
+    if record.target is Target.STOPPED and phase is not InstancePhase.STOPPED:
         phase = InstancePhase.STOPPING
-    view = views.InstanceView(id=record.id, phase=phase.value, version=revision.version if revision is not None else "")
+    shown = Target.DRAINING.value if record.target is Target.DRAINING and phase is InstancePhase.READY else phase.value
+    view = views.InstanceView(id=record.id, phase=shown, version=revision.version if revision is not None else "")
     if status is None:
         return view
     return view.model_copy(
@@ -152,6 +153,8 @@ def _render_instance(record: Instance, revision: Revision | None, status: instan
             "cpu_s": status.usage.cpu_s,
             "memory_bytes": status.usage.memory_bytes,
             "active_runs": status.usage.active_runs,
+            "sessions": status.usage.sessions,
+            "saved_sessions": status.usage.saved,
             "last_end": dict(status.last_end) if status.last_end is not None else None,
             "problem": dict(status.problem) if status.problem is not None else None,
         }

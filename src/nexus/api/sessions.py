@@ -46,6 +46,14 @@ async def kill_all(name: str, caller: Caller, rooms: Rooms, environment: Environ
     return {"killed": await rooms.live_sessions.kill_all(caller, agent.name, environment)}
 
 
+@router.post("/agents/{name}/sessions:move", summary="Move the sessions of an old version to what serves")
+async def move_sessions(name: str, caller: Caller, rooms: Rooms, body: params.MoveSessionsParams) -> dict[str, str]:
+    """Runs in hand end first. What is kept of a session goes along: its state, and its work directory."""
+    agent = await rooms.hosting.agent(caller, name)
+    moved = await rooms.hosting.release_sessions(caller, agent.name, body)
+    return {"agent": agent.name, "environment": moved.deployment.environment, "version": body.version}
+
+
 @router.get("/agents/{name}/sessions/{session_id}", summary="Show a session")
 async def show_session(
     name: str, session_id: str, caller: Caller, rooms: Rooms, environment: Environment = None

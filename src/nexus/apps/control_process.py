@@ -198,7 +198,12 @@ async def _run(
     async def publish_routes(picture: loop.Picture) -> None:
         entries: dict[str, Any] = dict(
             routes.render_deployments(
-                picture.deployments, picture.revisions, picture.instances, picture.statuses, now=time.time()
+                picture.deployments,
+                picture.revisions,
+                picture.instances,
+                picture.statuses,
+                now=time.time(),
+                barred=picture.barred,
             )
         )
         records = [each for mine in picture.instances.values() for each in mine]
@@ -207,6 +212,7 @@ async def _run(
         first_routes.set()
 
     parts.reconciler.published = publish_routes
+    server.called = parts.reconciler.call_version
     services = api_services.Services(
         identity=parts.identity,
         hosting=parts.hosting,

@@ -265,9 +265,11 @@ def history(name: str, *, environment: str | None = None) -> Operation[list[answ
     return [answers.Answer(entry) for entry in reply.items()]
 
 
-def rollback(name: str, *, version: str | None = None, environment: str | None = None) -> Operation[answers.Answer]:
-    """Go back to the version before, or to a named one."""
-    body = _given(version=version, environment=environment)
+def rollback(
+    name: str, *, version: str | None = None, environment: str | None = None, sessions: str | None = None
+) -> Operation[answers.Answer]:
+    """Go back to the version before, or to a named one. `sessions`: `keep` or `move` those of the version that is given up."""
+    body = _given(version=version, environment=environment, sessions=sessions)
     reply = yield from ask(Call(method="POST", path=_v1(name, "rollback"), json=body))
     return answers.Answer(reply.object())
 

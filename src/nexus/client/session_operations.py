@@ -50,6 +50,13 @@ def kill_sessions(agent: str, *, environment: str | None = None) -> Operation[in
     return int(reply.object().get("killed") or 0)
 
 
+def move_sessions(agent: str, version: str, *, environment: str | None = None) -> Operation[answers.Answer]:
+    """Let the sessions of a version that was replaced go on on what serves now."""
+    body = {"version": version} | ({"environment": environment} if environment is not None else {})
+    reply = yield from ask(Call(method="POST", path=paths.v1(agent, "sessions:move"), json=body))
+    return answers.Answer(reply.object())
+
+
 def exec_in_session(
     agent: str,
     session_id: str,

@@ -92,6 +92,7 @@ class Progress:
     `looks` and `looked_at` (runs of the new version then) spend the analysis' alpha. `decision` is what a person asked for.
     `standby` is the revision kept ready after a switch, until `standby_until`. `lead` is set on a further variant of an A/B
     test: the revision it belongs to. `outcome` says how it ended (`promoted`, `rolled back` …), by whom, why, with the numbers.
+    `released`: its sessions were told to go on on what serves now.
     """
 
     stage: int = 0
@@ -108,6 +109,7 @@ class Progress:
     lead: int | None = None
     outcome: Mapping[str, Any] = field(default_factory=dict)
     numbers: Mapping[str, Any] = field(default_factory=dict)
+    released: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(dataclasses.replace(self, outcome=dict(self.outcome), numbers=dict(self.numbers)))

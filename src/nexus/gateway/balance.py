@@ -24,7 +24,7 @@ def decide_instance(
     A session goes to the instance it was minted for while that is listed, else to its rendezvous winner among the
     usable ones; so every gateway process agrees without talking. Without a session the deployment's balancer decides.
     """
-    listed = deployment.instances if version is None else deployment.versions.get(version) or deployment.idle.get(version, ())
+    listed = deployment.instances if version is None else _instances_of(deployment, version)
     threshold, limit = deployment.options.threshold, deployment.max_concurrency
     if session_id is not None and version is None and threshold is None and not without:
         known = deployment.homes.get(session_id)
@@ -55,6 +55,13 @@ def decide_instance(
     return min(around, key=_active)
 
 
+def _instances_of(deployment: routes.Deployment, version: str) -> tuple[routes.Instance, ...]:
+    for rows in (deployment.versions, deployment.idle, deployment.draining):
+        if version in rows:
+            return rows[version]
+    return ()
+
+
 def _with_room(instance: routes.Instance, limit: int | None) -> routes.Instance | None:
     return instance if limit is None or instance.active < limit else None
 
@@ -70,21 +77,22 @@ def decide_version(
 ) -> str | None:
     """Which of several versions a run goes to; None leaves it to the balancer (also when there is only one version).
 
-    A session keeps the version it began on while that has instances. Else the split decides: by user, by session, or by
-    drawing when the run has no session yet.
+    A session keeps the version it began on while that has instances, or may be woken. Else the split decides: by user, by
+    session, or by drawing when the run has no session yet.
     """
-    versions = deployment.versions
-    if len(versions) < 2:
+    versions, kept = deployment.versions, deployment.kept
+    several = len(versions) > 1
+    if not several and not kept:
         return None
     if session_id is not None:
-        began = pins.find(deployment.id, session_id, versions)
-        if began is not None:
-            return began
-        tag = mint.session_tag(session_id)
+        began = pins.find(deployment.id, session_id, (*versions, *kept) if kept else versions)
+        tag = mint.session_tag(session_id) if began is None else None
         if tag is not None and tag in deployment.tags:
-            return deployment.tags[tag].version
+            began = deployment.tags[tag].version
+        if began is not None:
+            return began if several or began not in versions else None
     split = deployment.options.split
-    if split is None:
+    if split is None or not several:
         return None
     key = user if split.by == "user" and user else session_id or f"{draw():.17f}"
     return splits.assign(split, deployment.id, key, versions)

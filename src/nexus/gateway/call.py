@@ -41,7 +41,7 @@ class Call:
 
     `trusted` marks the dispatcher, whose tenant, run id and attempt are believed. `tried` holds the instances that could
     not be reached for this run, `quota` the tightest of the rate limits that it counted against. `version` is the one that the
-    caller named.
+    caller named, `awaited` the one that its session began on and that must be woken first.
     """
 
     head: http1.RequestHead
@@ -56,6 +56,7 @@ class Call:
     origin: bytes | None = None
     deployment: routes.Deployment | None = None
     version: str | None = None
+    awaited: str | None = None
     instance: routes.Instance | None = None
     run_id: str = ""
     session_id: str | None = None

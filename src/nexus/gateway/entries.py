@@ -53,7 +53,7 @@ def _check_deployment(name: str, value: Mapping[str, Any]) -> None:
         check_number(value[field], field)
     if value["max_concurrency"] is not None:
         check_number(value["max_concurrency"], "max_concurrency", least=1)
-    listed = [*value["instances"], *(value.get("idle") or ())]
+    listed = [*value["instances"], *(value.get("idle") or ()), *(value.get("draining") or ())]
     for one in listed:
         _check_text(one["id"], "an instance's id")
         version = one["version"]
@@ -61,6 +61,9 @@ def _check_deployment(name: str, value: Mapping[str, Any]) -> None:
             raise ValueError("an instance's version cannot stand in a header")
     if len({one["id"] for one in listed}) != len(listed):
         raise ValueError("an instance is listed twice")
+    asleep = value.get("asleep") or ()
+    if not isinstance(asleep, list | tuple) or not all(isinstance(one, str) and 0 < len(one) <= 256 for one in asleep):
+        raise ValueError("asleep are not versions")
 
 
 def _check_key(name: str, value: Mapping[str, Any]) -> None:

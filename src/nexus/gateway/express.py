@@ -298,7 +298,7 @@ def _reserve(
     turn, place = deployment.turn.at, None
     if deployment.options.isolated:
         place = None if session_id is None or opening.streams else world.places.find((deployment.id, session_id))
-        instance = None if place is None else next((one for one in deployment.instances if one.id == place.instance_id), None)
+        instance = None if place is None else deployment.by_id.get(place.instance_id)
         if instance is not None and instance.active >= opening.room:
             return None
     else:
@@ -327,6 +327,8 @@ def _choose(deployment: routes.Deployment, session_id: str | None, world: World,
     if len(deployment.versions) > 1:
         if session_id is None:
             return None
+        version = balance.decide_version(deployment, session_id=session_id, user="", pins=world.pins, draw=world.draw)
+    elif session_id is not None and deployment.kept:
         version = balance.decide_version(deployment, session_id=session_id, user="", pins=world.pins, draw=world.draw)
     return balance.decide_instance(deployment, session_id=session_id, now=now, version=version)
 

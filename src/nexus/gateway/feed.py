@@ -98,8 +98,11 @@ class FeedClient:
                 raise routes.FeedBroken(f"control is at version {message['ping']}, this gateway at {world.table.version}")
 
     async def _report(self, writer: asyncio.StreamWriter) -> None:
-        box = self._world.outbox
+        box, calls = self._world.outbox, self._world.calls
+        calls.wanting = box.full_batch.set
         while True:
+            for deployment_id, version in calls.take():
+                await _send(writer, json.dumps({"call": {"deployment": deployment_id, "version": version}}).encode())
             taken = box.take_batch()
             if taken is not None:
                 number, batch = taken

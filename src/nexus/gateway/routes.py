@@ -89,7 +89,9 @@ class Turn:
 class Deployment:
     """`circuit` and `cache` live as long as the revision, `turn` and `outage` as long as the deployment, in every table.
 
-    `versions` are the instances by version, `idle` those without traffic, for runs that name their version.
+    `versions` are the instances by version, `idle` those without traffic, for runs that name their version. `draining` are those
+    of versions that were replaced, for the sessions that began there; `asleep` such versions that must be woken for that. `by_id`
+    are all of these instances.
     `pinned` holds the sessions whose version this table has seen noted, `homes` where sessions live while every instance is
     well. `plain` deployments may take the short way (`express`).
     """
@@ -109,6 +111,9 @@ class Deployment:
     options: wishes.Options = field(default_factory=wishes.Options)
     versions: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
     idle: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
+    draining: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
+    asleep: frozenset[str] = frozenset()
+    by_id: Mapping[str, Instance] = field(default_factory=dict)
     turn: Turn = field(default_factory=Turn, repr=False)
     outage: Outage = field(default_factory=Outage, repr=False)
     circuit: breaker.Circuit = field(default_factory=breaker.Circuit, repr=False)
@@ -122,6 +127,11 @@ class Deployment:
         circuit has a say."""
         free = len(self.versions) == 1 and self.options.threshold is None and not self.options.isolated
         return self.homes if free else {}
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Versions that were replaced and keep the sessions which began on them."""
+        return (*self.draining, *self.asleep) if self.draining or self.asleep else ()
 
     @property
     def plain(self) -> bool:
@@ -256,8 +266,10 @@ def _forget(agents: dict[tuple[str, str], dict[str, Deployment]], path: str) -> 
 
 def _deployment(tenant: str, agent: str, environment: str, value: Mapping[str, Any], before: Deployment | None) -> Deployment:
     outage = before.outage if before else Outage()
-    known = {one.id: one for one in (*before.instances, *(one for row in before.idle.values() for one in row))} if before else {}
+    known = before.by_id if before else {}
     instances = _instances(value["instances"], known, outage)
+    idle = _instances(value.get("idle") or (), known, outage)
+    draining = _instances(value.get("draining") or (), known, outage)
     limit = value["max_concurrency"]
     same = before if before is not None and (before.id, before.revision) == (value["id"], int(value["revision"])) else None
     return Deployment(
@@ -268,14 +280,17 @@ def _deployment(tenant: str, agent: str, environment: str, value: Mapping[str, A
         revision=int(value["revision"]),
         balancer=value["balancer"],
         instances=tuple(instances),
-        tags={instance.tag: instance for instance in instances},
+        tags={instance.tag: instance for instance in (*draining, *instances)},
         timeout_s=float(value["timeout_s"]),
         wait_s=float(value["wait_s"]),
         max_concurrency=None if limit is None else int(limit),
         max_queue=int(value["max_queue"]),
         options=wishes.parse_options(value.get("options") or {}, where=f"{tenant}/{agent}/{environment}"),
         versions=_by_version(instances),
-        idle=_by_version(_instances(value.get("idle") or (), known, outage)),
+        idle=_by_version(idle),
+        draining=_by_version(draining),
+        by_id={instance.id: instance for instance in (*instances, *idle, *draining)},
+        asleep=frozenset(value.get("asleep") or ()),
         turn=before.turn if before else Turn(),
         outage=outage,
         circuit=same.circuit if same else breaker.Circuit(),

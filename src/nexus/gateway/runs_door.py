@@ -176,8 +176,9 @@ class RunHandler(Handler):
             raise errors.Internal("a run waits for no deployment")
         self.call.tried.clear()
         self.exchange.deadline = self._began + deployment.wait_s
-        if deployment.wait_s <= 0 or (self.call.trusted and self._is_busy(deployment)):
-            raise self._refusal()  # a task waits in its queue, where it is counted, not here
+        now = self.world.loop.time()
+        if deployment.wait_s <= 0 or (self.call.trusted and waiting.is_busy(deployment, self.call, now)):
+            raise waiting.refusal(self.call, now)  # a task waits in its queue, where it is counted, not here
         self.world.waiting.join(self, deployment)
         self.exchange.phase = Phase.WAITING
 
@@ -237,8 +238,8 @@ class RunHandler(Handler):
 
     def _settle(self, deployment: routes.Deployment, place: sessions.Place) -> bool:
         """The session lives there, if that instance is the one that was chosen, or one of the deployment's still."""
-        chosen = [self.call.instance] if self.call.instance is not None else []
-        home = next((each for each in [*chosen, *deployment.instances] if each.id == place.instance_id), None)
+        chosen = self.call.instance
+        home = chosen if chosen is not None and chosen.id == place.instance_id else deployment.by_id.get(place.instance_id)
         if home is None:
             return False
         self._place, self.call.instance = place, home
@@ -249,7 +250,8 @@ class RunHandler(Handler):
         wanted = sessions.plan_order(deployment, held, self.call.tried)
         problem: errors.NexusError | None = None
         try:
-            place = await self.world.places.ask(self.world.settings.home.supervisor_socket, key, wanted)
+            homes = sessions.find_homes(deployment, wanted)
+            place = await self.world.places.ask(self.world.settings.home.supervisor_socket, key, wanted, homes)
         except errors.NexusError as error:
             problem = error
         finally:
@@ -388,26 +390,13 @@ class RunHandler(Handler):
     def expired(self) -> None:
         deployment = self.call.deployment
         if self.exchange.phase is Phase.WAITING:
-            raise self._refusal()
+            raise waiting.refusal(self.call, self.world.loop.time())
         raise errors.Exhausted(
             f"the run took longer than {self._seconds:g} s",
             code="run.timeout",
             next_step="raise hosting.timeout in config.yaml, or submit it as a task",
             extra={"timeout_s": deployment.timeout_s if deployment is not None else self._seconds},
         )
-
-    def _is_busy(self, deployment: routes.Deployment) -> bool:
-        """Instances are there; each has all the runs it may have."""
-        now = self.world.loop.time()
-        return any(instance.out_until <= now for instance in deployment.instances)
-
-    def _refusal(self) -> errors.NexusError:
-        deployment = self.call.deployment
-        if deployment is None:
-            return errors.Internal("a run waits for no deployment")
-        if not self._is_busy(deployment):
-            return waiting.not_ready(deployment)
-        return waiting.busy(deployment)
 
     def ask_why(self, reason: str) -> bool:
         instance = self.call.instance

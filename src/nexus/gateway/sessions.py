@@ -46,17 +46,18 @@ class Places:
     def forget(self, key: Key) -> None:
         self._known.pop(key, None)
 
-    async def ask(self, supervisor: Path, key: Key, instances: Sequence[str]) -> Place:
+    async def ask(self, supervisor: Path, key: Key, instances: Sequence[str], homes: Sequence[str] = ()) -> Place:
         """The session's place, made when it has none; whoever asks meanwhile for the same one waits for the same answer.
 
-        `instances`: those it may live on, best first. Raises what the supervisor answers, or `Unavailable`
+        `instances`: those it may live on, best first; `homes`: those where it may only live already. Raises what the supervisor
+        answers, or `Unavailable`
         (`session.no_supervisor`).
         """
         if (known := self._known.get(key)) is not None:
             return known  # another run's question was answered while this one was on its way here
         asked = self._asked.get(key)
         if asked is None:
-            asked = self._asked[key] = asyncio.ensure_future(fetch_place(supervisor, key[1], instances))
+            asked = self._asked[key] = asyncio.ensure_future(fetch_place(supervisor, key[1], instances, homes))
             asked.add_done_callback(lambda done: self._note(key, done))
         return await asyncio.shield(asked)
 
@@ -70,9 +71,10 @@ class Places:
             self._known.popitem(last=False)
 
 
-async def fetch_place(supervisor: Path, session_id: str, instances: Sequence[str]) -> Place:
+async def fetch_place(supervisor: Path, session_id: str, instances: Sequence[str], homes: Sequence[str] = ()) -> Place:
     """Ask the supervisor of this node (`POST /sessions`)."""
-    body = json.dumps({"instances": list(instances), "session": session_id}).encode()
+    asked = {"instances": list(instances), "session": session_id} | ({"homes": list(homes)} if homes else {})
+    body = json.dumps(asked).encode()
     try:
         async with asyncio.timeout(_ANSWER_S):
             reader, writer = await asyncio.open_unix_connection(supervisor)
@@ -104,13 +106,21 @@ async def fetch_place(supervisor: Path, session_id: str, instances: Sequence[str
 
 def plan_order(deployment: routes.Deployment, first: routes.Instance | None, tried: Collection[str]) -> list[str]:
     """The instances that a session may live on: the one that was chosen, then the others that were not tried in vain. Where
-    versions share the traffic, or one was asked for by name, only those of the chosen one's version."""
-    others = [each for each in deployment.instances if each is not first and each.id not in tried]
+    versions share the traffic, one was asked for by name, or the session began on one that was replaced, only those of the chosen
+    one's version."""
+    siblings = deployment.draining.get(first.version, ()) if first is not None else ()
+    listed = siblings if first in siblings else deployment.instances
+    others = [each for each in listed if each is not first and each.id not in tried]
     if first is None:
         return [each.id for each in others]
     if deployment.options.split is not None or first not in deployment.instances:
         others = [each for each in others if each.version == first.version]
     return [first.id, *(each.id for each in others)]
+
+
+def find_homes(deployment: routes.Deployment, order: Collection[str]) -> list[str]:
+    """Instances of replaced versions where a session may live that nobody remembers: the supervisor knows."""
+    return [each.id for row in deployment.draining.values() for each in row if each.id not in order]
 
 
 def moved(agent: str) -> errors.Unavailable:

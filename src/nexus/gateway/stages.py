@@ -361,7 +361,7 @@ def choose_instance(call: Call, world: World) -> None:
         return
     session_id = call.session_id if call.session_given else None
     version = call.version
-    if version is None and len(deployment.versions) > 1:
+    if version is None and (len(deployment.versions) > 1 or deployment.kept):
         version = balance.decide_version(
             deployment, session_id=session_id, user=_user(call), pins=world.pins, draw=world.draw
         )  # fmt: skip
@@ -369,11 +369,15 @@ def choose_instance(call: Call, world: World) -> None:
         deployment, session_id=session_id, now=world.loop.time(), without=call.tried, version=version
     )  # fmt: skip
     call.instance = instance
+    call.awaited = version if instance is None and version in deployment.asleep else None
     if instance is None:
+        if version is not None and call.awaited:
+            world.calls.note(deployment.id, version, world.loop.time())
         return
     if not call.session_given:
         call.session_id = world.minter.session_id(instance.tag)
-    if call.session_id is not None and call.version is None and (call.session_given or len(deployment.versions) > 1):
+    lasts = call.session_given or deployment.options.isolated or len(deployment.versions) > 1
+    if call.session_id is not None and call.version is None and lasts:
         balance.note_session(deployment, call.session_id, instance, world.pins, world.clock())
 
 

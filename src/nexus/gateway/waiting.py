@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from nexus.core import errors
 from nexus.gateway import routes
+from nexus.gateway.call import Call
 
 if TYPE_CHECKING:
     from nexus.gateway.runs_door import RunHandler
@@ -119,6 +120,21 @@ def _full(message: str, *, retry_after_s: float) -> errors.Exhausted:
     )
 
 
+def is_busy(deployment: routes.Deployment, call: Call, now: float) -> bool:
+    """Instances are there; each has all the runs it may have."""
+    return call.awaited is None and any(instance.out_until <= now for instance in deployment.instances)
+
+
+def refusal(call: Call, now: float) -> errors.NexusError:
+    """Why a run that waited for an instance gets none."""
+    deployment = call.deployment
+    if deployment is None:
+        return errors.Internal("a run waits for no deployment")
+    if call.awaited is not None:
+        return not_awake(deployment, call.awaited)
+    return busy(deployment) if is_busy(deployment, call, now) else not_ready(deployment)
+
+
 def busy(deployment: routes.Deployment) -> errors.Exhausted:
     return errors.Exhausted(
         f"every instance of {deployment.agent} is busy",
@@ -134,4 +150,13 @@ def not_ready(deployment: routes.Deployment) -> errors.Unavailable:
         code="agent.not_ready",
         retry_after_s=max(1.0, min(deployment.wait_s, 10.0)),
         next_step=f"see `nexus ai agent show {deployment.agent}` and `nexus ai agent logs {deployment.agent}`",
+    )
+
+
+def not_awake(deployment: routes.Deployment, version: str) -> errors.Unavailable:
+    return errors.Unavailable(
+        f"version {version} of {deployment.agent} ({deployment.environment}), which the session began on, is not ready yet",
+        code="agent.not_ready",
+        retry_after_s=1,
+        next_step=f"try again, or let its sessions move: nexus ai agent sessions stop {deployment.agent} --version {version}",
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nexus.gateway import (
     breaker,
+    callings,
     kept,
     limits,
     mint,
@@ -58,6 +59,7 @@ class World:
     spend: model_spend.Spend
     keys: kept.Keys = field(default_factory=kept.Keys)
     places: sessions.Places = field(default_factory=sessions.Places)
+    calls: callings.Calls = field(default_factory=callings.Calls)
     draw: Callable[[], float] = random.random
     minter: mint.Minter = field(default_factory=mint.Minter)
     table: routes.RouteTable = field(default_factory=routes.RouteTable)

@@ -172,7 +172,7 @@ def superseded_problem(number: int, by: int) -> dict[str, Any]:
         "type": "urn:nexus:problem:deployment.superseded",
         "title": "deployment superseded",
         "status": 409,
-        "code": "deployment.superseded",
+        "code": strategies.OVERTAKEN,
         "kind": "conflict",
         "detail": f"revision {number} was superseded by revision {by} before it was active",
         "next_step": "look at what is deployed now: nexus ai agent history",

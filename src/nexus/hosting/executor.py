@@ -9,7 +9,7 @@ from typing import Any
 from nexus.core import deployments, errors, ids, instances
 from nexus.core.deployments import Deployment, Instance, Revision, Target
 from nexus.core.phases import RevisionPhase
-from nexus.hosting import changes, planner, strategies
+from nexus.hosting import changes, drains, planner, strategies
 from nexus.kit import clock
 from nexus.ports import driver, hosting_store
 
@@ -51,18 +51,27 @@ class Executor:
     async def apply(self, deployment: Deployment, action: planner.Action, revisions: Mapping[int, Revision]) -> None:
         """Perform one action of a plan for this deployment."""
         match action:
-            case planner.Begin():
-                await self._begin(deployment, action.revision)
             case planner.Mint():
-                await self._mint(deployment, action.revision)
+                await self._mint(deployment, action.revision, draining=action.draining)
             case planner.Start():
                 await self._start_again(deployment, action.instance_id, revisions)
             case planner.Retire():
                 await self._retire(deployment, action.instance_id)
+            case planner.Drain() | planner.Resume():
+                await self._retarget(deployment, action, revisions)
             case planner.Stop():
                 await self._driver.stop(action.instance_id, grace_s=action.grace_s)
             case planner.Forget():
                 await self._forget(deployment, action.instance_id)
+            case planner.Remove():
+                await self._remove(deployment)
+            case _:
+                await self._apply_to_rollout(deployment, action)
+
+    async def _apply_to_rollout(self, deployment: Deployment, action: planner.RolloutAction) -> None:
+        match action:
+            case planner.Begin():
+                await self._begin(deployment, action.revision)
             case planner.Activate():
                 await self._activate(deployment, action)
             case planner.Advance():
@@ -71,8 +80,6 @@ class Executor:
                 await self._switch_back(deployment, action)
             case planner.Fail():
                 await self._fail(deployment, action)
-            case planner.Remove():
-                await self._remove(deployment)
 
     async def note(self, deployment: Deployment, revision: int, status: instances.InstanceStatus) -> None:
         """Write an instance's step into the rollout's events, and remember when it was ready first."""
@@ -114,13 +121,15 @@ class Executor:
             event = {"phase": RevisionPhase.ROLLING.value, "message": f"starting {wanted}", "done": False}
             await change.add_event(number, self._clock.time(), event)
 
-    async def _mint(self, deployment: Deployment, number: int) -> None:
+    async def _mint(self, deployment: Deployment, number: int, *, draining: bool) -> None:
         async with self._change(deployment) as change:
             now = change.deployment
             if now is None or now.target is not Target.RUNNING:
                 return
             revisions = {one.number: one for one in await change.revisions()}
             wanted = {now.target_revision, *(share.revision for share in self._shares(now, revisions))}
+            if draining:
+                wanted = set(drains.find_keeping(now, revisions, self._clock.time()))
             revision = revisions.get(number)
             if revision is None or number not in wanted:
                 return
@@ -130,23 +139,43 @@ class Executor:
                 deployment_id=now.id,
                 tenant=now.tenant,
                 revision=number,
-                target=Target.RUNNING,
+                target=Target.DRAINING if draining else Target.RUNNING,
                 token_hash=self._tokens.hash(self._tokens.derive(instance_id)),
                 created_at=self._clock.time(),
             )
             await change.put_instance(minted)
-        await self._driver.start(await self._spec(deployment, revision, instance_id))
+        await self._driver.start(await self._spec(deployment, revision, instance_id, draining=draining))
 
     def _shares(self, deployment: Deployment, revisions: Mapping[int, Revision]) -> tuple[strategies.Share, ...]:
         return strategies.plan_shares(deployment, revisions, self._clock.time())
 
     async def _start_again(self, deployment: Deployment, instance_id: str, revisions: Mapping[int, Revision]) -> None:
         for one in await self._store.instances(deployment.tenant, deployment.id):
-            if one.id == instance_id and one.target is Target.RUNNING and one.revision in revisions:
-                await self._driver.start(await self._spec(deployment, revisions[one.revision], instance_id))
+            if one.id == instance_id and one.target is not Target.STOPPED and one.revision in revisions:
+                draining = one.target is Target.DRAINING
+                await self._driver.start(await self._spec(deployment, revisions[one.revision], instance_id, draining=draining))
 
-    async def _spec(self, deployment: Deployment, revision: Revision, instance_id: str) -> instances.InstanceSpec:
+    async def _retarget(
+        self, deployment: Deployment, action: planner.Drain | planner.Resume, revisions: Mapping[int, Revision]
+    ) -> None:
+        """The node hears of it too: an instance that drains needs no workers in reserve."""
+        draining = isinstance(action, planner.Drain)
+        before, after = (Target.RUNNING, Target.DRAINING) if draining else (Target.DRAINING, Target.RUNNING)
+        async with self._change(deployment) as change:
+            mine = [one for one in await change.instances() if one.id == action.instance_id and one.target is before]
+            for one in mine:
+                await change.put_instance(replace(one, target=after))
+        for one in mine:
+            if one.revision in revisions:
+                await self._driver.start(await self._spec(deployment, revisions[one.revision], one.id, draining=draining))
+
+    async def _spec(
+        self, deployment: Deployment, revision: Revision, instance_id: str, *, draining: bool = False
+    ) -> instances.InstanceSpec:
         settings = revision.settings
+        options = {**settings.options, "traces": True} if self._traces else settings.options
+        if draining and isinstance(session := options.get("session"), Mapping):
+            options = {**options, "session": {**session, "warm": 0}}
         return instances.InstanceSpec(
             id=instance_id,
             tenant=deployment.tenant,
@@ -166,7 +195,7 @@ class Executor:
             health=settings.health,
             start_timeout_s=settings.start_timeout_s,
             run_timeout_s=settings.run_timeout_s,
-            options={**settings.options, "traces": True} if self._traces else settings.options,
+            options=options,
         )
 
     async def _retire(self, deployment: Deployment, instance_id: str) -> None:

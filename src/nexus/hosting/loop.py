@@ -7,13 +7,13 @@ the node first, then the store, so that an instance the node knows is in the sto
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nexus.core import errors
 from nexus.core.deployments import Deployment, Instance, Revision, Target
 from nexus.core.instances import InstanceStatus
 from nexus.core.phases import InstancePhase
-from nexus.hosting import changes, executor, load, planner, rollout_looks, strategies
+from nexus.hosting import changes, drains, executor, load, planner, rollout_looks, strategies
 from nexus.kit import clock
 from nexus.ports import driver, hosting_store
 
@@ -23,19 +23,23 @@ BUSY_S = 0.1
 COALESCE_S = 0.005
 ACTION_TIMEOUT_S = 60.0
 STRAY_GRACE_S = 10.0
+CALLED_S = 10.0
+BARRED_S = 60.0
 _AT_ONCE = 16
+_MOST_CALLS = 1000
 
 QueueDepth = Callable[[str, str, str], Awaitable[int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """What one round saw."""
+    """What one round saw. `barred` are old revisions (with their deployment) of which no instance can be started for now."""
 
     deployments: Sequence[Deployment] = ()
     revisions: Mapping[tuple[str, int], Revision] = field(default_factory=dict)
     instances: Mapping[str, list[Instance]] = field(default_factory=dict)
     statuses: Mapping[str, InstanceStatus] = field(default_factory=dict)
+    barred: frozenset[tuple[str, int]] = frozenset()
 
 
 class Reconciler:
@@ -61,11 +65,19 @@ class Reconciler:
         self._since: dict[tuple[str, ...], float] = {}
         self._noted: dict[str, tuple[str, ...]] = {}
         self._loads: dict[str, load.History] = {}
+        self._called: dict[tuple[str, str], float] = {}
+        self._barred: dict[tuple[str, int], float] = {}
         self.picture = Picture()
         self.published: Callable[[Picture], Awaitable[None]] | None = None
 
     def wake(self) -> None:
         self._woken.set()
+
+    def call_version(self, deployment_id: str, version: str) -> None:
+        """A session waits for a version that was replaced, and of which no instance runs."""
+        if len(self._called) < _MOST_CALLS:
+            self._called[deployment_id, version] = self._clock.monotonic()
+            self.wake()
 
     async def run(self) -> None:
         """Round after round; a guarded loop restarts it if it raises."""
@@ -108,7 +120,7 @@ class Reconciler:
         except BaseException:
             self._announce = self._announce or announce
             raise
-        picture = _arrange(snapshot, statuses)
+        picture = self._bar(_arrange(snapshot, statuses))
         await self._publish(picture)
         await self.looks.refresh(picture.deployments, picture.revisions)
         plans = [(one, self._plan(one, picture, announce=announce)) for one in picture.deployments]
@@ -130,6 +142,7 @@ class Reconciler:
         seen = [self._see(each, picture.statuses.get(each.id)) for each in picture.instances.get(one.id, [])]
         rolling = target is not None and target.phase in changes.IN_HAND and target.progress.since is None
         shares = strategies.plan_shares(one, revisions, self._clock.time())
+        keeps = drains.find_keeping(one, revisions, self._clock.time())
         wanted = planner.Wanted(
             deployment_id=one.id,
             target=one.target,
@@ -143,6 +156,9 @@ class Reconciler:
             unavailable=target.strategy.unavailable(one.replicas) if target is not None else 0,
             counts={share.revision: share.count for share in shares},
             out=strategies.find_out(revisions, shares),
+            keeps=keeps,
+            woken=self._find_called(one, revisions, picture),
+            stop_after_s={number: drains.stop_after_s(revisions[number]) for number in keeps},
         )
         actions = planner.plan(wanted, seen)
         trying = shares and one.target is Target.RUNNING
@@ -154,13 +170,47 @@ class Reconciler:
             actions += [planner.Start(instance_id=each.id) for each in seen if _deserves_announcing(each, wanted)]
         return actions
 
+    def _find_called(self, one: Deployment, revisions: Mapping[int, Revision], picture: Picture) -> frozenset[int]:
+        now = self._clock.monotonic()
+        self._called = {key: at for key, at in self._called.items() if now - at < CALLED_S}
+        return frozenset(
+            number
+            for number in drains.find_wakeable(one, revisions, self._clock.time())
+            if (one.id, revisions[number].version) in self._called and (one.id, number) not in picture.barred
+        )
+
+    def _bar(self, picture: Picture) -> Picture:
+        """Note the old revisions whose instances do not start: their sessions had better go elsewhere for a while."""
+        now = self._clock.monotonic()
+        for owner, mine in picture.instances.items():
+            for each in mine:
+                status = picture.statuses.get(each.id)
+                if each.target is Target.DRAINING and status is not None and status.phase is InstancePhase.FAILED:
+                    self._barred[owner, each.revision] = now
+        self._barred = {key: at for key, at in self._barred.items() if now - at < BARRED_S}
+        return replace(picture, barred=frozenset(self._barred))
+
+    def _quiet_for_s(self, one: Instance, status: InstanceStatus | None) -> float:
+        """For how long it has been ready without any session or run; the last run as it says itself, if it serves them all."""
+        usage = status.usage if status is not None else None
+        idle = usage is not None and not usage.active_runs and not usage.sessions
+        ready = status is not None and status.phase is InstancePhase.READY
+        seen_s = self._age(idle and ready, "quiet", one.id)
+        if seen_s and usage is not None and usage.sessions is None and usage.last_active_at is not None:
+            return max(seen_s, self._clock.time() - usage.last_active_at)
+        return seen_s
+
     def _see(self, one: Instance, status: InstanceStatus | None) -> planner.Seen:
         phase = status.phase if status is not None else None
+        usage = status.usage if status is not None else None
         return planner.Seen(
             id=one.id,
             revision=one.revision,
             target=one.target,
             phase=phase,
+            sessions=usage.sessions if usage is not None else None,
+            quiet_for_s=self._quiet_for_s(one, status) if one.target is Target.DRAINING else 0.0,
+            served=usage is not None and usage.last_active_at is not None,
             unrouted_for_s=self._age(one.target is Target.STOPPED, "unrouted", one.id),
             failed_for_s=self._age(phase is InstancePhase.FAILED, "failed", one.id),
             active_runs=status.usage.active_runs if status is not None else 0,
@@ -232,7 +282,8 @@ class Reconciler:
             settled = one.target is Target.RUNNING and serving
             if not one.scaling.enabled or revision is None or not settled or not history.is_due(now):
                 continue
-            mine = [picture.statuses.get(each.id) for each in picture.instances.get(one.id, [])]
+            serving_now = [each for each in picture.instances.get(one.id, []) if each.target is Target.RUNNING]
+            mine = [picture.statuses.get(each.id) for each in serving_now]
             ready = [status for status in mine if status is not None and status.phase is InstancePhase.READY]
             depth = await self.queue_depth(one.tenant, one.agent, one.environment) if self.queue_depth else None
             sample = history.look(now, revision.settings, ready, depth)
@@ -254,7 +305,7 @@ class Reconciler:
 def _deserves_announcing(one: planner.Seen, wanted: planner.Wanted) -> bool:
     """A node that came back needs every spec again, since it keeps no secrets; not those whose failure is being judged."""
     judged = one.phase is InstancePhase.FAILED and one.revision == wanted.revision and wanted.phase in changes.IN_HAND
-    return one.target is Target.RUNNING and one.phase is not None and not judged
+    return one.target is not Target.STOPPED and one.phase is not None and not judged
 
 
 def _arrange(snapshot: hosting_store.Snapshot, statuses: Mapping[str, InstanceStatus]) -> Picture:

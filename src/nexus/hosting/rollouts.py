@@ -194,7 +194,8 @@ class RolloutService:
         one, target = scene.deployment, scene.target
         planned = {share.revision: share for share in shares}
         running = [each for each in records if each.target is Target.RUNNING]
-        shown = sorted({*planned, *(each.revision for each in running)} & scene.revisions.keys())
+        resting = [each for each in records if each.target is Target.DRAINING]
+        shown = sorted({*planned, *(each.revision for each in (*running, *resting))} & scene.revisions.keys())
         labels = strategies.labels_of(scene.revisions[number] for number in shown)
         ready = {number: sum(_is_ready(each, statuses) for each in running if each.revision == number) for number in shown}
         published = strategies.split_weights(shares, ready, one.active_revision or 0)
@@ -216,6 +217,7 @@ class RolloutService:
                     wanted=wanted,
                     ready=ready[number],
                     **_numbers(sample),
+                    **_drained([each for each in resting if each.revision == number], statuses),
                 )
             )
         return found
@@ -336,6 +338,12 @@ def _role(revision: Revision, one: Deployment, target: Revision) -> str:
     if revision.number == target.number:
         return "new" if target.phase in changes.IN_HAND else "active"
     return "stable" if revision.number == one.active_revision else "leaving"
+
+
+def _drained(resting: Sequence[Instance], statuses: Mapping[str, InstanceStatus]) -> dict[str, Any]:
+    counts = [status.usage.sessions for each in resting if (status := statuses.get(each.id)) is not None]
+    known = [count for count in counts if count is not None]
+    return {"draining": len(resting), "sessions": sum(known) if known else None}
 
 
 def _is_ready(each: Instance, statuses: Mapping[str, InstanceStatus]) -> bool:

@@ -1,14 +1,14 @@
 """Render what gateways must know about hosting: deployments, instance tokens, keys. Pure; `api.feed` sends the differences."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from nexus.core.deployments import Deployment, Instance, Revision, Target
 from nexus.core.instances import InstanceStatus
 from nexus.core.phases import InstancePhase, RevisionPhase
-from nexus.hosting import sizing, strategies
+from nexus.hosting import drains, sizing, strategies
 from nexus.ports import vault
 from nexus.wire import feed
 
@@ -19,16 +19,26 @@ def render_deployments(
     instances: Mapping[str, list[Instance]],
     statuses: Mapping[str, InstanceStatus],
     now: float = 0.0,
+    barred: Collection[tuple[str, int]] = (),
 ) -> dict[str, feed.DeploymentEntry]:
     """One entry for each deployment that is wanted. It lists the instances that may take new runs: wanted, ready, reachable, and
-    of a revision that has a share of the traffic. `now` (seconds since the epoch) ends the time a colour stands by."""
+    of a revision that has a share of the traffic; apart from them those that keep the sessions they have. `now` (seconds since
+    the epoch) ends the time a colour stands by. `barred` are revisions that cannot be started for their sessions."""
     entries: dict[str, feed.DeploymentEntry] = {}
     for one in deployments:
         if one.target is not Target.RUNNING:
             continue
         mine = {number: revision for (owner, number), revision in revisions.items() if owner == one.id}
-        ready = [each for each in instances.get(one.id, []) if _address_of(each, statuses) is not None]
+        reachable = [each for each in instances.get(one.id, []) if _address_of(each, statuses) is not None]
+        ready = [each for each in reachable if each.target is Target.RUNNING]
         traffic = _plan_traffic(one, mine, ready, now)
+
+        def listed(chosen: Iterable[Instance], labels: Mapping[int, str] = traffic.labels) -> list[feed.InstanceEntry]:
+            return [
+                {"id": each.id, "address": _address_of(each, statuses) or "", "version": labels.get(each.revision, "")}
+                for each in chosen
+            ]
+
         number = one.target_revision or one.active_revision or 0
         settings = mine[number].settings if number in mine else None
         coming = one.target_revision is not None and one.replicas > 0
@@ -36,11 +46,7 @@ def render_deployments(
             "id": one.id,
             "revision": number,
             "balancer": cast("Any", settings.balancer if settings else "least-connections"),
-            "instances": [
-                {"id": each.id, "address": _address_of(each, statuses) or "", "version": traffic.labels.get(each.revision, "")}
-                for each in ready
-                if each.revision not in traffic.without
-            ],
+            "instances": listed([each for each in ready if each.revision not in traffic.without]),
             "timeout_s": settings.run_timeout_s if settings else 8 * 3600.0,
             "wait_s": settings.wait_s if settings and coming else 0.0,
             "max_concurrency": settings.max_concurrency if settings else None,
@@ -52,10 +58,14 @@ def render_deployments(
         if options := edge | (traffic.split or {}):
             entry["options"] = options
         if idle := [each for each in ready if each.revision in traffic.idle]:
-            entry["idle"] = [
-                {"id": each.id, "address": _address_of(each, statuses) or "", "version": traffic.labels.get(each.revision, "")}
-                for each in idle
-            ]
+            entry["idle"] = listed(idle)
+        keeping = drains.find_keeping(one, mine, now)
+        if draining := [each for each in reachable if each.target is Target.DRAINING and each.revision in keeping]:
+            entry["draining"] = listed(draining)
+        there = {each.revision for each in draining}
+        wakeable = {number for number in drains.find_wakeable(one, mine, now) if (one.id, number) not in barred}
+        if asleep := sorted({mine[number].version for number in wakeable - there}):
+            entry["asleep"] = asleep
         entries[f"deployment/{one.tenant}/{one.agent}/{one.environment}"] = entry
     return entries
 
@@ -140,8 +150,8 @@ def render_service_key(key_hash: str) -> dict[str, feed.KeyEntry]:
 
 
 def _address_of(instance: Instance, statuses: Mapping[str, InstanceStatus]) -> str | None:
-    """Where a wanted, ready instance is reached; None for any other."""
+    """Where a ready instance is reached that is wanted, or drains; None for any other."""
     status = statuses.get(instance.id)
-    if instance.target is not Target.RUNNING or status is None or status.phase is not InstancePhase.READY:
+    if instance.target is Target.STOPPED or status is None or status.phase is not InstancePhase.READY:
         return None
     return status.address

@@ -11,7 +11,7 @@ from nexus.core import deployments, environments, errors, ids, instances, names,
 from nexus.core.deployments import Deployment, Revision, Target, Version
 from nexus.core.phases import RevisionPhase
 from nexus.core.principals import Action, Principal
-from nexus.hosting import autoscale, changes, executor, packages, sizing, strategies
+from nexus.hosting import autoscale, changes, drains, executor, packages, sizing, strategies
 from nexus.kit import clock
 from nexus.ports import hosting_store, run_samples
 from nexus.wire import params, project, project_file
@@ -183,10 +183,11 @@ class HostingService:
             deployment = existing(change.deployment, agent, environment)
             revisions = await change.revisions()
             past = changes.find_rollback(deployment, revisions, asked.version)
+            settings = replace(past.settings, secrets_stamp=stamp)
             start = changes.Start(
                 version_id=past.version_id,
                 version=past.version,
-                settings=replace(past.settings, secrets_stamp=stamp),
+                settings=sizing.with_update(settings, asked.sessions),
                 strategy=strategies.as_rolling(past.strategy),
             )
             stood_by = past.settings == start.settings and await executor.switch_back_to(
@@ -243,6 +244,21 @@ class HostingService:
                 settings = replace(target.settings, secrets_stamp=stamp)
                 await self._roll(change, deployment, _again(target, settings), reason, by)
         self.wake()
+
+    async def release_sessions(self, caller: Principal, agent: str, asked: params.MoveSessionsParams) -> Deployed:
+        """The sessions of a version that was replaced go on on what serves now, with what is kept of them.
+
+        `Conflict` (`session.version_serves`), `NotFound` (`version.not_found`).
+        """
+        environment = await self.environment_of(caller, agent, asked.environment)
+        require(caller, Action.DEPLOY, agent, environment)
+        async with self.store.change(caller.tenant, agent, environment) as change:
+            deployment = existing(change.deployment, agent, environment)
+            for revision in drains.plan_release(deployment, await change.revisions(), asked.version):
+                await change.put_revision(revision)
+            result = await _deployed(change)
+        self.wake()
+        return result
 
     async def delete(self, caller: Principal, agent: str, environment: str | None) -> bool:
         """Drain and stop an agent's deployments (all, or one environment's); the agent itself goes with its last one.

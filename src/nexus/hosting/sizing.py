@@ -1,7 +1,7 @@
 """From a version's config, an environment and what the caller asked for, to settings, bounds and a number of replicas. Pure."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pydantic
@@ -16,6 +16,7 @@ from nexus.wire import project, project_box
 MOST_REPLICAS = 100
 LEAST_MEMORY = 16 * 1024**2
 EDGE = "gateway"
+UPDATES = ("keep", "move")
 BALANCERS = ("round-robin", "least-connections", "sticky", "health-based")
 
 
@@ -81,6 +82,8 @@ def plan_settings(version: Version, config: project.ProjectConfig, asked: Asked,
         kept["python"] = hosting.python
     if hosting.concurrency is not None:
         kept["concurrency"] = hosting.concurrency
+    if (update := options.pop("sessions", None)) is not None:
+        kept["session"] = change_update(kept["session"], update)
     kept |= plan_isolation(hosting, options)
     if hosting.budget is not None:
         kept["budget"] = hosting.budget.plan()
@@ -138,9 +141,25 @@ def plan_session(session: project.Session) -> dict[str, Any]:
         "stop_after_s": session.stop_after,
         "work_bytes": session.work_size,
         "retention_s": session.retention,
+        **({"on_update": session.on_update} if session.on_update != "keep" else {}),
+        **({"drain_s": session.drain} if session.drain is not None else {}),
         **({"warm": session.warm} if session.warm is not None else {}),
         **({"most": session.most} if session.most is not None else {}),
     }
+
+
+def with_update(settings: Settings, update: str | None) -> Settings:
+    """The same settings, with another word on what sessions do (None: the same)."""
+    if update is None:
+        return settings
+    session = change_update(settings.options.get("session") or {}, update)
+    return replace(settings, options={**settings.options, "session": session})
+
+
+def change_update(session: Mapping[str, Any], update: str) -> dict[str, Any]:
+    """The same plan with another word on what sessions do when this version takes over (`keep` or `move`)."""
+    others = {name: value for name, value in session.items() if name != "on_update"}
+    return others | ({"on_update": update} if update != "keep" else {})
 
 
 def plan_isolation(hosting: project.Hosting, options: dict[str, Any]) -> dict[str, Any]:
@@ -193,6 +212,7 @@ def _parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Only options that do something are taken, so that a misspelt one is an error and not silence."""
     valid: dict[str, Callable[[Any], bool]] = {
         "load_balancer": lambda value: value in BALANCERS,
+        "sessions": lambda value: value in UPDATES,
         "max_concurrency": lambda value: _is_count(value, 1, 1_000_000),
         "max_queue": lambda value: _is_count(value, 0, 1_000_000),
         "wait_s": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 600,
@@ -211,9 +231,12 @@ def _parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
             raise errors.Invalid(
                 f"{name} cannot be {str(value)[:64]!r}",
                 code="options.invalid",
-                next_step=f"one of {', '.join(BALANCERS)}" if name == "load_balancer" else "give a number within reason",
+                next_step=f"one of {', '.join(_WORDS[name])}" if name in _WORDS else "give a number within reason",
             )
     return dict(options)
+
+
+_WORDS = {"load_balancer": BALANCERS, "sessions": UPDATES}
 
 
 def _is_anything(value: object) -> bool:

@@ -17,6 +17,7 @@ from nexus.wire import project
 IN_HAND = (RevisionPhase.PENDING, RevisionPhase.ROLLING)
 PROMOTE = "promote"
 NOT_CHOSEN = "rollout.not_chosen"
+OVERTAKEN = "deployment.superseded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from nexus.core import deployments as nouns
 
+REMEMBERED = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
@@ -19,7 +21,7 @@ class Agent:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything the reconciler plans with, read in one transaction. `revisions` holds the target and active ones, those in
-    hand, and those that still have instances."""
+    hand, those that still have instances, and the last few (`REMEMBERED`) before the active one."""
 
     deployments: Sequence[nouns.Deployment]
     revisions: Sequence[nouns.Revision]

@@ -4,6 +4,8 @@ Control sends `{"snapshot": Snapshot}` on connect, then `{"delta": Delta}` and e
 A gateway whose version is not the delta's `previous` (or whose epoch differs) closes and connects again for a snapshot.
 The gateway sends `{"hello": {"gateway": 0}}` first, then `{"records": [Record…], "batch": n}`, answered by `{"ack": n}`
 once they are stored; unacknowledged batches are sent again after a reconnect (records carry ids, so twice is once).
+`{"call": {"deployment": id, "version": version}}` says that a session waits for a version that is `asleep`, again and again
+while it does.
 
 Keys of entries, and the type of their value:
 
@@ -47,6 +49,8 @@ class DeploymentEntry(TypedDict):
     `isolation` (`session`: the supervisor is asked for each session's own address).
 
     `idle` are ready instances without any traffic (a colour that is prepared or stands by): for runs that name their version.
+    `draining` are ready instances of versions that were replaced: for the sessions that began there. `asleep` are such versions
+    without a ready instance: one is started for a session that a gateway reports (`call`).
     """
 
     id: str
@@ -59,6 +63,8 @@ class DeploymentEntry(TypedDict):
     max_queue: int
     options: NotRequired[dict[str, Any]]
     idle: NotRequired[list[InstanceEntry]]
+    draining: NotRequired[list[InstanceEntry]]
+    asleep: NotRequired[list[str]]
 
 
 class KeyEntry(TypedDict):

@@ -44,8 +44,18 @@ class ScaleParams(Params):
 
 
 class RollbackParams(Params):
+    """`sessions`: what those of the version that is given up do; absent, as the version to go back to says."""
+
     environment: str | None = None
     version: str | None = None
+    sessions: Literal["keep", "move"] | None = None
+
+
+class MoveSessionsParams(Params):
+    """Body of `POST /v1/agents/{name}/sessions:move`: the sessions of this old version go on on what serves now."""
+
+    version: str = Field(max_length=256)
+    environment: str | None = None
 
 
 class PromoteParams(Params):

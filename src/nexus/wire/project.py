@@ -148,6 +148,16 @@ class Session(Section):
     most: int | None = Field(default=None, ge=1, le=100_000, description="Sessions alive at once in one instance")
     work_size: Memory = Field(default=256 * 1024 * 1024, le=64 * 1024**3, description="How large a kept work directory may be")
     retention: Duration = Field(default=30 * 86400.0, gt=0, description="How long what is kept of an unused session stays")
+    on_update: Literal["keep", "move"] = Field(
+        default="keep",
+        description="When this version replaces another: keep leaves sessions where they began, move takes them along",
+    )
+    drain: Duration | None = Field(
+        default=None,
+        gt=0,
+        le=30 * 86400,
+        description="How long sessions may go on on this version once it is replaced (unset: max_lifetime)",
+    )
 
 
 class TaskRetry(Section):

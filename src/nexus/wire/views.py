@@ -12,6 +12,9 @@ class View(BaseModel):
 
 
 class InstanceView(View):
+    """`phase` is `draining` where an old version keeps its sessions. `sessions` have a worker of their own now (None: the
+    instance serves all itself), `saved_sessions` had one."""
+
     id: str
     phase: str
     version: str
@@ -24,6 +27,8 @@ class InstanceView(View):
     cpu_s: float = 0.0
     memory_bytes: int = 0
     active_runs: int = 0
+    sessions: int | None = None
+    saved_sessions: int = 0
     problem: dict[str, Any] | None = None
     last_end: dict[str, Any] | None = None
 
@@ -57,7 +62,8 @@ class RevisionView(View):
 
 
 class ShareView(View):
-    """One revision's part in a rollout: per cent of new sessions, instances, and how its runs went since the rollout began."""
+    """One revision's part in a rollout: per cent of new sessions, instances, and how its runs went since the rollout began.
+    `draining` instances keep the sessions that began on it, `sessions` of them with a worker of their own."""
 
     revision: int
     version: str
@@ -70,6 +76,8 @@ class ShareView(View):
     error_rate: float = 0.0
     p50_s: float = 0.0
     p95_s: float = 0.0
+    draining: int = 0
+    sessions: int | None = None
 
 
 class RolloutView(View):

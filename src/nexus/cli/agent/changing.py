@@ -26,13 +26,16 @@ def register(app: typer.Typer) -> None:
 def rollback(
     agent: Agent,
     version: Annotated[str | None, typer.Option("--version", help="The version to go back to; default: the one before.")] = None,
+    sessions: Annotated[
+        str | None, typer.Option("--sessions", help="Those that run now: keep the version they are on, or move.")
+    ] = None,
     environment: Environment = None,
     wait: Wait = True,
     as_json: Json = False,
 ) -> None:
     """Go back to the version before, or to a named one, without failing a request."""
     with connect.open_client() as host:
-        started = host.agents.rollback(agent, version=version, environment=environment)
+        started = host.agents.rollback(agent, version=version, environment=environment, sessions=sessions)
         view = _watch(host, started, as_json=as_json) if wait else started
     text = f"{agent} {'is' if wait else 'goes'} back to {view.get('version')} in {view.get('environment')}"
     screen.give(view.view, as_json=as_json, text=text)

@@ -74,6 +74,9 @@ def deploy(
     ] = None,
     disk: Annotated[str | None, typer.Option("--disk-limit", help="What its work directory may hold: 2Gi.")] = None,
     processes: Annotated[int | None, typer.Option("--process-limit", min=16, help="Processes and threads at once: 1024.")] = None,
+    sessions: Annotated[
+        str | None, typer.Option("--sessions", help="Those that began on an older version: keep it, or move to this one.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch until it serves.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -106,6 +109,7 @@ def deploy(
         "read_only_root": read_only_root,
         "disk": disk,
         "processes": processes,
+        "sessions": sessions,
     }
     options = {name: value for name, value in options.items() if value is not None}
     found = project.find(agent, path, Path.cwd())

@@ -130,6 +130,11 @@ def _remarks(view: dict[str, Any], now: float) -> list[Text]:
         remarks.append(f"the next decision comes in {max(0.0, view['next_at'] - now):.0f} s")
     if waiting := view.get("waiting"):
         remarks.append(f"waiting for {waiting}" + (": promote or abort it" if waiting == "promotion" else ""))
+    for entry in view.get("shares") or ():
+        if entry.get("draining"):
+            count = entry.get("sessions")
+            told = f"{count} session{'' if count == 1 else 's'}" if count is not None else "its sessions"
+            remarks.append(f"version {entry.get('version')} is draining ({told}); they go on there")
     if view.get("standby_until"):
         remarks.append(f"the old version stands by for {max(0.0, view['standby_until'] - now):.0f} s: abort switches back")
     outcome, problem = view.get("outcome") or {}, view.get("problem") or {}

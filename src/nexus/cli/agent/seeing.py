@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from nexus.cli import connect, screen
 from nexus.cli.options import Agent, Environment, Json
@@ -77,7 +78,7 @@ def _show_deployment(entry: dict[str, Any]) -> None:
         ("INSTANCE", "PHASE", "VERSION", "PID", "RESTARTS", "RUNS", "CPU", "MEMORY", "UP", "NOTE"),
         [
             (
-                one.get("id"), screen.phase(one.get("phase")), one.get("version"), one.get("pid"), one.get("restarts", 0),
+                one.get("id"), _phase(one), one.get("version"), one.get("pid"), one.get("restarts", 0),
                 one.get("active_runs", 0), f"{one.get('cpu_s') or 0:.1f} s", screen.size(one.get("memory_bytes")),
                 screen.ago(one.get("started_at")), _note(one),
             )
@@ -85,6 +86,14 @@ def _show_deployment(entry: dict[str, Any]) -> None:
         ],
         empty="",
     )  # fmt: skip
+
+
+def _phase(instance: dict[str, Any]) -> Text:
+    """With how many sessions an old version's instance still has, where each has a worker of its own."""
+    shown, count = screen.phase(instance.get("phase")), instance.get("sessions")
+    if instance.get("phase") == "draining" and count is not None:
+        shown.append(f" ({count} session{'' if count == 1 else 's'})")
+    return shown
 
 
 def _note(instance: dict[str, Any]) -> str:

@@ -105,13 +105,28 @@ def open_session(
 
 def stop(
     agent: Agent,
-    session: Session,
+    session: Annotated[str | None, typer.Argument(help="Id of the session.", show_default=False)] = None,
     grace: Annotated[float, typer.Option("--grace", min=0, max=3600, help="Seconds that runs in hand may take.")] = 10.0,
+    version: Annotated[
+        str | None, typer.Option("--version", help="All sessions of this old version: they go on on the one that serves.")
+    ] = None,
     environment: Environment = None,
     as_json: Json = False,
 ) -> None:
-    """Stop a session's worker and keep what is to be kept; its next run goes on from there."""
+    """Stop a session's worker and keep what is to be kept; its next run goes on from there. With --version those of an old
+    version end with it."""
+    if (session is None) == (version is None):
+        raise errors.Invalid(
+            "name a session, or a version whose sessions shall move",
+            code="usage",
+            next_step="nexus ai agent sessions stop AGENT SESSION, or: nexus ai agent sessions stop AGENT --version VERSION",
+        )
     with connect.open_client() as host:
+        if session is None:
+            moved = host.sessions.move(agent, str(version), environment=environment)
+            text = f"sessions of {agent} {version} go on on the version that serves in {moved.get('environment')}"
+            screen.give(moved, as_json=as_json, text=text)
+            return
         found = host.sessions.stop(agent, session, environment=environment, grace=grace)
     screen.give(found, as_json=as_json, text=f"{session} is stopped ({found.get('phase')})")
 

@@ -137,7 +137,13 @@ class PostgresHostingStore:
         wanted = (
             sa.select(t.REVISIONS)
             .join(t.DEPLOYMENTS, d.id == r.deployment_id)
-            .where((r.number == d.target_revision) | (r.number == d.active_revision) | r.phase.in_(_IN_HAND) | has_instances)
+            .where(
+                (r.number == d.target_revision)
+                | (r.number == d.active_revision)
+                | (r.number >= d.active_revision - port.REMEMBERED)
+                | r.phase.in_(_IN_HAND)
+                | has_instances
+            )
         )
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
