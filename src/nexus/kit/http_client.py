@@ -97,7 +97,12 @@ async def read_head(reader: asyncio.StreamReader) -> Head | None:
         raise ProtocolError("the connection ended inside a message head") from error
     except asyncio.LimitOverrunError as error:
         raise ProtocolError(f"a message head is larger than {_HEAD_LIMIT} bytes") from error
-    first, *lines = text[:-4].split("\r\n")
+    return parse_head(text[:-4])
+
+
+def parse_head(text: str) -> Head:
+    """The head before its empty line. Raises ProtocolError."""
+    first, *lines = text.split("\r\n")
     parts = first.split(" ", 2)
     if len(parts) < 2:
         raise ProtocolError(f"not a start line: {first[:80]!r}")
@@ -131,7 +136,7 @@ async def read_body(reader: asyncio.StreamReader, head: Head, *, until_close: bo
 
 async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
     try:
-        while size := _chunk_size(await reader.readuntil(b"\r\n")):
+        while size := chunk_size(await reader.readuntil(b"\r\n")):
             while size:
                 piece = await reader.read(min(size, 65536))
                 if not piece:
@@ -146,7 +151,7 @@ async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
         raise ProtocolError("the connection ended inside a chunked body") from error
 
 
-def _chunk_size(line: bytes) -> int:
+def chunk_size(line: bytes) -> int:
     digits = line.split(b";", 1)[0].strip()
     if not _HEX.fullmatch(digits):
         raise ProtocolError(f"not a chunk size: {digits[:20]!r}")

@@ -127,6 +127,7 @@ def render_checkpoint(found: checkpoint_store.Checkpoint) -> dict[str, Any]:
         "meta": _render(found.meta),
         "values": {name: _render(blob) for name, blob in found.values.items()},
         "writes": [[write.task, write.channel, *_render(write.value)] for write in found.writes],
+        "places": [[write.idx, write.task_path] for write in found.writes],
     }
 
 

@@ -6,29 +6,35 @@ import socket
 from typing import Any
 
 from nexus.core import errors
-from nexus.kit import http_client
+from nexus.kit import http_client, http_kept, session_tokens
 from nexus.wire import problem
 
 _TIMEOUT_S = 10.0
 
 
 class Door:
-    """Calls on the unix socket `path` with the instance's token. Each raises `errors.Unavailable` when nobody answers."""
+    """Calls on the unix socket `path` with the instance's token. Each raises `errors.Unavailable` when nobody answers.
+
+    `session_id`: the session that the token is for, where each has a worker of its own.
+    """
 
     def __init__(self, path: str, token: str) -> None:
-        self.path, self.token = path, token
-        self.target = http_client.Target(unix=path, host="door")
+        self.path = path
+        self._kept = http_kept.Kept(path)
+        self.rebind(token)
 
     def rebind(self, token: str) -> None:
         """Another token from now on."""
+        claims = session_tokens.parse(token)
         self.token = token
+        self.session_id = None if claims is None else claims.session_id
 
     async def call(
         self, method: str, path: str, body: bytes = b"", *, content_type: str = "application/json"
     ) -> http_client.Answer:
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json", "Accept": "application/json"}
         try:
-            return await http_client.request(method, self.target, path, headers=headers, body=body, timeout_s=_TIMEOUT_S)
+            return await self._kept.request(method, path, headers=headers, body=body, timeout_s=_TIMEOUT_S)
         except (OSError, TimeoutError, http_client.ProtocolError) as error:
             raise _unreachable(error) from error
 

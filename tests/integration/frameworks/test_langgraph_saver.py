@@ -18,7 +18,7 @@ from tests.integration.worker import conftest as workers
 from nexus.api import app as api_app
 from nexus.api import services as api_services
 from nexus.core import deployments, ids, principals
-from nexus.kit import clock, home
+from nexus.kit import clock, home, session_tokens
 from nexus.ports import task_store as port
 from nexus.stores.postgres import checkpoint_store, engine, task_ask_store, task_step_store, task_store
 from nexus.tasks import asks, checkpoints, recordings
@@ -46,6 +46,8 @@ class Control:
     """The rooms behind the door."""
 
     socket: Path
+    graphs: checkpoints.Checkpoints
+    calls: list[str]
     tasks: task_store.PostgresTaskStore
     asks: asks.Asks
 
@@ -57,26 +59,36 @@ async def control(postgres_url: str) -> AsyncIterator[Control]:
         questions = asks.Asks(
             store=task_ask_store.PostgresAskStore(database), key=b"l" * 32, origin="http://host", clock=clock.SystemClock()
         )
+        graphs, calls = checkpoints.Checkpoints(store=checkpoint_store.PostgresCheckpointStore(database)), list[str]()
+        app = api_app.create_app(None)
+
+        async def noted(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                calls.append(scope["method"])
+            await app(scope, receive, send)
+
         services = api_services.Services(
             identity=Identity(), hosting=None, secrets=None, home=home.Home(folder), asks=questions,
-            checkpoints=checkpoints.Checkpoints(store=checkpoint_store.PostgresCheckpointStore(database)),
+            checkpoints=graphs,
             recordings=recordings.Recordings(store=task_step_store.PostgresStepStore(database)),
         )  # fmt: skip
-        config = uvicorn.Config(api_app.create_app(services), uds=str(folder / "door.sock"), log_config=None, lifespan="off")
+        app.state.services = services
+        config = uvicorn.Config(noted, uds=str(folder / "door.sock"), log_config=None, lifespan="off")
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.01)
-        yield Control(folder / "door.sock", task_store.PostgresTaskStore(database), questions)
+        yield Control(folder / "door.sock", graphs, calls, task_store.PostgresTaskStore(database), questions)
         server.should_exit = True
         await serving
     shutil.rmtree(folder, ignore_errors=True)
 
 
-async def test_langgraphs_own_conformance_suite(build: Callable[..., Any], copy: Path, control: Control) -> None:
+@pytest.mark.parametrize("how", ["asks", "recalls"])
+async def test_langgraphs_own_conformance_suite(build: Callable[..., Any], copy: Path, control: Control, how: str) -> None:
     python = await build(SOURCE)
     process = await asyncio.create_subprocess_exec(
-        str(python), str(SOURCE / "conformance.py"), str(control.socket), "nxi_test",
+        str(python), str(SOURCE / "conformance.py"), str(control.socket), "nxi_test", how,
         env={"PYTHONPATH": f"{copy / 'lib'}", "PATH": ""}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     told, wrong = await process.communicate()
@@ -206,3 +218,78 @@ async def test_a_plain_run_tells_of_its_interrupt_and_the_next_one_resumes(bench
     worker = await bench.worker(asks=True)
     assert (await worker.run({"resume": "yes"}, session="ses-1")).output["answer"] == "yes"
     assert (await worker.run({"order": 1}, session="ses-1")).output["interrupts"], "a new message begins anew"
+
+
+CHAT = """
+from typing import TypedDict
+from langgraph.graph import END, START, StateGraph
+
+class State(TypedDict, total=False):
+    said: str
+    told: list
+    fails: bool
+
+def node(state):
+    if state.get("fails"):
+        raise RuntimeError("as asked")
+    return {"told": [*state.get("told", []), state["said"]]}
+
+builder = StateGraph(State)
+builder.add_node("node", node)
+builder.add_edge(START, "node")
+builder.add_edge("node", END)
+graph = builder.compile()
+"""
+
+
+class Talk:
+    """Workers of one session, each with a token for it: the only ones of its thread."""
+
+    def __init__(self, control: Control, box: tuple[Path, Path]) -> None:
+        self.control, self.box, self.session_id = control, box, ids.new_id(ids.SESSION)
+        self.starts: list[workers.Start] = []
+
+    async def worker(self) -> workers.Worker:
+        folder = self.control.socket.parent / f"w{len(self.starts)}"
+        folder.mkdir()
+        start = workers.Start(self.box, folder, door=str(self.control.socket))
+        self.starts.append(start)
+        token = session_tokens.mint("h" * 64, instance_id="ins_1", session_id=self.session_id, expires_at=9e9)
+        return await start(CHAT, entrypoint="agent:graph", NEXUS_TOKEN=token)
+
+    async def say(self, worker: workers.Worker, text: str, **more: Any) -> Any:
+        self.control.calls.clear()
+        answer = await worker.run({"said": text, **more}, session=self.session_id)
+        return answer.json["output"]["told"] if answer.status == 200 else answer.json["code"]
+
+
+@pytest.fixture
+async def talk(build: Callable[..., Any], copy: Path, control: Control) -> AsyncIterator[Talk]:
+    made = Talk(control, (await build(SOURCE), copy))
+    yield made
+    for start in made.starts:
+        await workers._end(start)
+
+
+async def test_a_live_session_only_writes_and_a_worker_that_was_overtaken_is_told(talk: Talk) -> None:
+    first = await talk.worker()
+    assert await talk.say(first, "a") == ["a"]
+    assert talk.control.calls == ["GET", "PUT"]
+    assert await talk.say(first, "b") == ["a", "b"]
+    assert talk.control.calls == ["PUT"]
+    assert await talk.say(first, "no", fails=True) == "agent.failed"
+    assert await talk.say(first, "c", fails=False) == ["a", "b", "c"]
+    second = await talk.worker()
+    assert await talk.say(second, "d") == ["a", "b", "c", "d"]
+    assert await talk.say(first, "lost") == "checkpoint.moved"
+    assert await talk.say(first, "e") == ["a", "b", "c", "d", "e"]
+    assert await talk.say(second, "lost") == "checkpoint.moved"
+    assert await talk.say(second, "f") == ["a", "b", "c", "d", "e", "f"]
+
+
+async def test_a_thread_that_is_deleted_meanwhile_is_not_brought_back_in_part(talk: Talk) -> None:
+    worker = await talk.worker()
+    assert await talk.say(worker, "a") == ["a"]
+    await talk.control.graphs.delete(OWNER, talk.session_id)
+    assert await talk.say(worker, "b") == "checkpoint.moved"
+    assert await talk.say(worker, "c") == ["c"]

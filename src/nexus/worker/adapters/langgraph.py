@@ -18,6 +18,7 @@ from nexus.worker.adapters import langgraph_memory, langgraph_threads, tell, ver
 
 _PREGEL = ("langgraph.pregel.Pregel", "langgraph.pregel.main.Pregel")
 _MODES = ["messages", "updates", "values"]
+_QUIET = ["updates", "values"]  # nobody is there to read a message while it is written
 
 
 def matches(target: object, names: tuple[str, ...]) -> bool:
@@ -40,23 +41,26 @@ class GraphAdapter:
         self._lends = getattr(graph, "checkpointer", None) is None
         self._remembers = getattr(graph, "checkpointer", None) is not False
         self._says_when = self._lends and _takes(graph.astream, "durability")
-        self._held = langgraph_memory.in_process() if self._lends else None
+        self._threads = langgraph_memory.Threads() if self._lends else None
         self._channels = _channels(graph)
         self._is_function = getattr(graph, "input_channels", None) == "__start__" and getattr(graph, "builder", None) is None
 
     async def run(self, run: runs.Run) -> Any:
-        if not self._lends:
+        if self._threads is None:
             return await self._through(self._graph, run)
-        memory = langgraph_memory.Memory(run, self._held)
+        memory = self._threads.open(run)
         graph = copy.copy(self._graph)
         graph.checkpointer = memory.saver
         try:
-            found = await self._through(graph, run)
-        except BaseException:
-            if not (run.waits or run.stop_reason == "shutdown"):  # the next attempt goes on where these stopped
-                await memory.take_back()
-            raise
-        await memory.keep()
+            try:
+                found = await self._through(graph, run)
+            except BaseException:
+                if not (run.waits or run.stop_reason == "shutdown"):  # the next attempt goes on where these stopped
+                    await memory.take_back()
+                raise
+            await memory.keep()
+        finally:
+            memory.close()
         return found
 
     async def _through(self, graph: Any, run: runs.Run) -> Any:
@@ -83,7 +87,8 @@ class GraphAdapter:
         interrupts: list[Any] = []
         seen: set[str] = set()
         options = {"durability": "exit" if run.recording is None else "sync"} if self._says_when else {}
-        async for mode, value in graph.astream(given, config, stream_mode=_MODES, **options):
+        modes = _MODES if run.streaming else _QUIET
+        async for mode, value in graph.astream(given, config, stream_mode=modes, **options):
             if mode == "values":
                 state = value
             elif mode == "updates":

@@ -8,17 +8,37 @@ from typing import Any
 
 from nexus.core import errors
 from nexus.worker import runs
-from nexus.worker.adapters import langgraph_saver
+from nexus.worker.adapters import langgraph_recall, langgraph_saver
 
 _LOG = logging.getLogger("nexus.worker")
 
 
-class Memory:
-    """The checkpointer of one run. `held` is that of the process."""
+class Threads:
+    """The threads of one graph, for all its runs. `held`: those of this process, where there is no platform."""
 
-    def __init__(self, run: runs.Run, held: Any) -> None:
-        self._run = run
-        self.saver = held if run.door is None else langgraph_saver.saver_class()(run.door, run.run_id)
+    def __init__(self) -> None:
+        self._held = in_process()
+        self._recall = langgraph_recall.Recall()
+
+    def open(self, run: runs.Run) -> "Memory":
+        """The checkpointer of one run; to be closed."""
+        if run.door is None:
+            return Memory(run, self._held, None)
+        recall = self._recall if run.door.session_id == run.session_id else None
+        if recall is not None:
+            recall.enter()
+        return Memory(run, langgraph_saver.saver_class()(run.door, run.run_id, recall), recall)
+
+
+class Memory:
+    """The checkpointer of one run, `saver`. `recall`: what its worker knows, being the only one of the session."""
+
+    def __init__(self, run: runs.Run, saver: Any, recall: langgraph_recall.Recall | None) -> None:
+        self._run, self.saver, self._recall = run, saver, recall
+
+    def close(self) -> None:
+        if self._recall is not None:
+            self._recall.leave()
 
     async def keep(self) -> None:
         """The run has ended well: its thread stays, unless a part of it could not be written."""

@@ -1,5 +1,7 @@
 """LangGraph's checkpoints at the platform: a `BaseCheckpointSaver` that speaks with the door, for graphs that have none.
 
+With a `langgraph_recall.Recall` it asks only for what it has not written or read itself.
+
 Every checkpoint is there for the next run of the session, for time travel, and for the next attempt of a task. A state that
 LangGraph cannot serialise is remembered for the run alone, and the log says so.
 Source: https://docs.langchain.com/oss/python/langgraph/persistence (the interface of checkpointers).
@@ -11,7 +13,7 @@ import importlib
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -20,10 +22,12 @@ from nexus.kit import http_client
 from nexus.wire import problem
 from nexus.worker import door as doors
 from nexus.worker import talks
+from nexus.worker.adapters import langgraph_recall
 
 _LOG = logging.getLogger("nexus.worker")
 _PAGE = 50
 _EMPTY = "empty"
+_NOTHING = langgraph_recall.Blob(_EMPTY, b"")
 
 
 @functools.cache
@@ -38,13 +42,14 @@ def _base() -> Any:
 
 
 class Saving:
-    """One for a run. `run_id` is noted with each checkpoint, so that those of a failed run can be taken back."""
+    """One for a run. `run_id` is noted with each checkpoint, so that those of a failed run can be taken back. `recall` where
+    nobody else writes the run's thread."""
 
     serde: Any
 
-    def __init__(self, door: doors.Door, run_id: str | None = None) -> None:
+    def __init__(self, door: doors.Door, run_id: str | None = None, recall: langgraph_recall.Recall | None = None) -> None:
         super().__init__()
-        self._door, self._run_id = door, run_id
+        self._door, self._run_id, self._recall = door, run_id, recall
         self.refused: Exception | None = None
         self.wrote = False
 
@@ -93,24 +98,31 @@ class Saving:
         await talks.say(self._door, self._put_writes(config, writes, task_id, task_path))
 
     def delete_thread(self, thread_id: str) -> None:
-        talks.say_blocking(self._door, _told("DELETE", f"/door/threads/{quote(thread_id, safe='')}"))
+        talks.say_blocking(self._door, self._forget("DELETE", f"/door/threads/{quote(thread_id, safe='')}"))
 
     async def adelete_thread(self, thread_id: str) -> None:
-        await talks.say(self._door, _told("DELETE", f"/door/threads/{quote(thread_id, safe='')}"))
+        await talks.say(self._door, self._forget("DELETE", f"/door/threads/{quote(thread_id, safe='')}"))
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
-        talks.say_blocking(self._door, _told("POST", "/door/threads:forget", {"run_ids": [*run_ids]}))
+        talks.say_blocking(self._door, self._forget("POST", "/door/threads:forget", {"run_ids": [*run_ids]}))
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
-        await talks.say(self._door, _told("POST", "/door/threads:forget", {"run_ids": [*run_ids]}))
+        await talks.say(self._door, self._forget("POST", "/door/threads:forget", {"run_ids": [*run_ids]}))
 
     def _get(self, config: Any) -> talks.Talk[Any]:
         configurable = config["configurable"]
-        query = {"ns": configurable.get("checkpoint_ns", ""), "limit": "1"}
-        if wanted := _id_of(config):
-            query["id"] = wanted
-        items = yield from _items(configurable["thread_id"], query)
-        return self._tuple(items[0], configurable["thread_id"]) if items else None
+        thread, ns, wanted = configurable["thread_id"], configurable.get("checkpoint_ns", ""), _id_of(config)
+        recall = self._recall
+        if recall is not None and (thread, ns) in recall.known:
+            known = recall.known[thread, ns]
+            if wanted is None or (known is not None and known.id == wanted):
+                return None if known is None else self._tuple(known, thread)
+        query = {"ns": ns, "limit": "1"} | ({"id": wanted} if wanted else {})
+        items = yield from _items(thread, query)
+        found = _parse(items[0]) if items else None
+        if recall is not None and not wanted and (found is None or len(found.writes) == len(items[0].get("places", ()))):
+            recall.keep(thread, ns, found)
+        return None if found is None else self._tuple(found, thread)
 
     def _page(self, config: Any, before: str | None) -> talks.Talk[Sequence[Any]]:
         if config is None:
@@ -125,21 +137,20 @@ class Saving:
         for item in page:
             if left is not None and left <= 0:
                 return
-            found = self._tuple(item, item["thread"])
+            found = self._tuple(_parse(item), item["thread"])
             if not wanted or all(found.metadata.get(name) == value for name, value in wanted.items()):
                 left = None if left is None else left - 1
                 yield found
 
-    def _tuple(self, item: Any, thread: str) -> Any:
-        checkpoint = self._load(item["state"])
-        values = {name: self._load(blob) for name, blob in item["values"].items() if blob[0] != _EMPTY}
-        parent = item.get("parent")
+    def _tuple(self, item: langgraph_recall.Item, thread: str) -> Any:
+        load = self.serde.loads_typed
+        values = {name: load(blob) for name, blob in item.values.items() if blob.kind != _EMPTY}
         return _base().CheckpointTuple(
-            config=_config(thread, item["ns"], item["id"]),
-            checkpoint={**checkpoint, "channel_values": values},
-            metadata=self._load(item["meta"]),
-            parent_config=_config(thread, item["ns"], parent) if parent else None,
-            pending_writes=[(task, channel, self._load([kind, body])) for task, channel, kind, body in item["writes"]],
+            config=_config(thread, item.ns, item.id),
+            checkpoint={**load(item.state), "channel_values": values},
+            metadata=load(item.meta),
+            parent_config=_config(thread, item.ns, item.parent) if item.parent else None,
+            pending_writes=[(write.task, write.channel, load(write.blob)) for write in item.writes],
         )
 
     def _put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> talks.Talk[Any]:
@@ -149,53 +160,117 @@ class Saving:
         values = state.pop("channel_values")
         told = _base().get_checkpoint_metadata(config, metadata)
         try:
-            sent = {
-                "ns": ns,
-                "id": checkpoint["id"],
-                "parent": configurable.get("checkpoint_id"),
-                "run_id": self._run_id or told.get("run_id"),
-                "versions": {name: str(version) for name, version in checkpoint["channel_versions"].items()},
-                "state": self._dump(state),
-                "meta": self._dump(told),
-                "values": {name: self._dump(values[name]) if name in values else [_EMPTY, ""] for name in new_versions},
-            }
+            item = langgraph_recall.Item(
+                ns=ns,
+                id=checkpoint["id"],
+                parent=configurable.get("checkpoint_id"),
+                versions={name: str(version) for name, version in checkpoint["channel_versions"].items()},
+                state=self._dump(state),
+                meta=self._dump(told),
+                values={name: self._dump(values[name]) if name in values else _NOTHING for name in new_versions},
+            )
         except Exception as error:  # noqa: BLE001 - whatever an author's class raises
             self._refuse(thread, error)
         else:
-            yield from _told("PUT", f"/door/threads/{quote(thread, safe='')}/checkpoints", {"checkpoint": sent})
+            yield from self._store(thread, item, self._run_id or told.get("run_id"), values)
             self.wrote = True
         return _config(thread, ns, checkpoint["id"])
 
+    def _store(self, thread: str, item: langgraph_recall.Item, run_id: Any, present: Container[str]) -> talks.Talk[None]:
+        """What becomes of it is not known until the answer has come; then it is the newest, unless an older one was branched."""
+        recall, sent = self._recall, _render(item, run_id)
+        knows = recall is not None and recall.alone and (thread, item.ns) in recall.known
+        last = recall.known.pop((thread, item.ns)) if knows and recall is not None else None
+        if knows:
+            sent["after"] = "" if last is None else last.id
+        yield from _told("PUT", f"/door/threads/{quote(thread, safe='')}/checkpoints", {"checkpoint": sent})
+        if recall is not None and knows and (last is None or item.id >= last.id):
+            whole = langgraph_recall.follow(last, item, present)
+            if whole is not None:
+                recall.keep(thread, item.ns, whole)
+
     def _put_writes(self, config: Any, writes: Any, task_id: str, task_path: str) -> talks.Talk[None]:
         configurable = config["configurable"]
-        thread = configurable["thread_id"]
+        thread, ns, checkpoint_id = (
+            configurable["thread_id"],
+            configurable.get("checkpoint_ns", ""),
+            configurable["checkpoint_id"],
+        )
         try:
             rows = [
-                [_base().WRITES_IDX_MAP.get(channel, number), channel, *self._dump(value)]
+                langgraph_recall.Write(
+                    task_id, _base().WRITES_IDX_MAP.get(channel, number), task_path, channel, self._dump(value)
+                )
                 for number, (channel, value) in enumerate(writes)
             ]
         except Exception as error:  # noqa: BLE001 - whatever an author's class raises
             return self._refuse(thread, error)
         sent = {
-            "ns": configurable.get("checkpoint_ns", ""),
-            "id": configurable["checkpoint_id"],
+            "ns": ns,
+            "id": checkpoint_id,
             "task": task_id,
             "task_path": task_path,
-            "writes": rows,
+            "writes": [[row.idx, row.channel, *_encode(row.blob)] for row in rows],
         }
+        recall = self._recall
+        known = None if recall is None else recall.known.get((thread, ns))
+        if recall is not None and known is not None and known.id == checkpoint_id:
+            recall.forget(thread, ns)
         yield from _told("PUT", f"/door/threads/{quote(thread, safe='')}/checkpoints", {"writes": sent})
+        if recall is not None and known is not None and known.id == checkpoint_id:
+            recall.keep(thread, ns, langgraph_recall.add_writes(known, rows))
+
+    def _forget(self, method: str, path: str, value: Any = None) -> talks.Talk[None]:
+        if self._recall is not None:
+            self._recall.known.clear()
+        yield from _told(method, path, value)
 
     def _refuse(self, thread: str, error: Exception) -> None:
         if self.refused is None:
             _LOG.warning("session %s: its graph's state is not kept: %s", thread, error)
         self.refused = error
 
-    def _dump(self, value: Any) -> Any:
-        kind, body = self.serde.dumps_typed(value)
-        return [kind, base64.b64encode(body).decode()]
+    def _dump(self, value: Any) -> langgraph_recall.Blob:
+        return langgraph_recall.Blob(*self.serde.dumps_typed(value))
 
-    def _load(self, blob: Any) -> Any:
-        return self.serde.loads_typed((blob[0], base64.b64decode(blob[1])))
+
+def _render(item: langgraph_recall.Item, run_id: Any) -> dict[str, Any]:
+    return {
+        "ns": item.ns,
+        "id": item.id,
+        "parent": item.parent,
+        "run_id": run_id,
+        "versions": item.versions,
+        "state": _encode(item.state),
+        "meta": _encode(item.meta),
+        "values": {name: _encode(blob) for name, blob in item.values.items()},
+    }
+
+
+def _parse(told: Any) -> langgraph_recall.Item:
+    """`places` are the writes' indexes and paths; a host that was not upgraded yet tells none."""
+    places = told.get("places") or [(number, "") for number in range(len(told["writes"]))]
+    return langgraph_recall.Item(
+        ns=told["ns"],
+        id=told["id"],
+        parent=told.get("parent"),
+        versions=told["versions"],
+        state=_decode(told["state"]),
+        meta=_decode(told["meta"]),
+        values={name: _decode(blob) for name, blob in told["values"].items()},
+        writes=[
+            langgraph_recall.Write(task, number, path, channel, _decode([kind, body]))
+            for (task, channel, kind, body), (number, path) in zip(told["writes"], places, strict=True)
+        ],
+    )
+
+
+def _encode(blob: langgraph_recall.Blob) -> list[str]:
+    return [blob.kind, base64.b64encode(blob.body).decode()]
+
+
+def _decode(blob: Any) -> langgraph_recall.Blob:
+    return langgraph_recall.Blob(blob[0], base64.b64decode(blob[1]))
 
 
 def _items(thread: str, query: Mapping[str, str]) -> talks.Talk[Any]:

@@ -1,4 +1,5 @@
-"""LangGraph's own conformance suite for checkpointers, on the platform's saver. Arguments: the door's socket and its token."""
+"""LangGraph's own conformance suite for checkpointers, on the platform's saver. Arguments: the door's socket, its token, and
+`recalls` for the saver of a session's only worker."""
 
 import asyncio
 import json
@@ -7,12 +8,15 @@ import sys
 from langgraph.checkpoint.conformance import checkpointer_test, validate
 
 from nexus.worker import door
-from nexus.worker.adapters import langgraph_saver
+from nexus.worker.adapters import langgraph_recall, langgraph_saver
 
 
 @checkpointer_test(name="DoorSaver")
 async def saver():
-    yield langgraph_saver.saver_class()(door.Door(sys.argv[1], sys.argv[2]))
+    recall = langgraph_recall.Recall() if "recalls" in sys.argv else None
+    if recall is not None:
+        recall.enter()
+    yield langgraph_saver.saver_class()(door.Door(sys.argv[1], sys.argv[2]), recall=recall)
 
 
 async def main() -> None:
