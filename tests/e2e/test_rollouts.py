@@ -151,6 +151,10 @@ def test_an_ab_test_keeps_sessions_on_their_variant_and_reports(host: Host, tmp_
     refused = host.cli("ai", "agent", "promote", name, "--variant", "other", "--json")
     assert refused.json["error"]["code"] == "rollout.no_such_variant"
     host.ok("ai", "agent", "promote", name, "--variant", "treatment")
+    until(lambda: rollout(host, name)["phase"] == "active", what="the end of the test")
+    assert {version_of(f"newcomer-{number}") for number in range(10)} == {"1.1.0"}
+    assert {session: version_of(session) for session in first} == first, "who began on the other variant stays"
+    host.ok("ai", "agent", "sessions", "stop", name, "--version", "1.0.0")
     until(lambda: {version_of(session) for session in first} == {"1.1.0"}, what="everybody on the winner")
 
 

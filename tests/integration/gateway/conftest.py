@@ -198,6 +198,7 @@ class SmallControl:
         self.records: queue.Queue[dict[str, Any]] = queue.Queue()
         self.batches: queue.Queue[tuple[int, list[Any]]] = queue.Queue()
         self.hellos: queue.Queue[Any] = queue.Queue()
+        self.calls: queue.Queue[dict[str, str]] = queue.Queue()
         self.api = SmallServer(address=f"unix:{where.control_socket}", name="control")
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: Any = None
@@ -230,6 +231,9 @@ class SmallControl:
             writer.write(json.dumps({"snapshot": snapshot}).encode() + b"\n")
             while line := await reader.readline():
                 message = json.loads(line)
+                if "call" in message:
+                    self.calls.put(message["call"])
+                    continue
                 self.batches.put((message["batch"], message["records"]))
                 for record in message["records"]:
                     self.records.put(record)

@@ -10,7 +10,21 @@ from hypothesis import strategies as st
 from nexus.core.deployments import Target
 from nexus.core.phases import InstancePhase, RevisionPhase
 from nexus.hosting import planner
-from nexus.hosting.planner import Activate, Begin, Fail, Forget, Mint, Remove, Retire, Seen, Start, Stop, Wanted
+from nexus.hosting.planner import (
+    Activate,
+    Begin,
+    Drain,
+    Fail,
+    Forget,
+    Mint,
+    Remove,
+    Resume,
+    Retire,
+    Seen,
+    Start,
+    Stop,
+    Wanted,
+)
 
 READY, FAILED, STARTING, STOPPING = InstancePhase.READY, InstancePhase.FAILED, InstancePhase.STARTING, InstancePhase.STOPPING
 
@@ -36,7 +50,57 @@ def retired(name: str, revision: int, phase: InstancePhase | None, **more: Any) 
     return see(name, revision, phase, target=Target.STOPPED, **more)
 
 
+def draining(name: str, revision: int, phase: InstancePhase | None = READY, **more: Any) -> Seen:
+    return see(name, revision, phase, target=Target.DRAINING, **{"sessions": 1, **more})
+
+
+SERVED = want(phase=RevisionPhase.ACTIVE, active=2, replicas=1, keeps=frozenset({1}), stop_after_s={1: 900.0})
+NEW = see("n", 2, READY)
 ROWS = {
+    "an old one that keeps its sessions leaves the routes for new ones": (
+        want(keeps=frozenset({1})),
+        [see("a", 1, READY, sessions=1), see("b", 1, READY, sessions=1), see("c", 2, READY)],
+        [Drain(instance_id="b")],
+    ),
+    "one that never was ready keeps nothing": (
+        want(keeps=frozenset({1})),
+        [see("a", 1, READY), see("b", 1, STARTING, sessions=0), see("c", 2, READY)],
+        [Retire(instance_id="b")],
+    ),
+    "a revision that is out drains where it keeps its sessions": (
+        replace(SERVED, out=frozenset({1})),
+        [NEW, see("a", 1, READY)],
+        [Drain(instance_id="a")],
+    ),
+    "a draining one stays while it has sessions": (SERVED, [NEW, draining("a", 1)], []),
+    "and a little longer": (SERVED, [NEW, draining("a", 1, sessions=0, quiet_for_s=1)], []),
+    "and goes without": (SERVED, [NEW, draining("a", 1, sessions=0, quiet_for_s=4)], [Retire(instance_id="a")]),
+    "one that failed goes": (SERVED, [NEW, draining("a", 1, FAILED)], [Retire(instance_id="a")]),
+    "one that is lost is asked for again": (SERVED, [NEW, draining("a", 1, None)], [Start(instance_id="a")]),
+    "all go when their time is over": (
+        replace(SERVED, keeps=frozenset()),
+        [NEW, draining("a", 1), draining("b", 1)],
+        [Retire(instance_id="a"), Retire(instance_id="b")],
+    ),
+    "of those that serve sessions together one waits for them": (
+        SERVED,
+        [NEW, *(draining(name, 1, sessions=None, served=True, quiet_for_s=idle) for name, idle in (("a", 70), ("b", 61)))],
+        [Retire(instance_id="a")],
+    ),
+    "until they are idle": (
+        SERVED,
+        [NEW, draining("b", 1, sessions=None, served=True, quiet_for_s=901)],
+        [Retire(instance_id="b")],
+    ),
+    "a version is woken once": (replace(SERVED, woken=frozenset({1})), [NEW], [Mint(revision=1, draining=True)]),
+    "and not again": (replace(SERVED, woken=frozenset({1})), [NEW, draining("a", 1, STARTING)], []),
+    "nor when it keeps nothing any more": (replace(SERVED, woken=frozenset({1}), keeps=frozenset()), [NEW], []),
+    "what drains comes back when it is wanted again": (
+        want(revision=1, phase=RevisionPhase.ACTIVE, active=1),
+        [draining("a", 1), draining("b", 1), draining("c", 1)],
+        [Resume(instance_id="a"), Resume(instance_id="b"), Retire(instance_id="c")],
+    ),
+    "deleting retires what drains": (want(target=Target.STOPPED), [draining("a", 1)], [Retire(instance_id="a")]),
     "a first deployment starts all its replicas": (
         want(active=None, phase=RevisionPhase.PENDING),
         [],
@@ -239,6 +303,10 @@ class Node:
                 self._change(action.instance_id, phase=STARTING)
             case Retire():
                 self._change(action.instance_id, target=Target.STOPPED)
+            case Drain():
+                self._change(action.instance_id, target=Target.DRAINING)
+            case Resume():
+                self._change(action.instance_id, target=Target.RUNNING)
             case Stop():
                 self._change(action.instance_id, phase=None)
             case Forget():
@@ -254,6 +322,24 @@ class Node:
 
 
 BOUNDS = st.tuples(st.integers(0, 4), st.integers(0, 3)).filter(any)
+
+
+@given(sessions=st.lists(st.integers(0, 2), min_size=1, max_size=5), replicas=st.integers(1, 5), is_bad=st.booleans())
+def test_no_rollout_takes_an_instance_from_its_sessions(sessions: list[int], replicas: int, is_bad: bool) -> None:
+    node = Node(
+        want(replicas=replicas, phase=RevisionPhase.PENDING, keeps=frozenset({1})),
+        [see(f"old{number}", 1, READY, sessions=count, quiet_for_s=0 if count else 9) for number, count in enumerate(sessions)],
+        frozenset({2}) if is_bad else frozenset(),
+    )
+    turns = 0
+    while node.turn() or any(one.target is Target.STOPPED for one in node.seen):
+        turns += 1
+        assert turns < 200
+    running = [one for one in node.seen if one.target is Target.RUNNING]
+    assert ({one.revision for one in running}, len(running)) == ({1 if is_bad else 2}, replicas)
+    if not is_bad:
+        kept = {one.id for one in node.seen if one.target is Target.DRAINING}
+        assert kept == {f"old{number}" for number, count in enumerate(sessions) if count}
 
 
 @given(old=st.integers(1, 6), replicas=st.integers(1, 6), is_bad=st.booleans(), bounds=BOUNDS)
