@@ -35,21 +35,6 @@ def test_every_phase_has_its_moves() -> None:
     assert not SESSION_MOVES[SessionPhase.ENDED]
 
 
-def test_connections_are_counted_by_socket() -> None:
-    """As the kernel writes it: a listening socket, two connections, one that waits to be accepted, and others' sockets."""
-    table = """Num       RefCount Protocol Flags    Type St Inode Path
-0000000000000000: 00000002 00000000 00010000 0001 01 101 /run/s/aa.sock
-0000000000000000: 00000003 00000000 00000000 0001 03 102 /run/s/aa.sock
-0000000000000000: 00000003 00000000 00000000 0001 03 103 /run/s/aa.sock
-0000000000000000: 00000002 00000000 00000000 0001 02 104 /run/s/bb.sock
-0000000000000000: 00000003 00000000 00000000 0001 03 105
-0000000000000000: 00000003 00000000 00000000 0001 03 106 @/run/s/aa.sock
-0000000000000000: 00000003 00000000 00000000 0001 03 107 /elsewhere/run/s/aa.sock
-0000000000000000: 00000002 00000000 00010000 0001 01 108 /run/s/cc.sock
-"""
-    assert session_watch.count_connections(Path("/run/s"), table=table) == {"/run/s/aa.sock": 2, "/run/s/bb.sock": 1}
-
-
 def test_spares_follow_the_demand() -> None:
     demand = session_demand.Demand(start_s=0.02)
     assert demand.target(0.0) == 0, "nobody came yet"

@@ -28,21 +28,23 @@ def names(found: list[One]) -> str:
 def test_a_tenth_stays_free_and_the_longest_idle_go_first() -> None:
     residents = [One("a", 5), One("b", 1, SessionPhase.FROZEN), One("c", 3), One("d", 0, busy=True), One("e", 2)]
     connected = {"/run/s/e.sock": 1}
-    assert names(session_room.choose_to_stop(residents, connected, most=4, memory=ENOUGH)) == "b"
-    assert names(session_room.choose_to_stop(residents, connected, most=3, memory=ENOUGH)) == "bc"
-    assert names(session_room.choose_to_stop(residents, connected, most=100, memory=ENOUGH)) == ""
+    assert names(session_room.choose_to_stop(residents, connected, alive=5, most=4, memory=ENOUGH)) == "b"
+    assert names(session_room.choose_to_stop(residents, connected, alive=5, most=3, memory=ENOUGH)) == "bc"
+    assert names(session_room.choose_to_stop(residents, connected, alive=5, most=100, memory=ENOUGH)) == ""
 
 
 def test_short_memory_stops_idle_sessions_however_few_there_are() -> None:
     residents = [One("a", 2), One("b", 1), One("c", 0, SessionPhase.SAVED)]
-    assert names(session_room.choose_to_stop(residents, {}, most=100, memory=SHORT)) == "ba"
-    assert names(session_room.choose_to_stop(residents, {"/run/s/b.sock": 1}, most=100, memory=SHORT)) == "a"
+    assert names(session_room.choose_to_stop(residents, {}, alive=2, most=100, memory=SHORT)) == "ba"
+    assert names(session_room.choose_to_stop(residents, {"/run/s/b.sock": 1}, alive=2, most=100, memory=SHORT)) == "a"
 
 
 def test_saved_sessions_are_forgotten_beyond_a_number() -> None:
-    residents = [One(name, at, SessionPhase.SAVED) for at, name in enumerate("abcd")] + [One("x", -1)]
+    residents = [One(name, at, SessionPhase.SAVED) for at, name in enumerate("abcd")]
     assert names(session_room.choose_to_forget(residents, most=2)) == "ab"
     assert names(session_room.choose_to_forget(residents, most=4)) == ""
+    residents[0].busy = True
+    assert names(session_room.choose_to_forget(residents, most=2)) == "bc"
 
 
 def test_memory_is_read_as_the_kernel_tells_it() -> None:

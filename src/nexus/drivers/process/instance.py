@@ -195,7 +195,6 @@ class Instance:
         return dataclasses.replace(self.status, usage=self._sessions.count(self.status.usage))
 
     def look_at_processes(self) -> None:
-        self._sessions.look_at_processes()
         running = self._running
         if running is not None and (excess := running.count_processes(limits.read_limits(self._spec).processes)) is not None:
             running.end_for(excess)

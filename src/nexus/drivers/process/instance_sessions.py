@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nexus.core import instances
-from nexus.core.sessions import SessionPhase
 from nexus.drivers.process import (
     box_entry,
     cgroups,
@@ -153,16 +152,12 @@ class InstanceSessions:
         one = self._host.find_session(pid) if self._host is not None else None
         return (one.id, one.path) if one is not None else None
 
-    def look_at_processes(self) -> None:
-        if self._host is not None:
-            self._host.look_at_processes()
-
     def count(self, usage: instances.Usage) -> instances.Usage:
         """With how many sessions there are at this moment."""
         if self._host is None:
             return usage if not session_plans.is_isolated(self._spec) else dataclasses.replace(usage, sessions=0, saved=0)
-        saved = sum(one.phase is SessionPhase.SAVED for one in self._host.sessions.values())
-        return dataclasses.replace(usage, sessions=len(self._host.sessions) - saved, saved=saved)
+        alive = self._host.count_alive()
+        return dataclasses.replace(usage, sessions=alive, saved=len(self._host.sessions) - alive)
 
     def add_usage(self, usage: instances.Usage) -> instances.Usage:
         """With what its sessions use."""

@@ -80,12 +80,12 @@ def judge_disk(use: Use, limits: Limits) -> Excess | None:
 class Forks:
     """Tells a process bomb from an agent that met its limit once: refused again and again, and full all the time."""
 
-    _refused: int = field(default=0, init=False)
+    refused: int = field(default=0, init=False)
     _looks: int = field(default=0, init=False)
 
     def judge(self, count: int, refused: int, limit: int) -> Excess | None:
-        """After each look: processes now, and how many were refused so far."""
-        grown, self._refused = refused > self._refused, refused
+        """After each look: how many were refused so far, and processes now, which matter only when there are more of those."""
+        grown, self.refused = refused > self.refused, refused
         self._looks = self._looks + 1 if grown and count >= _NEARLY * limit else 0
         return Excess("processes", limit, count) if self._looks >= _LOOKS else None
 

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,6 +73,8 @@ class Home(Protocol):
     async def dispose(self, worker: Worker) -> None:
         """Nothing of it remains."""
         ...
+
+    def on_phase(self, session: "Session") -> None: ...
 
     def on_end(self, session: "Session", problem: Mapping[str, object] | None) -> None:
         """Its worker has ended unasked, or (phase ended) the session is over."""
@@ -231,7 +233,7 @@ class Session:
                 await self._drop_worker()
                 self._end(problem)
 
-    async def freeze(self, is_connected: Callable[[], bool]) -> bool:
+    async def freeze(self, is_connected: Callable[[], Awaitable[bool]]) -> bool:
         """No CPU until something connects. False when something is connected, or it cannot be done."""
         async with self._lock:
             process = self.process
@@ -243,7 +245,7 @@ class Session:
                 self._unwatch()
                 return False
             self._set(SessionPhase.FROZEN)
-            if is_connected():  # accepted between the last look and the freeze
+            if await is_connected():  # accepted between the last look and the freeze
                 self._thaw()
                 return False
             return True
@@ -461,6 +463,7 @@ class Session:
 
     def _set(self, phase: SessionPhase) -> None:
         self.phase = phase
+        self._home.on_phase(self)
 
 
 def _ended(session_id: str) -> errors.NotFound:

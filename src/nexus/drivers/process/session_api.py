@@ -33,7 +33,7 @@ class SessionApi:
             return wire.place_to_json(await self._table.place(instances, str(asked.get("session", "")), homes=homes))
         if path == "/sessions" and method == "GET":
             keys = ("instance", "tenant", "agent", "environment")
-            found = self._table.statuses(**{name: query.get(name) for name in keys})
+            found = await self._table.statuses(**{name: query.get(name) for name in keys})
             return {"sessions": [wire.status_to_json(one) for one in found]}
         if path == "/sessions:kill" and method == "POST":
             return {"killed": await self._kill_all(_object(body))}
@@ -70,10 +70,15 @@ class SessionApi:
         elif verb == "kill":
             await one.kill()
         elif verb == "freeze":
-            await one.freeze(lambda: False)
+            await one.freeze(_is_alone)
         else:
             await one.thaw()
         return wire.status_to_json(one.status())
+
+
+async def _is_alone() -> bool:
+    """Frozen because somebody wants it, whoever is connected."""
+    return False
 
 
 def _exec(one: session.Session, asked: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:

@@ -70,6 +70,7 @@ class Host:
         self.policy = session_plans.parse_policy(spec.options)
         self.archives = session_archive.Archives(home, spec)
         self.sessions: dict[str, session.Session] = {}
+        self._saved: dict[str, session.Session] = {}
         self._layout, self._log = layout, log
         self._draw, self._launch = draw, launch
         self._token_hash = keys.hash_key(spec.token) if spec.token else ""
@@ -158,7 +159,7 @@ class Host:
             raise errors.NotFound(
                 f"{self.spec.id} is being stopped", code="session.no_instance", next_step="try again in a second"
             )
-        if session_room.count_alive(self.sessions.values()) < self.policy.most:
+        if self.count_alive() < self.policy.most:
             return
         idle = session_room.find_idle(self.sessions.values(), self.connections)
         if idle:
@@ -244,13 +245,6 @@ class Host:
             processes=limits.read_limits(self.spec).processes,
         )
 
-    def look_at_processes(self) -> None:
-        """End the sessions that go on making processes at their limit."""
-        most = limits.read_limits(self.spec).processes
-        for one in self.sessions.values():
-            if one.process is not None and not one.process.frozen:
-                one.process.look_at_processes(most)
-
     def find_session(self, pid: int) -> session.Session | None:
         """The one whose box this process, by our numbers, is in: its keeper's child."""
         keeper = launcher.parent(pid)
@@ -265,6 +259,12 @@ class Host:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
         await self._close_empty_boxes()
+
+    def on_phase(self, one: session.Session) -> None:
+        if one.phase is SessionPhase.SAVED:
+            self._saved[one.id] = one
+        elif self._saved.get(one.id) is one:
+            del self._saved[one.id]
 
     def on_end(self, one: session.Session, problem: Mapping[str, object] | None) -> None:
         if one.phase is SessionPhase.ENDED and self.sessions.get(one.id) is one:
@@ -290,6 +290,18 @@ class Host:
 
     def mint(self, session_id: str, expires_at: float) -> str:
         return session_tokens.mint(self._token_hash, instance_id=self.spec.id, session_id=session_id, expires_at=expires_at)
+
+    def count_alive(self) -> int:
+        """Those that have a worker, or will have one in a moment."""
+        return len(self.sessions) - len(self._saved)
+
+    def choose_to_stop(self, memory: session_room.Memory) -> list[session.Session]:
+        return session_room.choose_to_stop(
+            self.sessions.values(), self.connections, alive=self.count_alive(), most=self.policy.most, memory=memory
+        )
+
+    def choose_to_forget(self) -> list[session.Session]:
+        return session_room.choose_to_forget(self._saved.values())
 
     def busy(self) -> int:
         """Sessions that something was connected to at the last look."""

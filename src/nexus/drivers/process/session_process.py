@@ -92,7 +92,9 @@ class Process:
 
     def look_at_processes(self, limit: int) -> None:
         """End it when it goes on making processes at its limit."""
-        excess = self._forks.judge(self.group.process_count(), self.group.process_refusals(), limit)
+        refused = self.group.process_refusals()
+        count = self.group.process_count() if refused > self._forks.refused else 0
+        excess = self._forks.judge(count, refused, limit)
         if excess is not None and not self.ended:
             self._excess = excess
             self.kill()

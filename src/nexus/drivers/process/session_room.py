@@ -3,7 +3,7 @@
 A session that is forgotten is no loss: its state and its kept files are found again when it is next asked for.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -58,19 +58,14 @@ def find_idle(residents: Iterable[T], connections: Mapping[str, int]) -> list[T]
     return sorted(idle, key=lambda one: one.active_at)
 
 
-def count_alive(residents: Iterable[Resident]) -> int:
-    return sum(one.phase is not SessionPhase.SAVED for one in residents)
-
-
-def choose_to_stop(residents: Iterable[T], connections: Mapping[str, int], *, most: int, memory: Memory) -> list[T]:
+def choose_to_stop(residents: Iterable[T], connections: Mapping[str, int], *, alive: int, most: int, memory: Memory) -> list[T]:
     """The idle ones to stop now so that a tenth of `most` stays free, or because the machine's memory is short."""
-    listed = list(residents)
-    beyond = count_alive(listed) - (most - most // 10)
-    wanted = max(beyond, _AT_ONCE if memory.is_low else 0)
-    return find_idle(listed, connections)[: min(wanted, _AT_ONCE)] if wanted > 0 else []
+    wanted = max(alive - (most - most // 10), _AT_ONCE if memory.is_low else 0)
+    return find_idle(residents, connections)[: min(wanted, _AT_ONCE)] if wanted > 0 else []
 
 
-def choose_to_forget(residents: Iterable[T], *, most: int = MOST_SAVED) -> list[T]:
+def choose_to_forget(saved: Collection[T], *, most: int = MOST_SAVED) -> list[T]:
     """The longest unused of the saved ones beyond so many."""
-    saved = sorted((one for one in residents if one.phase is SessionPhase.SAVED and not one.busy), key=lambda one: one.active_at)
-    return saved[: max(0, len(saved) - most)]
+    if len(saved) <= most:
+        return []
+    return sorted((one for one in saved if not one.busy), key=lambda one: one.active_at)[: len(saved) - most]

@@ -1,23 +1,15 @@
-"""All sessions of a node: finds the one that is asked for, and sees to it that idle ones are frozen, stopped and ended.
+"""All sessions of a node: finds the one that is asked for. Who looks after them all the time is `session_care`.
 
 Called by `session_api`, and by `Node`, whose instances add their hosts.
 """
 
 import asyncio
-import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nexus.core import errors, names
-from nexus.core.sessions import SessionPhase, SessionPlace, SessionStatus
-from nexus.drivers.process import session, session_host, session_paths, session_room, session_watch
-from nexus.kit import guard
-from nexus.wire import problem as problem_wire
-
-_LOG = logging.getLogger(__name__)
-_LOOK_S = 1.0
-_STOP_S = 10.0
+from nexus.core.sessions import SessionPlace, SessionStatus
+from nexus.drivers.process import rounds, session, session_care, session_host, session_paths
 
 
 class Table:
@@ -26,7 +18,7 @@ class Table:
     def __init__(self, sockets: Path) -> None:
         self._sockets = sockets
         self._hosts: dict[str, session_host.Host] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._care = session_care.Care(sockets, self._hosts.values)
 
     def add(self, host: session_host.Host) -> None:
         self._hosts[host.spec.id] = host
@@ -61,11 +53,12 @@ class Table:
             retry_after_s=1.0,
         )
 
-    def statuses(
+    async def statuses(
         self, *, instance: str | None = None, tenant: str | None = None, agent: str | None = None, environment: str | None = None
     ) -> list[SessionStatus]:
-        found = self._select(instance=instance, tenant=tenant, agent=agent, environment=environment)
-        return [one.status() for host in found for one in host.sessions.values()]
+        hosts = self._select(instance=instance, tenant=tenant, agent=agent, environment=environment)
+        found = [one for host in hosts for one in host.sessions.values()]
+        return [one.status() async for one in rounds.in_slices(found)]
 
     def get(self, instance_id: str, session_id: str) -> session.Session:
         host = self._hosts.get(instance_id)
@@ -106,57 +99,11 @@ class Table:
                 file.unlink(missing_ok=True)
 
     async def run(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            try:
-                await self.look()
-            except OSError as error:
-                _LOG.warning("cannot look after idle sessions: %s", error)
+        await self._care.run()
 
     async def look(self) -> None:
         """One look at every session."""
-        if not any(host.sessions for host in self._hosts.values()):
-            return
-        connections = await asyncio.to_thread(session_watch.count_connections, self._sockets)
-        now = time.time()
-        for host in list(self._hosts.values()):
-            host.connections = connections
-            for one in list(host.sessions.values()):
-                if not one.busy:
-                    self._move(host, one, connections.get(str(one.path), 0), now)
-            self._make_room(host, session_room.read_memory())
-
-    def _move(self, host: session_host.Host, one: session.Session, connected: int, now: float) -> None:
-        if one.phase is SessionPhase.LIVE:
-            quiet_s = host.policy.freeze_after_s
-            one.note_activity(now, connected=connected > 0, quiet_s=quiet_s, least=session_watch.IDLE_CPU)
-        move = session_watch.decide(
-            one.phase,
-            host.policy,
-            idle_s=now - one.active_at,
-            expired=now >= one.expires_at,
-            connected=connected > 0 and now < one.expires_at + host.policy.max_lifetime_s,
-        )
-        if move != "keep":
-            guard.spawn(self._carry_out(move, one), name=f"{move} {one.id}", owner=self._tasks)
-
-    def _make_room(self, host: session_host.Host, memory: session_room.Memory) -> None:
-        residents = host.sessions.values()
-        for one in session_room.choose_to_stop(residents, host.connections, most=host.policy.most, memory=memory):
-            guard.spawn(self._carry_out("stop", one), name=f"stop {one.id}", owner=self._tasks)
-        for one in session_room.choose_to_forget(residents):
-            guard.spawn(self._carry_out("end", one), name=f"forget {one.id}", owner=self._tasks)
-
-    async def _carry_out(self, move: session_watch.Move, one: session.Session) -> None:
-        try:
-            if move == "freeze":
-                await one.freeze(lambda: bool(session_watch.count_connections(self._sockets).get(str(one.path))))
-            elif move == "stop":
-                await one.stop(grace_s=_STOP_S, keep=True)
-            else:
-                await one.stop(grace_s=_STOP_S)
-        except errors.NexusError as error:
-            _LOG.warning("session %s: %s failed: %s", one.id, move, problem_wire.render(error))
+        await self._care.look()
 
     def _select(
         self, *, instance: str | None = None, tenant: str | None = None, agent: str | None = None, environment: str | None = None
