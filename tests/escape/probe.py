@@ -116,7 +116,8 @@ def see(target):
 
 @probe("C02 see the first process of the host")
 def first_process(target):
-    if b"box_main" in (line := read("/proc/1/cmdline")) or b"boot.py" in line:
+    line = read("/proc/1/cmdline")
+    if any(ours in line for ours in (b"box_main", b"boot.py", b"oci_start.py")):
         raise OSError(errno.ESRCH, "it is the init of the box, or the agent itself")
     return line
 

@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "gvisor": {"runtime_class": "gvisor", "network": "isolated"},
 }
 HOST_VARIABLE = "PROBE_HOST_SECRET"
+OF_THE_HOST = ("session", "gvisor")  # tiers whose worker is the host's own
 
 
 class UserRig(supervisor_rig.SupervisorRig):
@@ -73,7 +74,7 @@ def user_python() -> str:
 @contextlib.asynccontextmanager
 async def supervised(tier: str) -> AsyncIterator[supervisor_rig.SupervisorRig]:
     root = Path(tempfile.mkdtemp(prefix="nexus-escape-"))
-    rig = {"user": UserRig, "unboxed": WeakRig}.get(tier, supervisor_rig.SupervisorRig)(root, plain=tier != "session")
+    rig = {"user": UserRig, "unboxed": WeakRig}.get(tier, supervisor_rig.SupervisorRig)(root, plain=tier not in OF_THE_HOST)
     rig.environ = {HOST_VARIABLE: "canary", "PYTHONDONTWRITEBYTECODE": "1"}
     if tier == "user":
         shutil.chown(root, NOBODY, NOBODY)

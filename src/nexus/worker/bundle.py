@@ -66,7 +66,8 @@ def _collect() -> Iterator[tuple[str, Path]]:
     package = Path(nexus.__file__).resolve().parent
     yield "boot.py", package / "worker" / "boot.py"
     driver = package / "drivers" / "process"
-    yield "session_boot.py", driver / "session_boot.py"
+    for name in ("session_boot.py", "oci_start.py"):
+        yield name, driver / name
     yield "lib/nexus/drivers/__init__.py", package / "drivers" / "__init__.py"
     for name in BOX:
         yield f"lib/nexus/drivers/process/{name}.py", driver / f"{name}.py"

@@ -13,13 +13,14 @@ import sys
 from typing import NoReturn
 
 from nexus.core import errors
-from nexus.worker import logs, main, session_import, session_keeper, session_link, session_worker, settings
+from nexus.worker import handed, logs, main, session_import, session_keeper, session_link, session_worker, settings
 
 _LOG = logging.getLogger("nexus.worker")
 
 
-def run(talk: int, *, isolated: bool) -> NoReturn:
-    """Never returns. `talk` is our end of a socket pair; the first message brings the keeper its socket."""
+def run(talk: int, *, isolated: bool, are_handed: bool = False) -> NoReturn:
+    """Never returns. `talk` is our end of a socket pair; the first message brings the keeper its socket. `are_handed`: that
+    socket and the session's are `handed.Handed`."""
     link = socket.socket(fileno=talk)
     try:
         order, descriptors = session_link.receive(link)
@@ -29,13 +30,13 @@ def run(talk: int, *, isolated: bool) -> NoReturn:
     worker = os.fork()
     if worker:
         link.close()
-        session_keeper.Keeper(worker, socket.socket(fileno=descriptors[0])).run()
+        session_keeper.Keeper(worker, handed.take(descriptors[0], handed=are_handed)).run()
     os.close(descriptors[0])
     os.setsid()
-    _work(link, isolated=isolated, rehearses=order.get("spare") is True)
+    _work(link, isolated=isolated, rehearses=order.get("spare") is True, are_handed=are_handed)
 
 
-def _work(link: socket.socket, *, isolated: bool, rehearses: bool) -> NoReturn:
+def _work(link: socket.socket, *, isolated: bool, rehearses: bool, are_handed: bool) -> NoReturn:
     faulthandler.enable(file=2)
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=False)
     code = main.EXIT_FAILED
@@ -43,7 +44,7 @@ def _work(link: socket.socket, *, isolated: bool, rehearses: bool) -> NoReturn:
         config = settings.parse_settings(os.environ)
         capture = logs.install(config.log_level)
         imported = session_import.load(config, capture, isolated=isolated)
-        code = session_worker.live(imported, link, None, rehearses=rehearses)
+        code = session_worker.live(imported, link, None, rehearses=rehearses, are_handed=are_handed)
     except errors.NexusError as error:
         session_link.send(link, {"is": "failed", "layer": error.code, "text": error.cause or error.message})
         for line in error.log_tail:

@@ -52,6 +52,7 @@ class Keeper:
         for number in numbers & set(_FORWARDED):
             try:
                 os.kill(self._worker, number)
+                os.kill(self._worker, signal.SIGCONT)  # `pack` may have stopped it
             except ProcessLookupError:
                 continue
         if signal.SIGCHLD in numbers:
@@ -129,6 +130,8 @@ class Keeper:
             os._exit(_EXIT_EXEC)
 
     def _pack(self, most: int, output: int) -> int:
+        """Done at the end: the worker stands still from here to its next signal, for what it did would be lost."""
+        os.kill(self._worker, signal.SIGSTOP)
         child = os.fork()
         if child:
             return child

@@ -131,9 +131,9 @@ def _protocol(server: uvicorn.Server) -> asyncio.Protocol:
 
 
 def _listen() -> socket.socket:
-    """An abstract name of the kernel's choosing: no file, and gone with the socket."""
+    """An abstract name: no file, and gone with the socket. Ours, for gVisor's kernel chooses none."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind("")
+    listener.bind(b"\0nexus-warm-" + os.urandom(12).hex().encode())
     listener.setblocking(False)
     return listener
 

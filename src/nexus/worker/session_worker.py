@@ -14,6 +14,7 @@ import uvicorn
 
 from nexus.worker import (
     execution,
+    handed,
     hooks,
     logs,
     main,
@@ -31,9 +32,11 @@ EXIT_UNBOUND = 72
 _UNBOUND = "unbound"  # the token of a worker that has no session: it opens nothing
 
 
-def live(imported: session_import.Imported, talk: socket.socket, output: int | None, *, rehearses: bool) -> int:
+def live(
+    imported: session_import.Imported, talk: socket.socket, output: int | None, *, rehearses: bool, are_handed: bool = False
+) -> int:
     """Everything from the fork to the end; the exit code. `output` is where its prints go, None: where they go already.
-    `rehearses`: nobody waits for it yet."""
+    `rehearses`: nobody waits for it yet. `are_handed`: connections come handed in."""
     if output is not None:
         for number in (1, 2):
             os.dup2(output, number)
@@ -47,7 +50,9 @@ def live(imported: session_import.Imported, talk: socket.socket, output: int | N
         relay_key=imported.relay_key,
         on_relay=lambda wanted: _lead(imported.relay_port, wanted),
         on_ready=lambda: _tell_ready(talk),
-        late=lambda server, executor: _await_session(imported, talk, server, executor, rehearses=rehearses),
+        late=lambda server, executor: _await_session(
+            imported, talk, server, executor, rehearses=rehearses, are_handed=are_handed
+        ),
     )
     try:
         code = worker.live_with(lambda: imported.adapter, _no_listener)
@@ -64,6 +69,7 @@ async def _await_session(
     executor: execution.Executor,
     *,
     rehearses: bool,
+    are_handed: bool,
 ) -> main.Bound:
     """Until somebody says for whom. Raises `Gone` when it will not be said any more."""
     if rehearses:
@@ -74,7 +80,7 @@ async def _await_session(
     logs.SESSION = session_id
     if len(descriptors) > 1:
         _restore(descriptors[1])
-    listener = socket.socket(fileno=descriptors[0])
+    listener = handed.take(descriptors[0], handed=are_handed)
     listener.setblocking(False)
     grace_s = float(bound.get("grace_s", 10.0))
     config = dataclasses.replace(imported.config, token=token, session_id=session_id, status_file=None, grace_s=grace_s)

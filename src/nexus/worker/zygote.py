@@ -28,6 +28,7 @@ from typing import Any, NoReturn, Protocol
 from nexus.core import errors
 from nexus.wire import problem
 from nexus.worker import (
+    handed,
     logs,
     main,
     serving,
@@ -76,8 +77,9 @@ class Boxing(Protocol):
     def be_open(self) -> None: ...
 
 
-def run(boxing: Boxing, orders: int, *, refusal: str | None = None) -> NoReturn:
-    """Never returns. `orders`: the descriptor of the listening socket where the supervisor connects."""
+def run(boxing: Boxing, orders: int, *, refusal: str | None = None, are_handed: bool = False) -> NoReturn:
+    """Never returns. `orders`: the descriptor of the listening socket where the supervisor connects; `are_handed`: of one whose
+    connections are handed in."""
     faulthandler.enable(file=2)
     try:
         config = settings.parse_settings(os.environ)
@@ -86,7 +88,7 @@ def run(boxing: Boxing, orders: int, *, refusal: str | None = None) -> NoReturn:
         sys.exit(main.EXIT_FAILED)
     capture = logs.install(config.log_level)
     try:
-        Zygote(config, capture, boxing, socket.socket(fileno=orders), refusal=refusal).live()
+        Zygote(config, capture, boxing, handed.take(orders, handed=are_handed), refusal=refusal).live()
     except errors.NexusError as error:
         status.write(config.status_file, "failed", error.message, problem=problem.render(error))
         _LOG.critical("%s: %s", error.message, error.cause or error.code)

@@ -1,4 +1,7 @@
-"""The gVisor tier: the same driver, worker and sockets, under another kernel; refused in plain words where it is not."""
+"""The gVisor tier: the same driver, worker and sockets, under another kernel; refused in plain words where it is not.
+
+Sessions and the way out there: `test_box_gvisor_sessions`.
+"""
 
 import json
 import os
@@ -75,14 +78,6 @@ async def test_it_is_refused_where_it_is_not_and_where_it_does_not_fit() -> None
         good = rig.spec("good")
         await rig.driver.start(good)
         assert (await until(rig, good.id, is_in(READY, FAILED))).phase is READY
-
-
-@needs_runsc
-async def test_a_way_out_and_sessions_boxes_are_not_made_under_another_kernel() -> None:
-    async with supervisor_rig.started() as rig:
-        for options in ({"network": "egress"}, {"isolation": "session"}):
-            unfit = await start(rig, {**GVISOR, **options})
-            assert (unfit.problem or {})["code"] == "isolation.runtime_unfit"
 
 
 def test_the_bundle_says_what_the_box_does_and_holds_no_secret(tmp_path: Path) -> None:

@@ -104,6 +104,9 @@ async def test_what_cannot_be_forked_is_started_from_the_beginning() -> None:
         assert rig.spec.token not in one["environ"].values()
         await rig.run("one", ["write", "~/kept", "yes"])
         assert (await supervisor.status(rig.spec.id)).detail == "sessions: exec (1 thread started (poller))"
+        script = ["sh", "-c", "head -c 1G /dev/zero > ~/flood 2>/dev/null; wc -c < ~/flood; rm ~/flood"]
+        said = [line async for line in rig.sessions.exec(rig.spec.id, "one", script, stdin=None, timeout_s=20)]
+        assert 0 <= rig.spec.memory_bytes // 2 - int(said[0]["data"]) < 65536, "its work directory has an end of its own"
         supervisor.kill()
         await supervisor.up()
         assert (await rig.run("one", ["who"]))["pid"] == one["pid"]

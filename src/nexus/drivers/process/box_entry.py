@@ -29,10 +29,7 @@ def main(control: int) -> None:
     """Never returns. `control` is our end of a stream socket: the plan comes in by it, the outcome goes out."""
     os.set_inheritable(control, False)
     link = _socket.socket(fileno=control)
-    sent = _read_all(link)
-    if not sent:
-        os._exit(EXIT_BOX)
-    plan = _parse(sent.decode())
+    plan = read_plan(link)
     try:
         _limit(plan["limits"])
         if "namespaces" in plan["layers"]:
@@ -40,9 +37,9 @@ def main(control: int) -> None:
             link.sendall(b"i")
         _live(plan, link)
     except box_calls.Denied as denied:
-        _fail(link, denied.layer, str(denied), denied.number)
+        fail(link, denied.layer, str(denied), denied.number)
     except OSError as error:
-        _fail(link, "namespaces", f"{error.filename or 'set-up'}: {error.strerror}", error.errno or 0)
+        fail(link, "namespaces", f"{error.filename or 'set-up'}: {error.strerror}", error.errno or 0)
 
 
 def confine(plan: "box_calls.Plan") -> "list[box_relay.Listener]":
@@ -162,7 +159,7 @@ def _start(plan: "box_calls.Plan", link: _socket.socket) -> None:
             signal.signal(number, signal.SIG_DFL)
         os.execve(plan["command"][0], plan["command"], plan["environ"])  # noqa: S606 - replacing ourselves is the point
     except OSError as error:
-        _fail(link, "command", f"{plan['command'][0]}: {error.strerror}", error.errno or 0)
+        fail(link, "command", f"{plan['command'][0]}: {error.strerror}", error.errno or 0)
 
 
 def _keep(worker: int, watched: "set[int]", *, helper: int, lingers: bool) -> None:
@@ -237,19 +234,19 @@ class _Strict:
     parse_float, parse_int, parse_constant = float, int, float
 
 
-def _parse(text: str) -> "box_calls.Plan":
-    plan: box_calls.Plan = _json.make_scanner(_Strict)(text, 0)[0]  # type: ignore[arg-type]
-    return plan
-
-
-def _read_all(link: _socket.socket) -> bytes:
+def read_plan(link: _socket.socket) -> "box_calls.Plan":
+    """The JSON that comes by it until its end; ends this process where there is none."""
     pieces = []
     while piece := link.recv(1 << 20):
         pieces.append(piece)
-    return b"".join(pieces)
+    if not pieces:
+        os._exit(EXIT_BOX)
+    plan: box_calls.Plan = _json.make_scanner(_Strict)(b"".join(pieces).decode(), 0)[0]  # type: ignore[arg-type]
+    return plan
 
 
-def _fail(link: _socket.socket, layer: str, text: str, number: int) -> None:
+def fail(link: _socket.socket, layer: str, text: str, number: int) -> None:
+    """Say what failed, and end this process."""
     try:  # noqa: SIM105
         link.sendall(b"\0".join((b"!" + layer.encode(), str(number).encode(), text.encode())))
     except OSError:

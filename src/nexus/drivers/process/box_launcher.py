@@ -1,41 +1,19 @@
-"""Starts instances in their boxes and says which layers of the box this machine offers. The one `Launcher` in use.
-
-The plan goes to the box's first process over a socket, once it stands in its control groups: nothing of the agent's is in an
-argument list or an environment before the box is closed. The kernel itself tells us the pids, as credentials of what is answered.
-"""
+"""Starts instances in their boxes and says which layers of the box this machine offers. The one `Launcher` in use."""
 
 import contextlib
-import json
 import logging
 import os
 import resource
-import socket
-import struct
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nexus.core import errors
-from nexus.drivers.process import box_calls, box_landlock, cgroups, launcher, oci_launcher, sandbox
+from nexus.drivers.process import box_calls, box_landlock, box_start, cgroups, launcher, oci_launcher, sandbox
 
 _LOG = logging.getLogger(__name__)
-_MAIN = Path(__file__).with_name("box_main.py")
-_ANSWER_S = 20.0
-_OOM_SCORE = 500
-_CREDENTIALS = struct.Struct("3i")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entered:
-    """What the box answered: its processes by our numbers, or what failed."""
-
-    init: int = 0
-    worker: int = 0
-    failed: dict[str, Any] | None = None
 
 
 class BoxLauncher:
@@ -69,7 +47,7 @@ class BoxLauncher:
         try:
             _give(plan.wish, owner)
             if plan.wish.runtime and owner is not None:
-                return oci_launcher.launch(plan, group, owner=owner, limits=self._limits(plan))
+                return oci_launcher.launch(plan, group, owner=owner, limits=self._limits(plan), python=self._python)
             drawn = sandbox.plan(
                 plan.wish,
                 instance_id=plan.instance_id,
@@ -100,7 +78,7 @@ class BoxLauncher:
 
     def _enter(self, drawn: dict[str, Any], plan: launcher.Plan, group: cgroups.Group) -> launcher.Running:
         try:
-            first, entered = enter(drawn, python=self._python, output=plan.output, group=group, extra=plan.extra)
+            first, entered = box_start.enter(drawn, python=self._python, output=plan.output, group=group, extra=plan.extra)
         except OSError as error:
             raise errors.Unavailable(
                 f"cannot start a process for {plan.instance_id}",
@@ -134,51 +112,6 @@ class BoxLauncher:
         if plan.memory_bytes is not None and not self._layout.has("memory"):
             limits["RLIMIT_DATA"] = (plan.memory_bytes, plan.memory_bytes)
         return limits
-
-
-def enter(
-    drawn: dict[str, Any], *, python: str, output: int, group: cgroups.Group, extra: int | None = None
-) -> tuple["subprocess.Popen[bytes]", Entered]:
-    """Start the first process, let it into its groups, hand it the plan and hear what became of it. Raises OSError.
-
-    `extra`: a descriptor that the agent's program inherits as `box_entry.EXTRA`.
-    """
-    if extra is not None:
-        drawn = {**drawn, "extra": extra}
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with ours, theirs:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        ours.settimeout(_ANSWER_S)
-        first = subprocess.Popen(
-            [python, "-I", "-S", str(_MAIN), str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd="/",
-            env={"LANG": "C.UTF-8"},
-            pass_fds=(theirs.fileno(), *((extra,) if extra is not None else ())),
-            start_new_session=True,
-            umask=0o077,
-        )
-        theirs.close()
-        try:
-            group.join(first.pid)
-            with contextlib.suppress(OSError):
-                Path(f"/proc/{first.pid}/oom_score_adj").write_text(str(_OOM_SCORE))
-            with contextlib.suppress(BrokenPipeError):
-                ours.sendall(json.dumps(drawn).encode())
-                ours.shutdown(socket.SHUT_WR)
-            entered = _hear(ours)
-        except BaseException:
-            first.kill()
-            first.wait()
-            raise
-        if entered.init or entered.failed is not None:
-            first.wait(_ANSWER_S)
-        if entered.init and entered.failed is not None:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(entered.init, 0)
-        return first, entered
 
 
 def plan_owner(instance_id: str) -> int | None:
@@ -241,12 +174,12 @@ def _try(held: frozenset[str], python: str) -> dict[str, Any] | None:
             limits={},
         )
         try:
-            first, entered = enter(drawn, python=python, output=output, group=cgroups.Group())
+            first, entered = box_start.enter(drawn, python=python, output=output, group=cgroups.Group())
         except OSError as error:
             return {"layer": "namespaces", "text": error.strerror or str(error)}
         if entered.failed is not None:
             return entered.failed
-        code = first.wait(_ANSWER_S) if not entered.init else os.waitstatus_to_exitcode(os.waitpid(entered.init, 0)[1])
+        code = first.wait(box_start.ANSWER_S) if not entered.init else os.waitstatus_to_exitcode(os.waitpid(entered.init, 0)[1])
         return None if code == 0 else {"layer": "namespaces", "text": f"a program in it ends with {code}"}
 
 
@@ -255,32 +188,6 @@ def _give(wish: sandbox.Wish, owner: int | None) -> None:
     if owner is not None:
         for path in (*wish.write, wish.output):
             os.chown(path, owner, owner, follow_symlinks=False)
-
-
-def _hear(link: socket.socket) -> Entered:
-    """Everything the box says until it runs (or has ended): one letter from each process that came to life."""
-    init = worker = 0
-    failed = b""
-    while True:
-        data, extra, _, _ = link.recvmsg(64 * 1024, socket.CMSG_SPACE(_CREDENTIALS.size))
-        if not data:
-            break
-        pid = next((_CREDENTIALS.unpack(found[: _CREDENTIALS.size])[0] for _, _, found in extra), 0)
-        while data and not failed:  # one process's words may come in one piece
-            letter, data = data[:1], data[1:]
-            if letter == b"i":
-                init = pid
-            elif letter == b"w":
-                worker = pid
-            elif letter == b"!":
-                failed = letter
-        failed += data
-    if failed:
-        layer, number, text = (*failed[1:].decode("utf-8", "replace").split("\0", 2), "", "")[:3]
-        return Entered(init=init, worker=worker, failed={"layer": layer, "errno": number, "text": text})
-    if not worker:
-        return Entered(init=init, failed={"layer": "namespaces", "text": "it ended before the agent was started", "errno": 0})
-    return Entered(init=init, worker=worker)
 
 
 def _explain(failed: dict[str, Any], plan: launcher.Plan) -> errors.NexusError:

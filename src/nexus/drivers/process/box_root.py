@@ -10,6 +10,11 @@ import stat
 from nexus.drivers.process import box_calls
 from nexus.drivers.process.box_calls import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/libx32", "/nix/store", "/gnu/store")
 ETC_TREES = ("/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/etc/alternatives", "/etc/fonts", "/etc/crypto-policies")
 ETC_FILES = (
@@ -56,6 +61,9 @@ def build(plan: "box_calls.Plan") -> None:
             os.symlink(target, root + path)
     for path in plan["write"]:
         _bind(root, path, _OWN)
+    if plan["home_bytes"]:
+        owner = plan["inner"] if plan["owner"] is None else plan["owner"]
+        _tmpfs(root + plan["home"], f"mode=0700,uid={owner},gid={owner},size={plan['home_bytes']},nr_inodes=64k")
     box_calls.pivot(root)
     if plan["read_only_root"]:
         box_calls.set_attributes("/", _READ)
@@ -102,9 +110,7 @@ def _etc(root: str, plan: "box_calls.Plan") -> None:
     for path in ETC_FILES if plan["isolated"] else ETC_FILES + _NET_FILES:
         _copy(path, root + path)
     if plan["isolated"]:
-        pinned = sorted({(str(address), str(host)) for host, address, _ in plan["pins"]})
-        named = "".join(f"{address} {host}\n" for address, host in pinned)
-        _write(root + "/etc/hosts", f"127.0.0.1 localhost\n::1 localhost\n{named}".encode())
+        _write(root + "/etc/hosts", render_hosts(plan["pins"]))
     user, group, home = plan["inner"], plan["inner"], plan["home"]
     _write(
         root + "/etc/passwd",
@@ -112,6 +118,13 @@ def _etc(root: str, plan: "box_calls.Plan") -> None:
         "nobody:x:65534:65534:nobody:/:/bin/false\n".encode(),
     )
     _write(root + "/etc/group", f"root:x:0:\nagent:x:{group}:\nnogroup:x:65534:\n".encode())
+
+
+def render_hosts(pins: "Iterable[tuple[str, str, int] | list[Any]]") -> bytes:
+    """A hosts file of a box without the host's network: loopback, and the pinned names."""
+    pinned = sorted({(str(address), str(host)) for host, address, _ in pins})
+    named = "".join(f"{address} {host}\n" for address, host in pinned)
+    return f"127.0.0.1 localhost\n::1 localhost\n{named}".encode()
 
 
 def _copy(path: str, target: str) -> None:

@@ -62,9 +62,8 @@ class Instance:
         self._log: log_writer.LogWriter | None = None
         self._running: launcher.Running | None = None
         self._was_ready = found.was_ready if found else False
-        self._complete = found is None
-        self._full = False
-        self._streak = 0
+        self._complete, self._lacks_secrets = found is None, False
+        self._full, self._streak = False, 0
         self._stop_by: float | None = None
         self._hurried = asyncio.Event()
         self._asked = found is not None and found.status.phase is InstancePhase.STOPPING
@@ -91,7 +90,7 @@ class Instance:
 
     def begin(self, spec: instances.InstanceSpec) -> None:
         """Want it with this spec: starts it unless it lives; a living one keeps the spec for its next start."""
-        self._spec, self._complete = spec, True
+        self._spec, self._complete, self._lacks_secrets = spec, True, False
         self._sessions.renew(spec)
         if self._life is None or self._life.done():
             if self.status.phase is InstancePhase.FAILED:
@@ -105,10 +104,10 @@ class Instance:
         """
         self._running = running
         given = running.secrets_of(["NEXUS_TOKEN", *secret_names])
-        token = given.get("NEXUS_TOKEN", "")
         secrets = {name: given[name] for name in secret_names if name in given}
-        self._spec = dataclasses.replace(self._spec, token=token, secrets=secrets)
-        self._complete = bool(token) and len(secrets) == len(secret_names)
+        self._spec = dataclasses.replace(self._spec, token=given.get("NEXUS_TOKEN", ""), secrets=secrets)
+        self._lacks_secrets = len(secrets) < len(secret_names)
+        self._complete = bool(self._spec.token) and not self._lacks_secrets
         if self.status.phase not in (InstancePhase.READY, InstancePhase.UNHEALTHY, InstancePhase.STOPPING):
             self.status = dataclasses.replace(self.status, phase=InstancePhase.STARTING)
         if self.status.phase is not InstancePhase.STOPPING:
@@ -263,6 +262,7 @@ class Instance:
     async def _draw(self, *, fresh: bool = False) -> session_launch.Drawn:
         """Whatever a launch needs, made or found; `fresh`: in folders of a new start."""
         spec = self._spec
+        problems.check_secrets(spec, lacking=self._lacks_secrets)
         layers = await asyncio.to_thread(self._tools.launcher.look)
         draft = preparation.draft_wish(spec, self._paths)  # refused before strangers' requirements are built
         problems.check_isolation(spec, draft, layers, missing=self._tools.missing())

@@ -88,7 +88,8 @@ class InstanceSessions:
             plan.wish, self._at, layers, self.host.policy, layout=self._shared.layout, allowed=plan.allowed
         )
         environ = session_launch.without_token(plan.environ)
-        environ |= {"NEXUS_ORDERS": str(box_entry.EXTRA), "NEXUS_SESSION_BOX": json.dumps({**boxes, "refusal": refusal})}
+        boxes |= {"refusal": refusal, "handed": bool(plan.wish.runtime)}
+        environ |= {"NEXUS_ORDERS": str(box_entry.EXTRA), "NEXUS_SESSION_BOX": json.dumps(boxes)}
         with orders:
             yield dataclasses.replace(
                 plan,

@@ -1,7 +1,7 @@
 """An instance's box as an OCI bundle, for gVisor's `runsc`: a file tree and `config.json`. Pure but for `write`.
 
 It says what `box_root` and `box_entry` do in the words of the OCI runtime specification, version 1.0.2. The worker's variables
-are not in it, for a bundle lies on disk: they come over standard input (`STARTER`).
+are not in it, for a bundle lies on disk: they come over standard input (`oci_start`).
 """
 
 import json
@@ -13,14 +13,6 @@ from typing import Any
 
 from nexus.drivers.process import box_root, sandbox
 
-STARTER = (
-    "import json, os, sys\n"
-    "environ = json.loads(sys.stdin.buffer.readline())\n"
-    "null = os.open('/dev/null', os.O_RDONLY)\n"
-    "os.dup2(null, 0)\n"
-    "os.umask(0o077)\n"
-    "os.execve(sys.argv[1], sys.argv[1:], environ)\n"
-)
 _VERSION = "1.0.2"
 _BOUND = ["rbind", "nosuid", "nodev"]
 _MASKED = [f"/proc/{name}" for name in box_root.HIDDEN]
@@ -38,7 +30,7 @@ def render(
     limits: Mapping[str, tuple[int, int]],
     root: Path,
 ) -> dict[str, Any]:
-    """`config.json`. `owner` is the user on the host and, by the same number, inside."""
+    """`config.json`. `owner` is the user on the host and, by the same number, inside. `command`: what starts `oci_start`."""
     namespaces = [{"type": kind} for kind in _NAMESPACES]
     namespaces += [{"type": "network"}] if wish.network != "host" else []
     return {
@@ -48,19 +40,19 @@ def render(
         "process": {
             "terminal": False,
             "user": {"uid": owner, "gid": owner},
-            "args": [command[0], "-I", "-S", "-c", STARTER, *command],
+            "args": list(command),
             "env": ["PATH=/usr/bin:/bin", "LANG=C.UTF-8"],
             "cwd": str(wish.folder),
             "noNewPrivileges": True,
             "capabilities": {kind: [] for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")},
             "rlimits": [{"type": name, "soft": soft, "hard": hard} for name, (soft, hard) in limits.items()],
         },
-        "mounts": render_mounts(wish),
+        "mounts": render_mounts(wish, owner=owner),
         "linux": {"namespaces": namespaces, "maskedPaths": _MASKED, "readonlyPaths": _READ_ONLY},
     }
 
 
-def render_mounts(wish: sandbox.Wish) -> list[dict[str, Any]]:
+def render_mounts(wish: sandbox.Wish, *, owner: int) -> list[dict[str, Any]]:
     temporary = f"size={sandbox.temporary_bytes(wish.memory_bytes)}"
     closed = ["nosuid", "nodev", "noexec"]
     mounts = [
@@ -72,7 +64,11 @@ def render_mounts(wish: sandbox.Wish) -> list[dict[str, Any]]:
     reading = [path for path in (*box_root.SYSTEM, *box_root.ETC_TREES, _SHOWN_OF_SYS) if _is_tree(path)]
     reading += sandbox.outermost([str(path) for path in wish.read])
     mounts += [_mount(path, "bind", path, [*_BOUND, "ro"]) for path in reading]
-    return mounts + [_mount(str(path), "bind", str(path), _BOUND) for path in (*wish.write, wish.output)]
+    mounts += [_mount(path, "bind", path, _BOUND) for path in [*sandbox.bound(wish), str(wish.output)]]
+    if wish.home_bytes is not None:
+        own = ["nosuid", "nodev", "mode=0700", f"uid={owner}", f"gid={owner}", f"size={wish.home_bytes}"]
+        mounts.append(_mount(str(wish.home), "tmpfs", "tmpfs", own))
+    return mounts
 
 
 def write(bundle: Path, config: Mapping[str, Any], wish: sandbox.Wish, *, owner: int) -> None:
@@ -88,7 +84,7 @@ def write(bundle: Path, config: Mapping[str, Any], wish: sandbox.Wish, *, owner:
     if wish.network == "host":
         files |= {path: _read(path) for path in ("/etc/resolv.conf", "/etc/hosts")}
     else:
-        files["/etc/hosts"] = b"127.0.0.1 localhost\n::1 localhost\n"
+        files["/etc/hosts"] = box_root.render_hosts(wish.pins)
     files["/etc/passwd"] = f"root:x:0:0:root:/:/bin/sh\nagent:x:{owner}:{owner}:agent:{wish.home}:/bin/sh\n".encode()
     files["/etc/group"] = f"root:x:0:\nagent:x:{owner}:\n".encode()
     for path, content in files.items():

@@ -155,6 +155,20 @@ def unhealthy(spec: instances.InstanceSpec, reason: str, tail: Sequence[str]) ->
     )
 
 
+def check_secrets(spec: instances.InstanceSpec, *, lacking: bool) -> None:
+    """`Unavailable` while they are unknown: what another supervisor gave to a container cannot be read back from it."""
+    if not lacking:
+        return
+    raise errors.Unavailable(
+        f"a session of {spec.agent} cannot be started yet",
+        code="session.not_started",
+        phase="start",
+        cause="its secrets are unknown until control answers",
+        next_step="try again in a second; see with: nexus status",
+        retry_after_s=1.0,
+    )
+
+
 def awaiting_spec(detail: str) -> str:
     return f"{detail}; waits for its settings from control"
 

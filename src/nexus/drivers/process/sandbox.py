@@ -48,7 +48,8 @@ class Wish:
     """Paths are the same inside and outside. `write` are the instance's own; `links` are symbolic links to make; `way` is the
     socket of the egress broker, `pins` the hosts behind loopback ports of their own (`egress_rules.plan_pins`). `zygote`: the
     program in it forks session workers, each into a box of its own (`box_session`). `own_user`: it stays our user outside.
-    `runtime`: a class of `oci_launcher.RUNTIMES` in place of our own box."""
+    `runtime`: a class of `oci_launcher.RUNTIMES` in place of our own box. `home_bytes`: home is a folder in memory of this size
+    in a box that has a file tree of its own; elsewhere it is the folder of that name."""
 
     stage: Path
     folder: Path
@@ -67,6 +68,7 @@ class Wish:
     zygote: bool = False
     own_user: bool = False
     runtime: str = ""
+    home_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +129,8 @@ def plan(
         "tmp_bytes": temporary,
         "shm_bytes": temporary,
         "read": outermost([str(path) for path in wish.read]),
-        "write": [*writable, str(wish.output)],
+        "write": [*(bound(wish) if boxed else writable), str(wish.output)],
+        "home_bytes": wish.home_bytes if boxed else None,
         "links": [list(link) for link in wish.links],
         "landlock_files": (wish.context == RESTRICTED and not wish.zygote) or not boxed,
         "landlock_read": ["/"] if boxed else _visible(wish),
@@ -136,6 +139,11 @@ def plan(
             *(["/"] if boxed and not wish.read_only_root else []),
         ],
     }  # fmt: skip
+
+
+def bound(wish: Wish) -> list[str]:
+    """What it may write of the host's folders, in a file tree of its own."""
+    return [str(path) for path in wish.write if wish.home_bytes is None or path != wish.home]
 
 
 def refused_scopes(version: int) -> dict[str, str]:

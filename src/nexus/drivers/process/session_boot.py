@@ -1,8 +1,8 @@
 """The program in a zygote's box: `python -P <copy>/session_boot.py`. Puts the session's box and the zygote together.
 
 It lies in the worker copy beside `boot.py`. `NEXUS_ORDERS` is the number of the descriptor where the supervisor connects,
-`NEXUS_SESSION_BOX` the plan of a session's box as JSON; with `alone` in it this is the worker of one session, not a zygote, and
-with `refusal` a zygote that forks nothing, for that reason.
+`NEXUS_SESSION_BOX` the plan of a session's box as JSON; with `alone` in it this is the worker of one session, not a zygote, with
+`refusal` a zygote that forks nothing, for that reason, and with `handed` listening sockets are `worker.handed`'s.
 """
 
 import json
@@ -49,13 +49,14 @@ def boot() -> None:
     lib, site = os.path.join(folder, "lib"), os.path.join(folder, "site")
     sys.path[:] = [lib, *(entry for entry in sys.path if entry not in (lib, site, folder, "")), site]
     plan, orders = json.loads(os.environ.pop("NEXUS_SESSION_BOX")), int(os.environ.pop("NEXUS_ORDERS"))
+    are_handed = bool(plan.get("handed"))
     if plan.get("alone"):
         from nexus.worker import session_alone
 
-        session_alone.run(orders, isolated=bool(plan["isolated"]))
+        session_alone.run(orders, isolated=bool(plan["isolated"]), are_handed=are_handed)
     from nexus.worker import zygote
 
-    zygote.run(Boxing(plan), orders, refusal=plan.get("refusal"))
+    zygote.run(Boxing(plan), orders, refusal=plan.get("refusal"), are_handed=are_handed)
 
 
 if __name__ == "__main__":

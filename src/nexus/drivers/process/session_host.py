@@ -48,6 +48,7 @@ _AT_ONCE = 16
 _ROOMS, _FORK_BYTES = 64, 4 * 1024**2
 _STOP_S = 10.0
 _MOST_RECORD = 64 * 1024
+_MOST_ABOVE = 4  # processes between a keeper and one that calls: a container runtime and what it starts
 _KEPT_HASH = "token.hash"
 
 
@@ -223,7 +224,8 @@ class Host:
             writing = output.open_for_child()
             try:
                 drawn = await self._draw()
-                plan = dataclasses.replace(session_launch.plan_alone(self.spec, drawn, folder, name), output=writing)
+                plan = session_launch.plan_alone(self.spec, drawn, folder, name, policy=self.policy)
+                plan = dataclasses.replace(plan, output=writing)
                 timeout_s = self.spec.start_timeout_s + session_launch.BESIDE_S
                 made = await session_launch.start(
                     self.at, plan, folder, name=name, launch=self._launch, timeout_s=timeout_s, spare=spare
@@ -246,9 +248,16 @@ class Host:
         )
 
     def find_session(self, pid: int) -> session.Session | None:
-        """The one whose box this process, by our numbers, is in: its keeper's child."""
-        keeper = launcher.parent(pid)
-        return next((one for one in self.sessions.values() if one.process is not None and one.process.handle.pid == keeper), None)
+        """The one whose box this process, by our numbers, is in: below its keeper."""
+        keepers = {one.process.handle.pid: one for one in self.sessions.values() if one.process is not None}
+        for _ in range(_MOST_ABOVE):
+            above = launcher.parent(pid)
+            if above is None:
+                break
+            if (found := keepers.get(above)) is not None:
+                return found
+            pid = above
+        return None
 
     async def dispose(self, worker: session.Worker) -> None:
         await worker.spare.close()

@@ -22,6 +22,7 @@ from nexus.drivers.process import (
     sandbox,
     session_link,
     session_paths,
+    session_plans,
     session_process,
     zygote,
 )
@@ -43,8 +44,10 @@ Draw = Callable[[], Awaitable[Drawn]]
 Launch = Callable[[launcher.Plan], launcher.Running]
 
 
-def plan_alone(spec: instances.InstanceSpec, drawn: Drawn, folder: Path, name: str) -> launcher.Plan:
-    """`drawn` for one session, whose own things lie in `folder`."""
+def plan_alone(
+    spec: instances.InstanceSpec, drawn: Drawn, folder: Path, name: str, *, policy: session_plans.Policy
+) -> launcher.Plan:
+    """`drawn` for one session, whose own things lie in `folder`, and in memory what it writes."""
     plan, wish = drawn.plan, drawn.plan.wish
     if wish is None:
         raise errors.Internal("a launch without a box was planned", code="driver.defect", phase="start")
@@ -54,8 +57,10 @@ def plan_alone(spec: instances.InstanceSpec, drawn: Drawn, folder: Path, name: s
         "HOME": str(work),
         "TMPDIR": plan.environ["TMPDIR"] if boxed else str(temporary),
         "NEXUS_ORDERS": str(box_entry.EXTRA),
-        "NEXUS_SESSION_BOX": json.dumps({"alone": True, "isolated": wish.network != "host"}),
+        "NEXUS_SESSION_BOX": json.dumps({"alone": True, "isolated": wish.network != "host", "handed": bool(wish.runtime)}),
     }
+    if wish.runtime:
+        environ["NEXUS_LOOP"] = "asyncio"  # the loop that takes connections from a socket that is none of the kernel's
     environ.pop("NEXUS_STATUS_FILE", None)
     return dataclasses.replace(
         plan,
@@ -63,7 +68,13 @@ def plan_alone(spec: instances.InstanceSpec, drawn: Drawn, folder: Path, name: s
         command=[plan.command[0], "-P", str(drawn.ready.worker_copy / "session_boot.py")],
         environ=environ,
         wish=dataclasses.replace(
-            wish, stage=folder / "root", home=work, output=folder / "output", write=[work, temporary], zygote=False
+            wish,
+            stage=folder / "root",
+            home=work,
+            output=folder / "output",
+            write=[work, temporary],
+            zygote=False,
+            home_bytes=session_plans.plan_work_bytes(wish, policy, plan.allowed),
         ),
         box=f"{spec.id}.{name}",
     )
@@ -96,7 +107,8 @@ async def start(
         async with asyncio.timeout(timeout_s):
             await zygote.hear(talk, "init")
             worker = await zygote.hear(talk, "worker")
-        process = _take_over(running, name, worker)
+        has_number = plan.wish is None or not plan.wish.runtime  # another kernel numbers its processes for itself
+        process = _take_over(running, name, worker if has_number else 0)
     except BaseException as error:
         talk.close()
         if running is not None:

@@ -58,6 +58,8 @@ def is_isolated(spec: instances.InstanceSpec) -> bool:
 
 def reason_against_forking(wish: sandbox.Wish, layers: sandbox.Layers, *, is_root: bool) -> str | None:
     """Why sessions are not forked here but started from the beginning, each in a whole box; None when they are forked."""
+    if wish.runtime:
+        return f"the runtime class {wish.runtime} gives each a kernel of its own"
     if wish.untrusted:
         return "the version is marked untrusted"
     if not layers.boxed:
@@ -65,6 +67,11 @@ def reason_against_forking(wish: sandbox.Wish, layers: sandbox.Layers, *, is_roo
     if is_root and "user" not in layers.held:
         return "this machine has no user namespaces"
     return None
+
+
+def plan_work_bytes(wish: sandbox.Wish, policy: Policy, allowed: limits.Limits) -> int:
+    """How large a session's work directory may be, which lies in memory."""
+    return min(policy.work_bytes, allowed.disk_bytes, sandbox.temporary_bytes(wish.memory_bytes))
 
 
 def render_box(
@@ -87,7 +94,7 @@ def render_box(
         "pins": [list(pin) for pin in wish.pins] if wish.way is not None else [],
         "inner": sandbox.INNER_USER,
         "work": str(at.work),
-        "work_bytes": min(policy.work_bytes, allowed.disk_bytes, temporary),
+        "work_bytes": plan_work_bytes(wish, policy, allowed),
         "tmp_bytes": temporary,
         "shm_bytes": temporary,
         "below": [path for path in sandbox.outermost(seen) if path.startswith(_COVERED) and os.path.exists(path)],

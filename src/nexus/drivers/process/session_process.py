@@ -101,8 +101,8 @@ class Process:
 
     def freeze(self) -> bool:
         """No CPU for anything in the box until `thaw`. False: it cannot be done here, or has ended."""
-        if self.ended:
-            return False
+        if self.ended or not (self.group.can_freeze or self.handle.worker):
+            return False  # another kernel's processes cannot be stopped one by one
         if self.group.can_freeze:
             if not self.group.freeze():
                 return False
