@@ -87,8 +87,4 @@ class Replays:
         return await self._store.version_of((await self._find(caller, task_id)).id)
 
     async def _find(self, caller: principals.Principal, task_id: str) -> task_store.Task:
-        caller.require(principals.Action.READ)
-        task = await self._tasks.fetch(caller.tenant, task_id) if ids.is_id(task_id, ids.TASK) else None
-        if task is None or not service.visible(caller, task):
-            raise service.missing(task_id)
-        return task
+        return await service.find(self._tasks, caller, task_id)

@@ -13,7 +13,7 @@ from typing import Self
 from nexus.core import errors, ids, names, principals
 from nexus.kit import egress, guard
 from nexus.ports import schedule_store, task_store
-from nexus.tasks import service, submission, timetable
+from nexus.tasks import service, sight, submission, timetable
 from nexus.tasks.settings import TaskPolicy, TaskSettings
 from nexus.wire import params
 from nexus.wire import views as wire_views
@@ -86,7 +86,7 @@ class Schedules:
         caller.require(principals.Action.READ, agent=agent)
         agents = caller.agents if agent is None else frozenset({agent})
         found = await self._store.page(caller.tenant, agents=agents)
-        return [render(each) for each in found if caller.environment in (None, each.lane.environment)]
+        return [render(each) for each in found if sight.sees(caller, each)]
 
     async def show(self, caller: principals.Principal, name: str) -> wire_views.ScheduleView:
         return render(await self._find(caller, name, principals.Action.READ))
@@ -155,14 +155,7 @@ class Schedules:
         return replace(planned, idempotency_key=f"schedule {schedule.id} {time:.3f}", origin=schedule.id)
 
     async def _find(self, caller: principals.Principal, name: str, action: principals.Action) -> schedule_store.Schedule:
-        caller.require(principals.Action.READ)
-        found = await self._store.fetch(caller.tenant, name)
-        if found is None or not caller.may(principals.Action.READ, agent=found.lane.agent):
-            raise _missing(name)
-        if caller.environment not in (None, found.lane.environment):
-            raise _missing(name)
-        caller.require(action, agent=found.lane.agent)
-        return found
+        return sight.permit(caller, await self._store.fetch(caller.tenant, name), action, missing=_missing(name))
 
     async def _loop(self) -> None:
         while True:

@@ -10,7 +10,7 @@ from nexus.core import errors, ids, principals
 from nexus.core.phases import RunPhase, is_terminal
 from nexus.kit import egress, guard
 from nexus.ports import task_store
-from nexus.tasks import grouping, intake, submission, tail, verdict, views
+from nexus.tasks import grouping, intake, sight, submission, tail, verdict, views
 from nexus.tasks.settings import TaskPolicy, TaskSettings
 from nexus.wire import params
 from nexus.wire import views as wire_views
@@ -306,15 +306,13 @@ class TaskService:
         return {lane: depth.due for lane, depth in (await self._depths.lanes()).items() if depth.due}
 
     async def _find(self, caller: principals.Principal, task_id: str) -> task_store.Task:
-        caller.require(principals.Action.READ)
-        task = await self._store.fetch(caller.tenant, task_id) if ids.is_id(task_id, ids.TASK) else None
-        if task is None or not visible(caller, task):
-            raise missing(task_id)
-        return task
+        return await find(self._store, caller, task_id)
 
 
-def visible(caller: principals.Principal, task: task_store.Task) -> bool:
-    return (caller.agents is None or task.lane.agent in caller.agents) and caller.environment in (None, task.lane.environment)
+async def find(store: task_store.TaskStore, caller: principals.Principal, task_id: str) -> task_store.Task:
+    """A task that the caller may read; `NotFound` (code `task.not_found`) for what is not there or not the caller's to see."""
+    task = await store.fetch(caller.tenant, task_id) if ids.is_id(task_id, ids.TASK) else None
+    return sight.permit(caller, task, principals.Action.READ, missing=missing(task_id))
 
 
 def missing(task_id: str) -> errors.NotFound:

@@ -15,7 +15,7 @@ from nexus.core import errors, ids, names, principals
 from nexus.kit import clock as clocks
 from nexus.kit import egress
 from nexus.ports import task_store, trigger_store
-from nexus.tasks import hooks, sealing, service, submission
+from nexus.tasks import hooks, sealing, service, sight, submission
 from nexus.tasks.settings import TaskSettings
 from nexus.wire import params, triggers
 
@@ -90,7 +90,7 @@ class Triggers:
         caller.require(principals.Action.READ, agent=agent)
         agents = caller.agents if agent is None else frozenset({agent})
         found = await self._store.page(caller.tenant, agents=agents)
-        return [self.render(each) for each in found if caller.environment in (None, each.lane.environment)]
+        return [self.render(each) for each in found if sight.sees(caller, each)]
 
     async def show(self, caller: principals.Principal, name: str) -> triggers.TriggerView:
         return self.render(await self._find(caller, name, principals.Action.READ))
@@ -180,14 +180,7 @@ class Triggers:
         )
 
     async def _find(self, caller: principals.Principal, name: str, action: principals.Action) -> trigger_store.Trigger:
-        caller.require(principals.Action.READ)
-        found = await self._store.fetch(caller.tenant, name)
-        if found is None or not caller.may(principals.Action.READ, agent=found.lane.agent):
-            raise _missing(name)
-        if caller.environment not in (None, found.lane.environment):
-            raise _missing(name)
-        caller.require(action, agent=found.lane.agent)
-        return found
+        return sight.permit(caller, await self._store.fetch(caller.tenant, name), action, missing=_missing(name))
 
     def render(self, trigger: trigger_store.Trigger, *, secret: str | None = None) -> triggers.TriggerView:
         shown = json.loads(trigger.settings)
