@@ -1,10 +1,10 @@
 """`nexus schedules …`: tasks that are submitted by the clock."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from nexus.cli import connect, screen
+from nexus.cli import connect, screen, standing
 from nexus.cli.agent import inputs
 from nexus.cli.options import Agent, Environment, Json
 
@@ -12,12 +12,18 @@ Name = Annotated[str, typer.Argument(help="Name of the schedule.", show_default=
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Tasks that are submitted by the clock.")
-    for name, command in (
-        ("create", create), ("list", list_schedules), ("show", show), ("pause", pause), ("resume", resume), ("delete", delete),
-    ):  # fmt: skip
-        group.command(name)(command)
-    app.add_typer(group, name="schedules")
+    kind = standing.Kind(
+        noun="schedule",
+        about="Tasks that are submitted by the clock.",
+        create=create,
+        columns=("SCHEDULE", "AGENT", "WHEN", "ZONE", "NEXT", "FIRED", "MISSED"),
+        row=_row,
+        details=_details,
+        does=_next,
+        pause="Let a schedule rest.",
+        resume="Let a schedule go on from now.",
+    )
+    standing.register(app, kind)
 
 
 def create(
@@ -42,65 +48,20 @@ def create(
         made = host.schedules.create(
             name, agent, value, cron=cron, at=at, timezone=timezone, catch_up=catch_up, environment=environment, task=more
         )
-    screen.give(made, as_json=as_json, text=f"{made['name']} fires next at {screen.moment(made.get('next_at'))}")
+    screen.give(made, as_json=as_json, text=f"{made['name']} {_next(made)}")
 
 
-def list_schedules(agent: Annotated[str | None, typer.Argument(help="Only this agent's.")] = None, as_json: Json = False) -> None:
-    """List schedules."""
-    with connect.open_client() as host:
-        found = host.schedules.list(agent)
-    if as_json:
-        screen.write_json(found)
-        return
-    screen.table(
-        ("SCHEDULE", "AGENT", "WHEN", "ZONE", "NEXT", "FIRED", "MISSED"),
-        [
-            (
-                each.get("name"),
-                each.get("agent"),
-                each.get("cron") or "once",
-                each.get("timezone"),
-                screen.moment(each.get("next_at")) if each.get("active") else "paused",
-                each.get("fired"),
-                each.get("missed"),
-            )
-            for each in found
-        ],
-        empty="no schedules",
-    )
+def _row(each: standing.Entry) -> tuple[Any, ...]:
+    upcoming = screen.moment(each.get("next_at")) if each.get("active") else "paused"
+    when = (each.get("cron") or "once", each.get("timezone"), upcoming)
+    return (each.get("name"), each.get("agent"), *when, each.get("fired"), each.get("missed"))
 
 
-def show(name: Name, as_json: Json = False) -> None:
-    """Show a schedule and its next times."""
-    with connect.open_client() as host:
-        found = host.schedules.show(name)
-    if as_json:
-        screen.write_json(found)
-        return
-    rows = [
-        (key, found.get(key)) for key in ("agent", "environment", "cron", "timezone", "catch_up", "active", "fired", "missed")
-    ]
-    rows += [("next", screen.moment(at)) for at in found.get("upcoming") or []]
-    rows.append(("last task", found.get("last_task_id")))
-    screen.table(("", name), rows, empty="")
+def _details(found: standing.Entry) -> list[tuple[str, Any]]:
+    known = ("agent", "environment", "cron", "timezone", "catch_up", "active", "fired", "missed")
+    times = [("next", screen.moment(at)) for at in found.get("upcoming") or []]
+    return [*((key, found.get(key)) for key in known), *times, ("last task", found.get("last_task_id"))]
 
 
-def pause(name: Name, as_json: Json = False) -> None:
-    """Let a schedule rest."""
-    with connect.open_client() as host:
-        found = host.schedules.pause(name)
-    screen.give(found, as_json=as_json, text=f"{name} is paused")
-
-
-def resume(name: Name, as_json: Json = False) -> None:
-    """Let a schedule go on from now."""
-    with connect.open_client() as host:
-        found = host.schedules.resume(name)
-    screen.give(found, as_json=as_json, text=f"{name} fires next at {screen.moment(found.get('next_at'))}")
-
-
-def delete(name: Name, as_json: Json = False) -> None:
-    """Delete a schedule; its tasks stay."""
-    with connect.open_client() as host:
-        host.schedules.delete(name)
-    screen.give({"deleted": name}, as_json=as_json, text=f"{name} is deleted")
+def _next(found: standing.Entry) -> str:
+    return f"fires next at {screen.moment(found.get('next_at'))}"

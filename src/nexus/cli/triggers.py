@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nexus.cli import connect, screen
+from nexus.cli import connect, screen, standing
 from nexus.cli.options import Agent, Environment, Json
 from nexus.core import errors
 
@@ -12,12 +12,18 @@ Name = Annotated[str, typer.Argument(help="Name of the trigger.", show_default=F
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Tasks made by webhooks and queue messages.")
-    for name, command in (
-        ("create", create), ("list", list_triggers), ("show", show), ("pause", pause), ("resume", resume), ("delete", delete),
-    ):  # fmt: skip
-        group.command(name)(command)
-    app.add_typer(group, name="triggers")
+    kind = standing.Kind(
+        noun="trigger",
+        about="Tasks made by webhooks and queue messages.",
+        create=create,
+        columns=("TRIGGER", "AGENT", "ENVIRONMENT", "KIND", "STATE", "TASKS", "REFUSED", "LAST", "FROM"),
+        row=_row,
+        details=_details,
+        does=lambda _: "takes messages",
+        pause="Take no more messages for now.",
+        resume="Take messages again.",
+    )
+    standing.register(app, kind)
 
 
 def create(
@@ -65,68 +71,18 @@ def create(
         screen.write(f"secret (shown only now): {made['secret']}")
 
 
-def list_triggers(agent: Annotated[str | None, typer.Argument(help="Only this agent's.")] = None, as_json: Json = False) -> None:
-    """List triggers."""
-    with connect.open_client() as host:
-        found = host.triggers.list(agent)
-    if as_json:
-        screen.write_json(found)
-        return
-    screen.table(
-        ("TRIGGER", "AGENT", "ENVIRONMENT", "KIND", "STATE", "TASKS", "REFUSED", "LAST", "FROM"),
-        [
-            (
-                each.get("name"),
-                each.get("agent"),
-                each.get("environment"),
-                each.get("kind"),
-                _state(each),
-                each.get("taken"),
-                each.get("refused"),
-                screen.ago(each.get("last_at")),
-                each.get("url"),
-            )
-            for each in found
-        ],
-        empty="no triggers",
-    )
+def _row(each: standing.Entry) -> tuple[Any, ...]:
+    first = (each.get("name"), each.get("agent"), each.get("environment"), each.get("kind"), _state(each))
+    return (*first, each.get("taken"), each.get("refused"), screen.ago(each.get("last_at")), each.get("url"))
 
 
-def show(name: Name, as_json: Json = False) -> None:
-    """Show a trigger."""
-    with connect.open_client() as host:
-        found = host.triggers.show(name)
-    if as_json:
-        screen.write_json(found)
-        return
+def _details(found: standing.Entry) -> list[tuple[str, Any]]:
     rows = [(key, found.get(key)) for key in ("agent", "environment", "kind", "url", "taken", "refused", "last_task_id")]
     rows += [("state", _state(found)), ("problem", found.get("problem"))]
-    rows += [(key, value) for key, value in (found.get("settings") or {}).items()]
-    screen.table(("", name), rows, empty="")
+    return [*rows, *(found.get("settings") or {}).items()]
 
 
-def pause(name: Name, as_json: Json = False) -> None:
-    """Take no more messages for now."""
-    with connect.open_client() as host:
-        found = host.triggers.pause(name)
-    screen.give(found, as_json=as_json, text=f"{name} is paused")
-
-
-def resume(name: Name, as_json: Json = False) -> None:
-    """Take messages again."""
-    with connect.open_client() as host:
-        found = host.triggers.resume(name)
-    screen.give(found, as_json=as_json, text=f"{name} takes messages")
-
-
-def delete(name: Name, as_json: Json = False) -> None:
-    """Delete a trigger; its tasks stay."""
-    with connect.open_client() as host:
-        host.triggers.delete(name)
-    screen.give({"deleted": name}, as_json=as_json, text=f"{name} is deleted")
-
-
-def _state(trigger: Any) -> str:
+def _state(trigger: standing.Entry) -> str:
     return "paused" if not trigger.get("active") else "failing" if trigger.get("problem") else "active"
 
 

@@ -19,9 +19,9 @@ from nexus.client import (
     operations,
     replay_operations,
     session_operations,
+    standing_operations,
     task_operations,
     transport,
-    trigger_operations,
 )
 from nexus.core import errors
 
@@ -236,23 +236,23 @@ class AsyncSessions(_Room):
 class AsyncTriggers(_Room):
     """Tasks that webhooks and queue messages submit."""
 
-    create = _verb(trigger_operations.create_trigger)
-    list = _verb(trigger_operations.list_triggers)
-    show = _verb(trigger_operations.show_trigger)
-    pause = _verb(trigger_operations.pause_trigger)
-    resume = _verb(trigger_operations.resume_trigger)
-    delete = _verb(trigger_operations.delete_trigger)
+    create = _verb(standing_operations.create_trigger)
+    list = _verb(standing_operations.TRIGGERS.list)
+    show = _verb(standing_operations.TRIGGERS.show)
+    pause = _verb(standing_operations.TRIGGERS.pause)
+    resume = _verb(standing_operations.TRIGGERS.resume)
+    delete = _verb(standing_operations.TRIGGERS.delete)
 
 
 class AsyncSchedules(_Room):
     """Tasks that are submitted by the clock."""
 
-    create = _verb(task_operations.create_schedule)
-    list = _verb(task_operations.list_schedules)
-    show = _verb(task_operations.show_schedule)
-    pause = _verb(task_operations.pause_schedule)
-    resume = _verb(task_operations.resume_schedule)
-    delete = _verb(task_operations.delete_schedule)
+    create = _verb(standing_operations.create_schedule)
+    list = _verb(standing_operations.SCHEDULES.list)
+    show = _verb(standing_operations.SCHEDULES.show)
+    pause = _verb(standing_operations.SCHEDULES.pause)
+    resume = _verb(standing_operations.SCHEDULES.resume)
+    delete = _verb(standing_operations.SCHEDULES.delete)
 
 
 class AsyncModels(_Room):

@@ -1,8 +1,7 @@
-"""Operations on many tasks, on tasks in the queue, on their questions, on dead letters and on schedules; see `operations`."""
+"""Operations on many tasks, on tasks in the queue, on their questions and on dead letters; see `operations`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 from nexus.client import answers, paths
 from nexus.client.calls import Call, Operation, ask
@@ -72,54 +71,3 @@ def purge(task_ids: Sequence[str] | None = None, *, agent: str | None = None, en
     body = paths.given(task_ids=None if task_ids is None else list(task_ids), agent=agent, environment=environment)
     reply = yield from ask(Call(method="POST", path="/v1/dead-letters/purge", json=body))
     return int(reply.object().get("deleted", 0))
-
-
-def create_schedule(
-    name: str,
-    agent: str,
-    input: Any = None,
-    *,
-    cron: str | None = None,
-    at: str | None = None,
-    timezone: str | None = None,
-    catch_up: str | None = None,
-    environment: str | None = None,
-    task: Mapping[str, Any] | None = None,
-) -> Operation[answers.Answer]:
-    """Submit a task again and again (`cron`, five fields, in `timezone`) or once (`at`, RFC 3339). `task` holds further
-    fields of `submit`."""
-    body: dict[str, Any] = {"name": name, "agent": agent, "task": {"input": input, **(task or {})}}
-    body |= paths.given(cron=cron, at=at, timezone=timezone, catch_up=catch_up, environment=environment)
-    reply = yield from ask(Call(method="POST", path="/v1/schedules", json=body))
-    return answers.Answer(reply.object())
-
-
-def list_schedules(agent: str | None = None) -> Operation[list[answers.Answer]]:
-    reply = yield from ask(Call(method="GET", path="/v1/schedules", query={"agent": agent}))
-    return [answers.Answer(entry) for entry in reply.items()]
-
-
-def show_schedule(name: str) -> Operation[answers.Answer]:
-    """A schedule with its next five times."""
-    reply = yield from ask(Call(method="GET", path=_schedule(name)))
-    return answers.Answer(reply.object())
-
-
-def pause_schedule(name: str) -> Operation[answers.Answer]:
-    reply = yield from ask(Call(method="POST", path=_schedule(name) + "/pause"))
-    return answers.Answer(reply.object())
-
-
-def resume_schedule(name: str) -> Operation[answers.Answer]:
-    """Go on from now; what was due in between is not made up for."""
-    reply = yield from ask(Call(method="POST", path=_schedule(name) + "/resume"))
-    return answers.Answer(reply.object())
-
-
-def delete_schedule(name: str) -> Operation[None]:
-    """Its tasks stay."""
-    yield from ask(Call(method="DELETE", path=_schedule(name)))
-
-
-def _schedule(name: str) -> str:
-    return f"/v1/schedules/{quote(name, safe='')}"
