@@ -14,7 +14,7 @@ import uvloop
 
 from nexus.core import errors
 from nexus.gateway import process, settings
-from nexus.kit import home
+from nexus.kit import egress, home
 
 
 def read_settings(environ: Mapping[str, str]) -> settings.Settings:
@@ -31,6 +31,8 @@ def read_settings(environ: Mapping[str, str]) -> settings.Settings:
         gateways=_number(environ, "NEXUS_GATEWAYS", 1, 4096),
         hosts=_names(environ.get("NEXUS_ALLOWED_HOSTS", "")),
         origins=_names(environ.get("NEXUS_ALLOWED_ORIGINS", "")),
+        public_requests_per_minute=_number(environ, "NEXUS_PUBLIC_REQUESTS_PER_MINUTE", 600, 1_000_000),
+        proxies=_networks(environ, "NEXUS_TRUSTED_PROXIES", settings.LOOPBACK),
         tls_certificate=certificate,
         tls_key=key,
     )
@@ -43,6 +45,19 @@ def _number(environ: Mapping[str, str], name: str, default: int, most: int) -> i
     if not (text.isascii() and text.isdigit() and int(text) <= most):
         raise errors.Invalid(f"{name}={text[:40]!r} is not a number from 0 to {most}", code="setting.invalid")
     return int(text)
+
+
+def _networks(environ: Mapping[str, str], name: str, default: tuple[egress.Network, ...]) -> tuple[egress.Network, ...]:
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    if text == "none":
+        return ()
+    try:
+        return egress.parse_allowance(text).networks
+    except ValueError:
+        message = f"{name}={text[:200]!r} are not addresses or ranges such as 10.0.0.0/8, with commas between"
+        raise errors.Invalid(message, code="setting.invalid") from None
 
 
 def _file(environ: Mapping[str, str], name: str) -> Path | None:

@@ -25,13 +25,15 @@ RUNS = frozenset({Door.RUN, Door.SOCKET})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """Where a path leads. `name` is the agent, the model or the run in the path; `public` needs no credential."""
+    """Where a path leads. `name` is the agent, the model or the run in the path; `public` needs no credential, `signed` carries a
+    signature in place of one."""
 
     door: Door
     methods: frozenset[bytes] | None
     name: str = ""
     stream: bool = False
     public: bool = False
+    signed: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

@@ -10,12 +10,14 @@ MODEL_CALLS = frozenset(
         b"/v1/messages", b"/v1/messages/count_tokens",
     }
 )  # fmt: skip
-_PUBLIC = (b"/docs", b"/openapi.json", b"/console", b"/asks", b"/hooks")  # the last two carry a signature instead of a key
+_PUBLIC = (b"/docs", b"/openapi.json", b"/console")
+_SIGNED = (b"/asks", b"/hooks")
 _CONTROL = (b"/v1", b"/agents", b"/tasks", b"/metrics", b"/door")
 HEALTH = Match(door=Door.HEALTH, methods=GET, public=True)
 MODEL = Match(door=Door.MODEL, methods=POST)
 CONTROL = Match(door=Door.CONTROL, methods=None)
 PUBLIC = Match(door=Door.CONTROL, methods=None, public=True)
+SIGNED = Match(door=Door.CONTROL, methods=None, public=True, signed=True)
 
 
 def find(path: bytes, *, inside: bool) -> Match | None:
@@ -38,6 +40,8 @@ def find(path: bytes, *, inside: bool) -> Match | None:
         return Match(door=Door.RUN_USAGE, methods=GET, name=parts[3].decode("ascii"))
     if _under(path, _PUBLIC):
         return PUBLIC
+    if _under(path, _SIGNED):
+        return SIGNED
     if _under(path, _CONTROL):
         return CONTROL
     return None

@@ -96,6 +96,7 @@ async def serve(config: settings.Settings, *, stop: asyncio.Event, force: asynci
         await asyncio.gather(*here.tasks, return_exceptions=True)
         await asyncio.sleep(0)  # cut connections say so in the next turn; their model calls are settled then
         here.rates.close()
+        here.addresses.close()
         here.pins.close()
         here.spend.close()
         if not here.replaced:
@@ -137,6 +138,7 @@ def build_world(config: settings.Settings) -> world.World:
         pool=upstream.Pool(config, loop),
         waiting=waiting.Room(),
         rates=limits.Rates.open(config.home.run / "rates.map"),
+        addresses=limits.Rates.open(config.home.run / "addresses.map"),
         outbox=outbox.Outbox(),
         ledger=usage.Ledger(),
         open_handler=doors.open_handler,

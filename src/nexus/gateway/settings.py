@@ -1,14 +1,18 @@
 """What a gateway process is told at its start, and the limits it keeps. `apps.gateway` fills it from the environment."""
 
+import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nexus.kit import home
 
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Times are seconds, sizes bytes. `hosts` and `origins` are added to those of the feed.
+    """Times are seconds, sizes bytes. `hosts` and `origins` are added to those of the feed. `public_requests_per_minute` holds
+    for each address at the doors that ask for no key (0: any number); `proxies` are believed when they say whose a request is.
 
     With `tls_certificate` (a PEM chain) and `tls_key` the TCP listener speaks TLS and nothing else.
     """
@@ -22,6 +26,8 @@ class Settings:
     origins: frozenset[str] = field(default_factory=frozenset)
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    public_requests_per_minute: int = 600
+    proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = LOOPBACK
 
     header_timeout_s: float = 10.0
     body_idle_s: float = 30.0

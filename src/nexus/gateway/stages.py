@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from nexus.core import environments, errors, names, principals
-from nexus.gateway import balance, breaker, http1, limits, mint, paths, routes, sessions
+from nexus.gateway import addresses, balance, breaker, http1, limits, mint, paths, routes, sessions
 from nexus.gateway.call import RUNS, Call, Door, Match
 from nexus.gateway.world import World
 from nexus.kit import keys
@@ -190,10 +190,13 @@ def believe_service(call: Call, world: World) -> None:
 
 
 def limit_rate(call: Call, world: World) -> None:
-    """Count the request against its key and its tenant, also when it will be refused for another reason."""
+    """Count the request against its key and its tenant, also when it will be refused for another reason; where no key is asked
+    for, against its address."""
     caller = call.caller
     if caller is not None and not call.relayed:
         _count(call, limits_of_caller(caller, call.tenant, world), world)
+    elif (of_address := addresses.find_limit(call, world.settings)) is not None:
+        _count(call, (of_address,), world, world.addresses)
 
 
 def limit_agent(call: Call, world: World) -> None:
@@ -217,14 +220,17 @@ def limits_of_deployment(deployment: routes.Deployment) -> tuple[limits.Limit, .
     return () if rate is None else (limits.limit("agent", f"deployment/{deployment.id}", rate),)
 
 
-def _count(call: Call, applying: tuple[limits.Limit, ...], world: World) -> None:
+_LIMITED = {"key": "key {key}", "tenant": "tenant {tenant}", "agent": "this agent", addresses.SCOPE: "one address"}
+
+
+def _count(call: Call, applying: tuple[limits.Limit, ...], world: World, rates: limits.Rates | None = None) -> None:
     if not applying:
         return
-    limit, spare_s = verdict = world.rates.take_all(applying, world.loop.time())
+    limit, spare_s = verdict = (rates or world.rates).take_all(applying, world.loop.time())
     if call.quota is None or spare_s * limit.per_minute < call.quota[1] * call.quota[0].per_minute:
         call.quota = verdict
     if spare_s < 0:
-        what = {"key": f"key {limit.key}", "tenant": f"tenant {call.tenant}", "agent": "this agent"}[limit.scope]
+        what = _LIMITED[limit.scope].format(key=limit.key, tenant=call.tenant)
         raise errors.Exhausted(
             f"{what} may {'take' if limit.scope == 'agent' else 'send'} {limit.per_minute} requests a minute",
             code="limit.requests",

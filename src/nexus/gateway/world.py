@@ -43,14 +43,16 @@ class Counts:
 
 @dataclass(slots=True, kw_only=True)
 class World:
-    """`table` is replaced as a whole by the feed. `paths`, `hosts`, `admitted` and `targets` remember what was worked out;
-    `circuits` holds what is known of providers by their address, `model_handlers` the model calls under way."""
+    """`table` is replaced as a whole by the feed. `rates` are those of keys, tenants and agents, `addresses` those of strangers.
+    `paths`, `hosts`, `admitted` and `targets` remember what was worked out; `circuits` holds what is known of providers by their
+    address, `model_handlers` the model calls under way."""
 
     settings: settings.Settings
     loop: asyncio.AbstractEventLoop
     pool: "upstream.Pool"
     waiting: "waiting.Room"
     rates: limits.Rates
+    addresses: limits.Rates
     outbox: outbox.Outbox
     ledger: usage.Ledger
     open_handler: "Callable[[exchange.Exchange], handler.Handler]"
