@@ -325,7 +325,7 @@ class Exchange:
 
     def begin_early(self, early: waking.Waking) -> None:
         """Begin a stream's answer before its worker does, when that has not answered yet."""
-        if self.answered or self.phase not in (Phase.DIALING, Phase.RELAYING):
+        if self.answered or self.phase not in (Phase.WAITING, Phase.DIALING, Phase.RELAYING):
             return
         self.early, self.status = early, 200
         self.answered = self.flushed = self._closing = True

@@ -181,6 +181,8 @@ class RunHandler(Handler):
             raise waiting.refusal(self.call, now)  # a task waits in its queue, where it is counted, not here
         self.world.waiting.join(self, deployment)
         self.exchange.phase = Phase.WAITING
+        if self._stream and not self.call.trusted and self.call.awaited is not None:
+            waking.watch(self.exchange)
 
     def try_again(self) -> bool:
         """Called while waiting: True when the run has left the line."""

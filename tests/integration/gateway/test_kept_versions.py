@@ -59,6 +59,25 @@ def test_a_session_waits_for_its_version_to_be_woken_and_control_hears_of_it(rep
     assert {one.result(10).json["by"] for one in waiting} == {"old"}
 
 
+def test_a_streaming_client_hears_that_its_version_is_being_woken(replaced):
+    node, old, replace = replaced
+    ask(node, "sleeper")
+    replace(asleep=["1.0.0"])
+    with node.connect() as client:
+        client.sendall(
+            b"POST /agents/hello/stream HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\n"
+            b"Nexus-Session-Id: sleeper\r\nX-Do: events\r\nContent-Length: 2\r\n\r\n{}" % node.key.encode()
+        )
+        heard = b""
+        while b"session.waking" not in heard:
+            heard += client.recv(65536)
+        replace(draining=old)
+        node.open_gate(node.workers[0], "gate")
+        while part := client.recv(65536):
+            heard += part
+    assert heard.index(b"event: session.waking") < heard.index(b"event: run.started") < heard.index(b"event: run.completed")
+
+
 def test_a_session_whose_version_cannot_be_woken_moves(replaced):
     node, _, replace = replaced
     ask(node, "sleeper")
