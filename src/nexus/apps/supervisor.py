@@ -184,7 +184,7 @@ async def _enter_translator(stack: contextlib.AsyncExitStack, home: Home) -> Non
 
 
 def _raise_descriptors() -> None:
-    """As many open files as we may have: a session costs four. What we start is given limits of its own."""
+    """As many open files as we may have: a session costs five. What we start is given limits of its own."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

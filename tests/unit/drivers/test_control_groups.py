@@ -90,3 +90,17 @@ def test_leftovers_are_those_nobody_owns(hybrid: cgroups.Layout) -> None:
     for name in ("ins_1", "ins_2"):
         cgroups.make(hybrid, name, memory_bytes=None, cpu_millis=None)
     assert [group.v1["memory"].name for group in cgroups.leftovers(hybrid, {"ins_1"})] == ["ins_2"]
+
+
+def test_refusals_are_counted_through_one_descriptor_until_it_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "pids.events").write_text("max 2\n")
+    refusals = cgroups.Group(v1={"pids": tmp_path}).refusals()
+    assert refusals.count() == 2
+    with (tmp_path / "pids.events").open("r+") as file:
+        file.write("max 31\n")
+    assert refusals.count() == 31
+    refusals.close()
+    refusals.close()
+    assert refusals.count() == 0, "and nothing is opened again"
+    assert cgroups.Group().refusals().count() == 0
+    assert cgroups.Group(v1={"pids": tmp_path / "gone"}).refusals().count() == 0

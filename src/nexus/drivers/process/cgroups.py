@@ -201,6 +201,10 @@ class Group:
         """How often a process or a thread was refused because there were too many."""
         return _count(folder / "pids.events", "max") if (folder := self._counting()) else 0
 
+    def refusals(self) -> "Refusals":
+        """The same for who asks again and again; the caller's to close."""
+        return Refusals(folder / "pids.events" if (folder := self._counting()) else None)
+
     def _counting(self) -> Path | None:
         return self.v1.get("pids", self.unified)
 
@@ -263,6 +267,30 @@ def make(
         except OSError as error:
             _LOG.warning("cannot set %s of %s to %s: %s", name, instance_id, value, error.strerror)
     return group
+
+
+class Refusals:
+    """What is asked of every group every second: its file is kept open, which makes a look ten times as cheap."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._fd = -1
+
+    def count(self) -> int:
+        """So far; 0 when they are not counted here."""
+        if self._path is None:
+            return 0
+        try:
+            if self._fd < 0:
+                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            return _find(os.pread(self._fd, _MOST_READ, 0).decode("ascii", "replace"), "max")
+        except OSError:
+            return 0
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._path, self._fd = None, -1
 
 
 def from_paths(paths: Mapping[str, str]) -> Group:
@@ -334,7 +362,11 @@ def _number(path: Path) -> int:
 
 
 def _count(path: Path, name: str) -> int:
-    for line in _read(path).splitlines():
+    return _find(_read(path), name)
+
+
+def _find(table: str, name: str) -> int:
+    for line in table.splitlines():
         key, _, value = line.partition(" ")
         if key == name and value.isdigit():
             return int(value)

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import TypeVar
 
 _SLICE_S = 0.0005
-_FEW, _MOST_STEPS = 8, 50
+_FEW, _MOST_STEPS = 16, 20
 
 T = TypeVar("T")
 

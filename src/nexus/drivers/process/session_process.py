@@ -49,6 +49,7 @@ class Process:
         self._ours = ours
         self._cpu = 0.0
         self._forks = limits.Forks()
+        self._refusals = group.refusals()
         self._excess: limits.Excess | None = None
         self._told = asyncio.Event()
         self._ended = asyncio.Event()
@@ -65,7 +66,9 @@ class Process:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TOLD_S):
                     await self._told.wait()
-        return Ended(code=self.code, memory=self.group.memory_kills(), processes=_refused_forks(self.group), excess=self._excess)
+        return Ended(
+            code=self.code, memory=self.group.memory_kills(), processes=self.group.process_refusals(), excess=self._excess
+        )
 
     def note_code(self, code: int) -> None:
         """How the keeper ended: 128 and more is the worker's signal, as a shell tells it."""
@@ -92,7 +95,7 @@ class Process:
 
     def look_at_processes(self, limit: int) -> None:
         """End it when it goes on making processes at its limit."""
-        refused = self.group.process_refusals()
+        refused = self._refusals.count()
         count = self.group.process_count() if refused > self._forks.refused else 0
         excess = self._forks.judge(count, refused, limit)
         if excess is not None and not self.ended:
@@ -153,6 +156,7 @@ class Process:
             asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
+        self._refusals.close()
         if not self.group.remove():
             await asyncio.to_thread(cgroups.wait_removed, self.group)
 
@@ -163,6 +167,7 @@ class Process:
                 asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
+            self._refusals.close()
 
     def _on_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
@@ -191,17 +196,6 @@ def find(handle: Handle) -> Process | None:
         os.close(pidfd)
         return None
     return Process(handle, pidfd=pidfd, group=cgroups.from_paths(handle.groups))
-
-
-def _refused_forks(group: cgroups.Group) -> int:
-    folder = group.v1.get("pids") or group.unified
-    if folder is None:
-        return 0
-    try:
-        lines = (folder / "pids.events").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("max ")), 0)
 
 
 def _cpu_of(pid: int) -> float:
