@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from nexus.cli import exits
 from tests.e2e.conftest import Host, start_host, until, write_agent
 
 AGENT = """
@@ -117,6 +118,20 @@ def test_a_session_is_killed_and_begins_again(apart: Host) -> None:
     told = apart.ok("ai", "agent", "sessions", "kill", "apart", "dora", "--json").json
     assert told["phase"] == "ended"
     assert run(apart, "dora", do="count")[1] == 2
+
+
+def test_a_deleted_session_has_forgotten_everything(apart: Host) -> None:
+    assert [run(apart, "dave", do="count")[1] for _ in range(2)] == [1, 2]
+    run(apart, "dave", do="write", text="kept")
+    apart.ok("ai", "agent", "sessions", "stop", "apart", "dave")
+    assert apart.ok("ai", "agent", "sessions", "delete", "apart", "dave", "--json").json["deleted"] == "dave"
+    assert run(apart, "dave", do="count")[1] == 1
+    found = run(apart, "dave", do="look")[1]
+    assert isinstance(found, dict)
+    assert found["files"] == []
+    apart.ok("ai", "agent", "sessions", "delete", "apart", "dave")
+    assert "dave" not in alive(apart)
+    assert apart.cli("ai", "agent", "sessions", "delete", "apart", "nobody").code == exits.CODES["not_found"]
 
 
 def test_kill_all_ends_every_session_of_the_agent(apart: Host) -> None:

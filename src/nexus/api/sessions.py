@@ -1,10 +1,10 @@
-"""`/v1/agents/{name}/sessions`: list, show, open, stop, kill, look inside."""
+"""`/v1/agents/{name}/sessions`: list, show, open, stop, kill, delete, look inside."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
 from nexus.api.access import Caller, Rooms
@@ -86,6 +86,16 @@ async def kill_session(
     agent = await rooms.hosting.agent(caller, name)
     view: views.SessionView = await rooms.live_sessions.kill(caller, agent.name, session_id, environment)
     return view
+
+
+@router.delete("/agents/{name}/sessions/{session_id}", summary="Delete a session", status_code=204)
+async def delete_session(name: str, session_id: str, caller: Caller, rooms: Rooms, environment: Environment = None) -> Response:
+    """Ends its worker and forgets all that was kept of it: work directory, state, a graph's memory. The records of its runs
+    stay as long as records do. The same id begins a new session."""
+    agent = await rooms.hosting.agent(caller, name)
+    wanted = await rooms.hosting.environment_of(caller, agent.name, environment)
+    await rooms.live_sessions.delete(caller, agent.name, session_id, wanted)
+    return Response(status_code=204)
 
 
 @router.post(

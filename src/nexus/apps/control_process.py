@@ -138,6 +138,7 @@ async def _build(
         tokens=executor.Tokens(derive=lambda instance_id: tokens.instance_token(token_key, instance_id), hash=keys.hash_key),
         door_of=lambda instance_id: str(home.door_socket(_spread(instance_id, host.gateways))),
         forget_agent=rooms.forget_agent,
+        forget_sessions=control_sessions.build_forgetting(database, driver),
         clock=system,
         traces=any(environ.get(name) for name in _TRACES_GO_TO),
     )

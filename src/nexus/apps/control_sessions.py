@@ -1,7 +1,10 @@
 """Put the sessions room together: the node's sessions, their past, and where a new one may live."""
 
+from collections.abc import Awaitable, Callable
+
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from nexus.apps import control_memory
 from nexus.core.deployments import Target
 from nexus.core.phases import InstancePhase
 from nexus.drivers.process import client as process_driver
@@ -9,6 +12,17 @@ from nexus.drivers.process import session_client
 from nexus.hosting import service as hosting_service
 from nexus.sessions import service as session_service
 from nexus.stores.postgres import session_history
+
+
+def build_forgetting(database: AsyncEngine, driver: process_driver.ProcessDriver) -> Callable[[str, str, str], Awaitable[None]]:
+    """What goes with an agent's last instance in an environment: tenant, agent and environment to nothing."""
+    node, memory = session_client.ProcessSessions(driver), control_memory.Memory(database)
+
+    async def forget(tenant: str, agent: str, environment: str) -> None:
+        await node.forget_sessions(tenant=tenant, agent=agent, environment=environment, session_id=None)
+        await memory.forget_agent(tenant, agent, environment)
+
+    return forget
 
 
 def build_sessions(
@@ -32,6 +46,7 @@ def build_sessions(
         return session_service.Instances(new=found, homes=homes)
 
     return session_service.SessionService(
+        forget=control_memory.Memory(database).forget_session,
         node=session_client.ProcessSessions(driver),
         history=session_history.PostgresSessionHistory(database),
         instances_of=instances_of,

@@ -228,6 +228,7 @@ class AsyncSessions(_Room):
     open = _verb(session_operations.open_session)
     stop = _verb(session_operations.stop_session)
     kill = _verb(session_operations.kill_session)
+    delete = _verb(session_operations.delete_session)
     kill_all = _verb(session_operations.kill_sessions)
     move = _verb(session_operations.move_sessions)
     exec = _stream(session_operations.exec_in_session)

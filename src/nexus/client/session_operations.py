@@ -43,6 +43,11 @@ def kill_session(agent: str, session_id: str, *, environment: str | None = None)
     return answers.Answer(reply.object())
 
 
+def delete_session(agent: str, session_id: str, *, environment: str | None = None) -> Operation[None]:
+    """End it for good, with all that was kept of it: work directory, state, a graph's memory."""
+    yield from ask(_call("DELETE", agent, session_id, environment=environment))
+
+
 def kill_sessions(agent: str, *, environment: str | None = None) -> Operation[int]:
     """The emergency brake: kill every session of an agent. How many had a worker."""
     call = Call(method="POST", path=paths.v1(agent, "sessions:kill"), query={"environment": environment})

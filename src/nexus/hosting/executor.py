@@ -36,6 +36,7 @@ class Executor:
         tokens: Tokens,
         door_of: Callable[[str], str],
         forget_agent: Callable[[str, str], Awaitable[None]],
+        forget_sessions: Callable[[str, str, str], Awaitable[None]],
         clock: clock.Clock,
         traces: bool = False,
     ) -> None:
@@ -45,7 +46,7 @@ class Executor:
         self._secret_values = secret_values
         self._tokens = tokens
         self._door_of = door_of
-        self._forget_agent = forget_agent
+        self._forget_agent, self._forget_sessions = forget_agent, forget_sessions
         self._clock = clock
 
     async def apply(self, deployment: Deployment, action: planner.Action, revisions: Mapping[int, Revision]) -> None:
@@ -304,13 +305,24 @@ class Executor:
             return []
 
     async def _remove(self, deployment: Deployment) -> None:
+        """What its sessions kept goes first: should that fail, the deployment is still there, and this is planned again."""
         async with self._change(deployment) as change:
-            now = change.deployment
-            if now is None or now.target is Target.RUNNING or await change.instances():
+            if await _find_gone(change) is None:
+                return
+        await self._forget_sessions(deployment.tenant, deployment.agent, deployment.environment)
+        async with self._change(deployment) as change:
+            now = await _find_gone(change)
+            if now is None:
                 return
             await change.drop_deployment()
         if now.target is Target.REMOVED:
             await self._forget_agent(deployment.tenant, deployment.agent)
+
+
+async def _find_gone(change: hosting_store.Change) -> Deployment | None:
+    """The deployment, when it is to be removed and nothing of it is left running."""
+    now = change.deployment
+    return None if now is None or now.target is Target.RUNNING or await change.instances() else now
 
 
 async def put_failure(

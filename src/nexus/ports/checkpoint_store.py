@@ -68,7 +68,9 @@ class CheckpointStore(Protocol):
         """Newest first, with values and writes; `ns` None: of all namespaces."""
         ...
 
-    async def delete(self, thread: Thread) -> None: ...
+    async def delete(self, thread: Thread) -> bool:
+        """Whether there was any."""
+        ...
 
     async def delete_agent(self, tenant: str, agent: str, *, environment: str | None) -> None:
         """All threads of an agent, in one environment or in all."""

@@ -39,6 +39,11 @@ class SessionNode(Protocol):
         """The same for every session that fits; how many there were."""
         ...
 
+    async def forget_sessions(self, *, tenant: str, agent: str, environment: str, session_id: str | None) -> int:
+        """End a session, or (None) all of the agent's in this environment, and forget the work directories that were kept of
+        them. How many had a worker; none is no error."""
+        ...
+
     def exec(
         self, instance_id: str, session_id: str, command: Sequence[str], *, stdin: str | None, timeout_s: float
     ) -> AsyncIterator[Mapping[str, Any]]:

@@ -23,6 +23,8 @@ class Instances:
 
 InstancesOf = Callable[[str, str, str | None], Awaitable[Instances]]
 """Tenant, agent and environment (None: the only one) to its ready instances."""
+Forget = Callable[[str, str, str, str], Awaitable[bool]]
+"""Tenant, agent, environment and session: forget what it kept in memory and state; whether there was any."""
 _LONGEST_GRACE_S = 3600.0
 _LONGEST_EXEC_S = 3600.0
 _MOST_WORDS = 256
@@ -31,9 +33,14 @@ _MOST_BYTES = 128 * 1024
 
 class SessionService:
     def __init__(
-        self, *, node: session_node.SessionNode, history: session_history.SessionHistory, instances_of: InstancesOf
+        self,
+        *,
+        node: session_node.SessionNode,
+        history: session_history.SessionHistory,
+        instances_of: InstancesOf,
+        forget: Forget,
     ) -> None:
-        self._node, self._history, self._instances_of = node, history, instances_of
+        self._node, self._history, self._instances_of, self._forget = node, history, instances_of, forget
 
     async def list(
         self, caller: Principal, *, agent: str | None, environment: str | None, limit: int
@@ -94,6 +101,23 @@ class SessionService:
         """End the worker and everything in its box now; runs in it fail."""
         status = await self._worker_of(caller, agent, session_id, environment)
         return _render(await self._node.kill_session(status.instance_id, status.session_id), None)
+
+    async def delete(self, caller: Principal, agent: str, session_id: str, environment: str) -> None:
+        """End the session for good, with all that was kept of it: work directory, state, graph memory. Its runs' records stay.
+
+        `NotFound` (`session.not_found`) when there was neither a worker nor a run nor anything kept.
+        """
+        caller.require(Action.DEPLOY, agent=agent)
+        _narrow(caller, environment)
+        had_worker = await self._node.forget_sessions(
+            tenant=caller.tenant, agent=agent, environment=environment, session_id=_checked(session_id)
+        )
+        had_memory = await self._forget(caller.tenant, agent, environment, session_id)
+        if had_worker or had_memory:
+            return
+        past = await self._history.recent(caller.tenant, agents={agent}, environment=environment, session_id=session_id, limit=1)
+        if not past:
+            raise _not_found(agent, session_id)
 
     async def kill_all(self, caller: Principal, agent: str, environment: str | None) -> int:
         """The emergency brake: every session of the agent that has a worker. How many there were."""

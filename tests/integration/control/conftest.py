@@ -13,6 +13,7 @@ import pytest
 
 from nexus.api import app as api_app
 from nexus.api import services as api_services
+from nexus.apps import control_memory
 from nexus.core.principals import Principal, Role
 from nexus.hosting import executor, loop, packages
 from nexus.hosting import service as hosting_service
@@ -21,7 +22,7 @@ from nexus.identity import tokens
 from nexus.kit import clock, guard, home, keys
 from nexus.secrets import master_key
 from nexus.secrets import service as secret_service
-from nexus.stores.postgres import access, engine, hosting, hosting_runs, run_store
+from nexus.stores.postgres import access, engine, hosting, hosting_runs, run_store, session_store
 from nexus.testing import drivers
 
 CODE = b"def agent(input): return input\n"
@@ -64,6 +65,7 @@ class Control:
     api: httpx2.AsyncClient
     admin: str
     runs: run_store.PostgresRunStore
+    states: session_store.PostgresSessionStore
     clients: list[httpx2.AsyncClient] = field(default_factory=list)
 
     def as_key(self, key: str) -> httpx2.AsyncClient:
@@ -130,6 +132,7 @@ async def build(url: str, root: Path, driver: drivers.FakeDriver, stack: Any) ->
         tokens=executor.Tokens(derive=lambda one: tokens.instance_token(token_key, one), hash=keys.hash_key),
         door_of=lambda _: "/door.sock",
         forget_agent=rooms.forget_agent,
+        forget_sessions=control_memory.Memory(database).forget_agent,
         clock=steady,
     )
     reconciler = loop.Reconciler(store=store, driver=driver, executor=doing, clock=steady)
@@ -155,6 +158,7 @@ async def build(url: str, root: Path, driver: drivers.FakeDriver, stack: Any) ->
         api=api,
         admin=admin,
         runs=run_store.PostgresRunStore(database),
+        states=session_store.PostgresSessionStore(database),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from nexus.core import errors
 from nexus.hosting import routes
+from nexus.ports import session_store
 from nexus.testing import drivers
 from tests.integration.control.conftest import Control, build, eventually
 
@@ -201,6 +202,12 @@ async def test_secrets_reach_the_instance_and_a_change_restarts_by_rolling(contr
 async def test_deleting_drains_stops_and_leaves_nothing(control: Control) -> None:
     deployed = await control.deploy("echo")
     await control.api.put("/v1/agents/echo/secrets/API_KEY", json={"value": "one"})
+    mine, other = (
+        session_store.SessionKey(tenant="default", agent=agent, environment=deployed["environment"], session_id="s")
+        for agent in ("echo", "else")
+    )
+    for key in (mine, other):
+        await control.states.put(key, "{}")
     await control.settle()
     answer = await control.api.delete("/v1/agents/echo")
     assert (answer.status_code, answer.json()) == (202, {"stopping": True})
@@ -211,6 +218,7 @@ async def test_deleting_drains_stops_and_leaves_nothing(control: Control) -> Non
     assert list(control.home.packages.iterdir()) == []
     assert (await control.api.get("/v1/agents/echo/secrets")).json()["items"] == []
     assert (await control.api.delete("/v1/agents/echo")).json()["code"] == "agent.not_found"
+    assert [await control.states.fetch(key) is None for key in (mine, other)] == [True, False]
 
 
 async def test_lost_instances_are_started_again_and_strays_stopped(control: Control) -> None:

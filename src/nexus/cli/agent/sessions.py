@@ -1,4 +1,4 @@
-"""`nexus ai agent sessions`: list, show, open, stop, kill, logs, exec."""
+"""`nexus ai agent sessions`: list, show, open, stop, kill, delete, logs, exec."""
 
 import sys
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     sessions.command("open")(open_session)
     sessions.command("stop")(stop)
     sessions.command("kill")(kill)
+    sessions.command("delete")(delete)
     sessions.command("logs")(logs)
     sessions.command("exec", context_settings={"ignore_unknown_options": True})(run_command)
     app.add_typer(sessions, name="sessions")
@@ -156,6 +157,22 @@ def kill(
             return
         found = host.sessions.kill(chosen, session, environment=environment)
     screen.give(found, as_json=as_json, text=f"{session} is killed")
+
+
+def delete(
+    agent: Agent,
+    session: Session,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    environment: Environment = None,
+    as_json: Json = False,
+) -> None:
+    """Delete a session with all that was kept of it: its worker, work directory, state and a graph's memory. Records of its
+    runs stay."""
+    if not yes and not as_json and sys.stdin.isatty():
+        typer.confirm(f"Delete session {session} of {agent} and all that it remembers?", abort=True, err=True)
+    with connect.open_client() as host:
+        host.sessions.delete(agent, session, environment=environment)
+    screen.give({"deleted": session, "agent": agent}, as_json=as_json, text=f"{session} is deleted")
 
 
 def logs(

@@ -28,6 +28,7 @@ from nexus.drivers.process import (
     preparation,
     record,
     sandbox,
+    session_archive,
     session_table,
 )
 from nexus.kit import backoff, egress, guard
@@ -64,7 +65,7 @@ class Node:
         self._worker_copy = worker_copy
         self._layers = sandbox.Layers()
         self.hub = log_query.Hub()
-        self.sessions = session_table.Table(home.run / "s")
+        self.sessions = session_table.Table(home.run / "s", session_archive.kept_in(home))
         self._instances: dict[str, instance.Instance] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()

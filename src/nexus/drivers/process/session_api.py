@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from nexus.core import errors
+from nexus.core import errors, names
 from nexus.drivers.process import session, session_exec, session_table
 from nexus.wire import session_node as wire
 
@@ -37,6 +37,8 @@ class SessionApi:
             return {"sessions": [wire.status_to_json(one) for one in found]}
         if path == "/sessions:kill" and method == "POST":
             return {"killed": await self._kill_all(_object(body))}
+        if path == "/sessions:forget" and method == "POST":
+            return {"killed": await self._forget(_object(body))}
         match = _ONE.fullmatch(path)
         if match is None:
             return None
@@ -59,6 +61,13 @@ class SessionApi:
         if not isinstance(tenant, str) or not isinstance(agent, str) or not tenant or not agent:
             raise _bad("tenant and agent are needed")
         return await self._table.kill_all(tenant=tenant, agent=agent, environment=environment)
+
+    async def _forget(self, asked: Mapping[str, Any]) -> int:
+        tenant, agent, environment = (names.parse_label(str(asked.get(name))) for name in ("tenant", "agent", "environment"))
+        session_id = asked.get("session")
+        if session_id is not None and not names.is_session_id(session_id):
+            raise _bad("session is a session's id")
+        return await self._table.forget(tenant=tenant, agent=agent, environment=environment, session_id=session_id)
 
     async def _verb(
         self, one: session.Session, verb: str, query: Mapping[str, str], body: bytes

@@ -17,14 +17,25 @@ _PACK_S = 60.0
 _TOO_LARGE = 2
 
 
+def forget(kept: Path, *, tenant: str, agent: str, environment: str, session_id: str | None) -> None:
+    """Remove what is kept of a session, or (None) of all the agent's in this environment. `kept`: `kept_in` of the home."""
+    folder = kept / tenant / agent / environment
+    for path in folder.glob("*.tar") if session_id is None else (folder / _name(session_id),):
+        _unlink(path)
+
+
+def kept_in(home: Home) -> Path:
+    return home.root / "sessions"
+
+
 class Archives:
     """Those of one agent in one environment."""
 
     def __init__(self, home: Home, spec: instances.InstanceSpec) -> None:
-        self._folder = home.root / "sessions" / spec.tenant / spec.agent / spec.environment
+        self._folder = kept_in(home) / spec.tenant / spec.agent / spec.environment
 
     def path(self, session_id: str) -> Path:
-        return self._folder / f"{hashlib.sha256(session_id.encode()).hexdigest()[:40]}.tar"
+        return self._folder / _name(session_id)
 
     def open(self, session_id: str) -> int | None:
         """A descriptor to read it from; None when there is none."""
@@ -76,6 +87,10 @@ class Archives:
 
     def forget(self, session_id: str) -> None:
         _unlink(self.path(session_id))
+
+
+def _name(session_id: str) -> str:
+    return f"{hashlib.sha256(session_id.encode()).hexdigest()[:40]}.tar"
 
 
 def _unlink(path: Path) -> None:

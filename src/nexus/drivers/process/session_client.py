@@ -39,6 +39,10 @@ class ProcessSessions:
     async def kill_sessions(self, query: session_node.SessionQuery) -> int:
         return int((await self._post("/sessions:kill", _fields(query)))["killed"])
 
+    async def forget_sessions(self, *, tenant: str, agent: str, environment: str, session_id: str | None) -> int:
+        body = {"tenant": tenant, "agent": agent, "environment": environment, "session": session_id}
+        return int((await self._post("/sessions:forget", body))["killed"])
+
     async def exec(
         self, instance_id: str, session_id: str, command: Sequence[str], *, stdin: str | None, timeout_s: float
     ) -> AsyncIterator[Mapping[str, Any]]:

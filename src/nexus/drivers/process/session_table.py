@@ -9,14 +9,14 @@ from pathlib import Path
 
 from nexus.core import errors, names
 from nexus.core.sessions import SessionPlace, SessionStatus
-from nexus.drivers.process import rounds, session, session_care, session_host, session_paths
+from nexus.drivers.process import rounds, session, session_archive, session_care, session_host, session_paths
 
 
 class Table:
-    """`run` looks after idle sessions until it is cancelled."""
+    """`run` looks after idle sessions until it is cancelled. `kept`: where the work directories of sessions lie."""
 
-    def __init__(self, sockets: Path) -> None:
-        self._sockets = sockets
+    def __init__(self, sockets: Path, kept: Path) -> None:
+        self._sockets, self._kept = sockets, kept
         self._hosts: dict[str, session_host.Host] = {}
         self._care = session_care.Care(sockets, self._hosts.values)
 
@@ -83,6 +83,20 @@ class Table:
                 one.process.kill()
         await asyncio.gather(*(one.kill() for one in found))
         return len(found)
+
+    async def forget(self, *, tenant: str, agent: str, environment: str, session_id: str | None) -> int:
+        """End a session (None: all of the agent's there) for good: its workers, and the work directory that was kept of it. How
+        many had a worker."""
+        found = [
+            one
+            for host in self._select(tenant=tenant, agent=agent, environment=environment)
+            for one in list(host.sessions.values())
+            if session_id in (None, one.id)
+        ]
+        alive = sum(one.process is not None for one in found)
+        await asyncio.gather(*(one.kill() for one in found))
+        session_archive.forget(self._kept, tenant=tenant, agent=agent, environment=environment, session_id=session_id)
+        return alive
 
     def last_end(self, instance_id: str, session_id: str, *, since: float) -> Mapping[str, object] | None:
         host = self._hosts.get(instance_id)

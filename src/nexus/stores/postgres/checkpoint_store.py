@@ -68,9 +68,9 @@ class PostgresCheckpointStore:
             for row in await self._link.look("reading checkpoints", statement, values, binary=True)
         ]
 
-    async def delete(self, thread: checkpoint_store.Thread) -> None:
+    async def delete(self, thread: checkpoint_store.Thread) -> bool:
         async with self._link.begin("deleting a thread") as connection:
-            await _all(connection, checkpoint_write.DROP_THREAD, checkpoint_write.place(thread))
+            return await _all(connection, checkpoint_write.DROP_THREAD, checkpoint_write.place(thread)) > 0
 
     async def delete_agent(self, tenant: str, agent: str, *, environment: str | None) -> None:
         values = {"tenant": tenant, "agent": agent, "environment": environment}
@@ -105,6 +105,6 @@ class PostgresCheckpointStore:
                 await _all(connection, checkpoint_write.DROP_LOOSE, place)
 
 
-async def _all(connection: task_link.Connection, statements: Sequence[str], values: Mapping[str, Any]) -> None:
-    for statement in statements:
-        await task_link.run(connection, statement, values)
+async def _all(connection: task_link.Connection, statements: Sequence[str], values: Mapping[str, Any]) -> int:
+    """How many rows they changed."""
+    return sum([await task_link.run(connection, statement, values) for statement in statements])

@@ -10,6 +10,10 @@ from nexus.stores.postgres import task_link
 _WHERE = "tenant = %(tenant)s AND agent = %(agent)s AND environment = %(environment)s AND session_id = %(session_id)s"
 _FETCH = f"SELECT state, version, updated_at FROM session_states WHERE {_WHERE}"  # noqa: S608 - a constant
 _DELETE = f"DELETE FROM session_states WHERE {_WHERE} RETURNING 1"  # noqa: S608 - a constant
+_DELETE_AGENT = """
+    DELETE FROM session_states WHERE tenant = %(tenant)s AND agent = %(agent)s
+      AND (CAST(%(environment)s AS text) IS NULL OR environment = %(environment)s)
+    """
 _PUT = """
     INSERT INTO session_states AS s (tenant, agent, environment, session_id, state, version, updated_at)
     VALUES (%(tenant)s, %(agent)s, %(environment)s, %(session_id)s, %(state)s, 1, nexus_now())
@@ -34,6 +38,10 @@ class PostgresSessionStore:
 
     async def delete(self, key: session_store.SessionKey) -> bool:
         return bool(await self._link.rows("deleting a session's state", _DELETE, _values(key)))
+
+    async def delete_agent(self, tenant: str, agent: str, *, environment: str | None) -> None:
+        values = {"tenant": tenant, "agent": agent, "environment": environment}
+        await self._link.rows("deleting an agent's states", _DELETE_AGENT, values)
 
 
 def _values(key: session_store.SessionKey) -> Mapping[str, str]:
