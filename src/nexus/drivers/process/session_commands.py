@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,19 @@ async def execute(at: Path, command: list[str], descriptors: tuple[int, ...], *,
     return await _exit_code(at, {"do": "exec", "command": command}, descriptors, timeout_s=timeout_s)
 
 
-async def pack(at: Path, output: int, *, most: int, timeout_s: float) -> int:
-    """Write the work directory to `output`: 0 done, 2 too large, else failed. Raises `Unavailable`, TimeoutError."""
-    return await _exit_code(at, {"do": "pack", "most": most}, (output,), timeout_s=timeout_s)
+async def pack(at: Path, output: int, *, most: int, timeout_s: float, sent: Callable[[], None]) -> int:
+    """Write the work directory to `output`: 0 done, 2 too large, else failed. Raises `Unavailable`, TimeoutError.
+
+    `sent` is called once the keeper has the descriptor.
+    """
+    return await _exit_code(at, {"do": "pack", "most": most}, (output,), timeout_s=timeout_s, sent=sent)
 
 
-async def _exit_code(at: Path, order: dict[str, Any], descriptors: tuple[int, ...], *, timeout_s: float) -> int:
+async def _exit_code(
+    at: Path, order: dict[str, Any], descriptors: tuple[int, ...], *, timeout_s: float, sent: Callable[[], None] | None = None
+) -> int:
     try:
-        said = await _ask(at, order, descriptors, timeout_s=timeout_s)
+        said = await _ask(at, order, descriptors, timeout_s=timeout_s, sent=sent)
     except session_link.Closed as error:
         raise errors.Unavailable(
             "the session's box does not take commands",
@@ -58,10 +64,14 @@ async def _exit_code(at: Path, order: dict[str, Any], descriptors: tuple[int, ..
     return code
 
 
-async def _ask(at: Path, order: dict[str, Any], descriptors: tuple[int, ...], *, timeout_s: float) -> dict[str, Any]:
+async def _ask(
+    at: Path, order: dict[str, Any], descriptors: tuple[int, ...], *, timeout_s: float, sent: Callable[[], None] | None = None
+) -> dict[str, Any]:
     link = await session_link.connect(at)
     try:
         link.send(order, descriptors)
+        if sent is not None:
+            sent()
         async with asyncio.timeout(timeout_s):
             said, _ = await link.receive()
         return said
