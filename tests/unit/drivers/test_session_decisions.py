@@ -1,6 +1,5 @@
 """What is decided about sessions, as tables: spares, idleness, forking, policy."""
 
-from pathlib import Path
 
 import pytest
 
@@ -69,19 +68,18 @@ def test_starts_that_take_longer_want_more_spares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("held", "untrusted", "is_root", "says"),
+    ("held", "options", "is_root", "says"),
     [
-        ({"namespaces", "user"}, False, True, None),
-        ({"namespaces"}, False, False, None),
-        ({"namespaces"}, False, True, "user namespaces"),
-        (set(), False, False, "no namespaces"),
-        ({"namespaces", "user"}, True, True, "untrusted"),
+        ({"namespaces", "user"}, {}, True, None),
+        ({"namespaces"}, {"untrusted": False}, False, None),
+        ({"namespaces"}, {}, True, "user namespaces"),
+        (set(), {}, False, "no namespaces"),
+        ({"namespaces", "user"}, {"untrusted": True}, True, "untrusted"),
+        ({"namespaces", "user"}, {"runtime_class": "gvisor"}, True, "gvisor"),
     ],
 )
-def test_why_sessions_are_not_forked(held: set[str], untrusted: bool, is_root: bool, says: str | None) -> None:
-    here = Path("/")
-    wish = sandbox.Wish(stage=here, folder=here, home=here, output=here, untrusted=untrusted)
-    reason = session_plans.reason_against_forking(wish, sandbox.Layers(held=frozenset(held)), is_root=is_root)
+def test_why_sessions_are_not_forked(held: set[str], options: dict[str, object], is_root: bool, says: str | None) -> None:
+    reason = session_plans.reason_against_forking(options, sandbox.Layers(held=frozenset(held)), is_root=is_root)
     assert (reason is None) if says is None else (reason is not None and says in reason)
 
 

@@ -83,7 +83,7 @@ class InstanceSessions:
             return
         box = f"{self._spec.id}.{session_paths.new_name()}"
         orders = session_paths.listen(self.host.at.orders(box), kind=socket.SOCK_SEQPACKET)
-        refusal = session_plans.reason_against_forking(plan.wish, layers, is_root=os.geteuid() == 0)
+        refusal = session_plans.reason_against_forking(self._spec.options, layers, is_root=os.geteuid() == 0)
         boxes = session_plans.render_box(
             plan.wish, self._at, layers, self.host.policy, layout=self._shared.layout, allowed=plan.allowed
         )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nexus.core import errors, instances
-from nexus.core.sessions import How, SessionPhase, SessionPlace
+from nexus.core.sessions import How, SessionPhase, SessionPlace, SessionStatus
 from nexus.drivers.process import (
     cgroups,
     launcher,
@@ -88,6 +88,7 @@ class Host:
         self._closing = False
         self.connections: Mapping[str, int] = {}
         self.spent_cpu_s = 0.0
+        self.ended: Callable[[SessionStatus], None] = lambda status: None
 
     # its zygote
 
@@ -99,7 +100,8 @@ class Host:
     @property
     def reason(self) -> str | None:
         """Why sessions of this version are not forked; None when they are."""
-        return self._zygote.reason if self._zygote is not None else None
+        told = self._zygote.reason if self._zygote is not None else None
+        return session_plans.find_refusal(self.spec.options) or told
 
     def renew(self, spec: instances.InstanceSpec) -> None:
         """The same instance with another spec: for sessions to come."""
@@ -188,7 +190,7 @@ class Host:
         forking = self._zygote
         if forking is None or forking.gone.is_set():
             raise zygote.failure("its zygote is being started again", "it ended")
-        if forking.reason is not None:
+        if self.reason is not None:
             return await self._start_alone(spare=spare)
         self._make_room()
         async with self._starting:
@@ -278,7 +280,9 @@ class Host:
     def on_end(self, one: session.Session, problem: Mapping[str, object] | None) -> None:
         if one.phase is SessionPhase.ENDED and self.sessions.get(one.id) is one:
             del self.sessions[one.id]
-            self.spent_cpu_s += one.status().usage.cpu_s
+            status = one.status()
+            self.spent_cpu_s += status.usage.cpu_s
+            self.ended(status)
         if problem is not None:
             self._ends[one.id] = (time.time(), problem)
             self._ends.move_to_end(one.id)

@@ -56,12 +56,17 @@ def is_isolated(spec: instances.InstanceSpec) -> bool:
     return spec.options.get(ISOLATION) == SESSION
 
 
-def reason_against_forking(wish: sandbox.Wish, layers: sandbox.Layers, *, is_root: bool) -> str | None:
+def find_refusal(options: Mapping[str, object]) -> str | None:
+    """Why sessions of a version are forked nowhere, whatever its zygote says; None when the zygote and the machine decide."""
+    if runtime := options.get("runtime_class"):
+        return f"the runtime class {runtime} gives each a kernel of its own"
+    return "the version is marked untrusted" if options.get("untrusted") is True else None
+
+
+def reason_against_forking(options: Mapping[str, object], layers: sandbox.Layers, *, is_root: bool) -> str | None:
     """Why sessions are not forked here but started from the beginning, each in a whole box; None when they are forked."""
-    if wish.runtime:
-        return f"the runtime class {wish.runtime} gives each a kernel of its own"
-    if wish.untrusted:
-        return "the version is marked untrusted"
+    if (refusal := find_refusal(options)) is not None:
+        return refusal
     if not layers.boxed:
         return "this machine has no namespaces for the box"
     if is_root and "user" not in layers.held:
