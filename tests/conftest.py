@@ -22,6 +22,16 @@ _COUNTER = itertools.count()
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is made for a whole module (a host, a supervisor) is made once: the tests of that module stay in one worker."""
+    for item in items:
+        made = getattr(item, "_fixtureinfo", None)
+        shared = made is not None and any(found[-1].scope in ("module", "package") for found in made.name2fixturedefs.values())
+        if shared and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what tests start would ignore it as well
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
