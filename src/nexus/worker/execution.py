@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
 from nexus.core import errors
@@ -66,6 +66,16 @@ class Executor:
         self._config = config
         self._cpu = cpu.Meter() if config.session_id is not None else None
         self.finished, self.last_activity = 0, None
+
+    @contextlib.contextmanager
+    def instead(self, adapter: adapters.Adapter, door: doors.Door | None) -> Iterator[None]:
+        """Runs that begin meanwhile are another adapter's, with another door."""
+        before = self.adapter, self._door
+        self.adapter, self._door = adapter, door
+        try:
+            yield
+        finally:
+            self.adapter, self._door = before
 
     def begin(
         self,

@@ -11,15 +11,19 @@ from types import CodeType
 
 from nexus.worker import adapters, entry, hooks, logs, relay, session_memory, session_warm, settings
 
+_TIMES = 12
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
     """`relay_port`: where clients that were made while importing look for models, and `relay_key` what they show;
-    `own_network`: that very port is free in a session's network. `held` keeps the port, where it is not."""
+    `stand_in`: nobody's agent of
+    the same framework; `own_network`: that very port is free in a session's network. `held` keeps the port, where it is not."""
 
     config: settings.Settings
     capture: logs.Capture
     adapter: adapters.Adapter
+    stand_in: adapters.Adapter | None
     relay_port: int
     relay_key: str = field(repr=False)
     own_network: bool
@@ -36,7 +40,7 @@ def load(
     os.chdir(config.source)
     entry.add_to_path(config.source)
     hot: set[CodeType] = set()
-    session_memory.watch(lambda: session_warm.rehearse(config, capture), hot)
+    session_memory.watch(lambda: session_warm.rehearse(config, capture, times=1), hot)
     held, key = socket.socket(socket.AF_INET, socket.SOCK_STREAM), "nxl_" + secrets.token_urlsafe(24)
     held.bind(("127.0.0.1", 0))  # the port is ours, and nobody listens: not here
     port = int(held.getsockname()[1])
@@ -49,13 +53,24 @@ def load(
     before()
     adapter = entry.load(config.entrypoint, config.source)
     module = config.entrypoint.partition(":")[0]
-    session_memory.watch(lambda: session_warm.warm_agent(module), hot)
-    session_memory.gather(hot)
-    if hot:
+    stand_in = session_warm.stand_in(adapter)
+
+    def warm(times: int) -> None:
         session_warm.warm_agent(module)
-    session_warm.rehearse(config, capture)  # with what the author's imports have changed
+        session_warm.rehearse(config, capture, stand_in, times=times)  # with what the author's imports have changed
+
+    session_memory.watch(lambda: warm(1), hot)
+    session_memory.gather(hot)
+    warm(_TIMES)
     if isolated:
         held.close()
     return Imported(
-        config=config, capture=capture, adapter=adapter, relay_port=port, relay_key=key, own_network=isolated, held=held
+        config=config,
+        capture=capture,
+        adapter=adapter,
+        stand_in=stand_in,
+        relay_port=port,
+        relay_key=key,
+        own_network=isolated,
+        held=held,
     )

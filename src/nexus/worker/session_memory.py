@@ -9,6 +9,7 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 _GRAIN, _LARGEST_SMALL, _POOL, _MOST_FILLING = 16, 512, 14_000, 40_000  # of Objects/obmalloc.c, Python 3.10 and later
+_LARGEST_LARGE, _IN_ORDER = 4096, 4
 _KNOW_CODE = frozenset({"torch", "numba"})  # compilers that remember functions by the code they had
 
 
@@ -33,8 +34,19 @@ def gather(codes: set[CodeType]) -> None:
     if not _KNOW_CODE.isdisjoint(sys.modules):
         return
     functions = [one for one in gc.get_objects() if type(one) is FunctionType and one.__code__ in codes]
+    filling = fill()
+    made: dict[int, CodeType] = {}
     for function in functions:
-        function.__code__ = function.__code__.replace()
+        function.__code__ = _copy(function.__code__, codes, made)
+    del filling
+
+
+def _copy(code: CodeType, codes: set[CodeType], made: dict[int, CodeType]) -> CodeType:
+    """With the functions that it defines in turn. `made` is by identity: code of two files may be equal."""
+    if id(code) not in made:
+        inner = tuple(_copy(one, codes, made) if isinstance(one, CodeType) and one in codes else one for one in code.co_consts)
+        made[id(code)] = code.replace(co_consts=inner)
+    return made[id(code)]
 
 
 def settle() -> list[list[bytes]]:
@@ -48,10 +60,27 @@ def settle() -> list[list[bytes]]:
     compaction) walks them all, while forks wait for its lock.
     """
     gc.collect()
-    filling = [_fill(size) for size in range(_GRAIN, _LARGEST_SMALL + 1, _GRAIN)]
+    filling = fill()
     gc.freeze()
     gc.disable()
     return filling
+
+
+def fill() -> list[list[bytes]]:
+    """Every hole between objects, for as long as this is kept."""
+    small = [_fill(size) for size in range(_GRAIN, _LARGEST_SMALL + 1, _GRAIN)]
+    return [*small, *[_fill_large(size) for size in range(_LARGEST_LARGE, _LARGEST_SMALL, -_GRAIN)]]
+
+
+def _fill_large(size: int) -> list[bytes]:
+    """The same for chunks of the C library: until they come one after the other from the end of the heap."""
+    kept: list[bytes] = []
+    length, last, in_order = size - sys.getsizeof(b"") - 8, 0, 0
+    while in_order < _IN_ORDER and len(kept) < _MOST_FILLING:
+        kept.append(bytes(length))
+        at = id(kept[-1])
+        in_order, last = in_order + 1 if at - last == size else 0, at
+    return kept
 
 
 def _fill(size: int) -> list[bytes]:

@@ -1,13 +1,15 @@
 """What a zygote does once so that no session has to: first uses import, build and specialise code, in memory that all share.
 
-`rehearse` sends requests through all of our own code, against no agent's. `warm_agent` runs what the author declared safe, a
-function `warm` (plain or async, without arguments) beside the entry point, and imports what libraries import on first use.
+`rehearse` sends requests through all of our own code and the framework's, against no agent's. `warm_agent` runs what the author
+declared safe, a function `warm` (plain or async, without arguments) beside the entry point, and imports what libraries import on
+first use.
 """
 
 import asyncio
 import dataclasses
 import importlib
 import inspect
+import json
 import logging
 import os
 import signal
@@ -18,7 +20,10 @@ from typing import Any
 import uvicorn
 
 from nexus.core import errors
-from nexus.worker import execution, logs, main, settings
+from nexus.kit import session_tokens
+from nexus.worker import adapters, execution, logs, main, session_nobody, settings
+from nexus.worker import door as doors
+from nexus.worker.adapters import stand_ins
 
 _LOG = logging.getLogger("nexus.worker")
 _TIMES = 12
@@ -30,38 +35,31 @@ _LATE = {
     ),
 }  # fmt: skip
 _SESSION = "rehearsal"
-_BODY = b'{"input": {"text": "rehearsal"}, "context": {}}'
+_TOKEN = session_tokens.mint("", instance_id="ins_rehearsal", session_id=_SESSION, expires_at=0.0)  # opens nothing
+_BODY = json.dumps({"input": stand_ins.INPUT, "context": {}}).encode()
+_KINDS = ("application/json", "text/event-stream")
 NAME = "warm"
 
 
-class Nobody:
-    """The adapter of no agent."""
-
-    name = "none"
-    uses_state = False
-
-    async def run(self, run: Any) -> Any:
-        run.emit("progress", {"message": "rehearsal"})
-        return {"output": 1}
-
-
-def rehearse(config: settings.Settings, capture: logs.Capture) -> None:
-    """A whole worker from start to end, with runs and streams. What it leaves in the environment is put back."""
+def rehearse(
+    config: settings.Settings, capture: logs.Capture, adapter: adapters.Adapter | None = None, *, times: int = _TIMES
+) -> None:
+    """A whole worker from start to end, with runs and streams of `adapter`. What it leaves in the environment is put back."""
     environ = dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    door = config.door and "/nobody"  # nothing is asked there
-    bare = dataclasses.replace(config, token="none", door=door, status_file=None, session_id=_SESSION, traces=False)  # noqa: S106
-    listener = _listen()
+    listener, door = session_nobody.listen(), session_nobody.door_path()
+    at = config.door and door
+    bare = dataclasses.replace(config, token=_TOKEN, door=at, status_file=None, session_id=_SESSION, traces=False)
     tasks: list[asyncio.Task[None]] = []
 
     def begin() -> None:
-        tasks.append(asyncio.get_running_loop().create_task(_ask(listener.getsockname())))
+        tasks.append(asyncio.get_running_loop().create_task(_ask(listener.getsockname(), door, times)))
 
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.CRITICAL)
     try:
         worker = main.Worker(bare, capture, on_ready=begin)
-        worker.live_with(Nobody, lambda: listener)
+        worker.live_with(lambda: adapter or session_nobody.Nobody(), lambda: listener)
     except Exception as error:  # noqa: BLE001 - a warm start is a gain, not a need
         _LOG.debug("the first request of each session is a little slower: %r", error)
     finally:
@@ -73,6 +71,15 @@ def rehearse(config: settings.Settings, capture: logs.Capture) -> None:
         os.environ.update(environ)
     if (ssl := sys.modules.get("ssl")) is not None:
         ssl.RAND_bytes(16)
+
+
+def stand_in(adapter: adapters.Adapter) -> adapters.Adapter | None:
+    """Nobody's agent of the same framework, if one can be made."""
+    try:
+        return stand_ins.find(adapter)
+    except Exception as error:  # noqa: BLE001 - a framework of another age
+        _LOG.debug("the first run of each session is a little slower: %r", error)
+        return None
 
 
 def warm_agent(module: str) -> None:
@@ -102,16 +109,26 @@ def warm_agent(module: str) -> None:
         ) from error
 
 
-async def rehearse_here(server: uvicorn.Server, executor: execution.Executor, config: settings.Settings) -> None:
-    """In a worker that waits for its session: two requests through its own server, and what the author declared safe once more.
+async def rehearse_here(
+    server: uvicorn.Server, executor: execution.Executor, config: settings.Settings, adapter: adapters.Adapter | None
+) -> None:
+    """In a worker that waits for its session: requests through its own server, and what the author declared safe once more.
     What they touch, the session's first run finds touched."""
-    real, executor.adapter = executor.adapter, Nobody()
+    loop = asyncio.get_running_loop()
+    listener, door = session_nobody.listen(), session_nobody.door_path()
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.CRITICAL)
     try:
         async with asyncio.timeout(_ANSWER_S):
-            for accept in ("application/json", "text/event-stream"):
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-                await asyncio.get_running_loop().connect_accepted_socket(lambda: _protocol(server), theirs)
-                await _exchange(ours, accept)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, _ignore)
+                loop.remove_signal_handler(number)
+            serving = await loop.create_unix_server(lambda: _protocol(server), sock=listener)
+            async with session_nobody.door(door):
+                with executor.instead(adapter or session_nobody.Nobody(), doors.Door(door, _TOKEN)):
+                    for accept in _KINDS:
+                        await _request(listener.getsockname(), accept)
+            serving.close()
         function = getattr(sys.modules.get(config.entrypoint.partition(":")[0]), NAME, None)
         if callable(function):
             made = function()
@@ -120,7 +137,12 @@ async def rehearse_here(server: uvicorn.Server, executor: execution.Executor, co
     except Exception as error:  # noqa: BLE001 - a warm start is a gain, not a need
         _LOG.debug("the first request of this session is a little slower: %r", error)
     finally:
-        executor.adapter = real
+        logging.getLogger().setLevel(level)
+        listener.close()
+
+
+def _ignore() -> None:
+    """Its signal means nothing yet."""
 
 
 def _protocol(server: uvicorn.Server) -> asyncio.Protocol:
@@ -130,26 +152,18 @@ def _protocol(server: uvicorn.Server) -> asyncio.Protocol:
     return made
 
 
-def _listen() -> socket.socket:
-    """An abstract name: no file, and gone with the socket. Ours, for gVisor's kernel chooses none."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(b"\0nexus-warm-" + os.urandom(12).hex().encode())
-    listener.setblocking(False)
-    return listener
-
-
-async def _ask(address: bytes) -> None:
+async def _ask(address: bytes, door: str, times: int) -> None:
     try:
-        async with asyncio.timeout(_ANSWER_S):
-            for accept in ("application/json", "text/event-stream") * _TIMES:
-                client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                client.connect(address)
-                await _exchange(client, accept)
+        async with asyncio.timeout(_ANSWER_S), session_nobody.door(door):
+            for accept in _KINDS * times:
+                await _request(address, accept)
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def _exchange(client: socket.socket, accept: str) -> None:
+async def _request(address: bytes, accept: str) -> None:
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client.connect(address)
     reader, writer = await asyncio.open_unix_connection(sock=client)
     head = (
         f"POST /run HTTP/1.1\r\nHost: instance\r\nNexus-Session-Id: {_SESSION}\r\nNexus-Run-Id: run_rehearsal\r\n"

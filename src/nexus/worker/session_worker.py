@@ -73,7 +73,7 @@ async def _await_session(
 ) -> main.Bound:
     """Until somebody says for whom. Raises `Gone` when it will not be said any more."""
     if rehearses:
-        await session_warm.rehearse_here(server, executor, imported.config)
+        await session_warm.rehearse_here(server, executor, imported.config, imported.stand_in)
     await _readable(talk)
     bound, descriptors = session_link.receive(talk)
     session_id, token = str(bound["session"]), str(bound["token"])

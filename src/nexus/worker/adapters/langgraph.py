@@ -45,6 +45,11 @@ class GraphAdapter:
         self._channels = _channels(graph)
         self._is_function = getattr(graph, "input_channels", None) == "__start__" and getattr(graph, "builder", None) is None
 
+    @property
+    def graph(self) -> Any:
+        """The author's."""
+        return self._graph
+
     async def run(self, run: runs.Run) -> Any:
         if self._threads is None:
             return await self._through(self._graph, run)
