@@ -72,11 +72,11 @@ CANARY = ("--strategy", "canary", "--canary-steps", "20,60", "--canary-interval"
 
 
 def test_a_good_canary_is_promoted_and_a_bad_one_rolled_back_under_load(host: Host, tmp_path: Path) -> None:
-    name = "canaries"
-    deploy(host, tmp_path, name, "1.0.0", GOOD)
+    name, light = "canaries", "hosting: {isolation: instance}\n"  # hundreds of runs, each in a session of its own
+    deploy(host, tmp_path, name, "1.0.0", GOOD, config=light)
     with load(host, name) as good:
         until(lambda: good.runs("1.0.0") > 20, what="runs of the first version")
-        deploy(host, tmp_path, name, "1.1.0", GOOD, *CANARY)
+        deploy(host, tmp_path, name, "1.1.0", GOOD, *CANARY, config=light)
         until(lambda: rollout(host, name)["phase"] == "active", what="promotion")
         before = good.runs("1.1.0")
         until(lambda: good.runs("1.1.0") > before + 20, what="runs of the second version")
@@ -87,7 +87,7 @@ def test_a_good_canary_is_promoted_and_a_bad_one_rolled_back_under_load(host: Ho
     assert ended["outcome"]["numbers"]["new"]["runs"] >= 20
     with load(host, name) as bad:
         until(lambda: bad.runs("1.1.0") > 40, what="runs of the stable version")
-        deploy(host, tmp_path, name, "1.2.0", BAD, *CANARY)
+        deploy(host, tmp_path, name, "1.2.0", BAD, *CANARY, config=light)
         until(lambda: rollout(host, name)["phase"] == "failed", what="the rollback")
         broken = bad.runs("1.2.0")
         before = bad.runs("1.1.0")
