@@ -3,7 +3,6 @@
 The FIFO is open for reading and writing on both sides, so neither side's death breaks the other. Called by `instance`.
 """
 
-import asyncio
 import collections
 import contextlib
 import errno
@@ -16,11 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from nexus.drivers.process import log_lines
+from nexus.drivers.process import fifo_reader, log_lines
 from nexus.wire import node
 
 _LOG = logging.getLogger(__name__)
-_CHUNK = 128 * 1024
 _PIPE = 1024 * 1024
 _F_SETPIPE_SZ = 1031
 FILE_BYTES = 8 * 1024 * 1024
@@ -52,9 +50,8 @@ class LogWriter:
         self._budget = budget or log_lines.Budget()
         self._now = now
         self.redaction = redaction or log_lines.Redaction()
-        self._splitter = log_lines.Splitter()
         self._tail: collections.deque[str] = collections.deque(maxlen=TAIL)
-        self._dropped = 0
+        self._reader: fifo_reader.FifoReader | None = None
         self._fd = -1
 
     def start(self, fifo: Path) -> None:
@@ -62,7 +59,8 @@ class LogWriter:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         prune(self._folder, keep=self._file.path)
         self._fd = open_fifo(fifo)
-        asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
+        self._reader = fifo_reader.FifoReader(self._fd, store=self._take, report=self.report_dropped, budget=self._budget)
+        self._reader.start()
 
     def open_for_child(self) -> int:
         """The FIFO as a child inherits it: a description of its own, since ours does not block. The caller closes it.
@@ -76,12 +74,9 @@ class LogWriter:
         return list(self._tail)[-lines:] if lines > 0 else []
 
     def take_everything(self) -> None:
-        """What the process wrote before it ended, at most one pipe full and a little."""
-        for _ in range(2 * _PIPE // _CHUNK):
-            if not self._read():
-                break
-        self._take(self._splitter.drain())
-        self._report_dropped()
+        """What the process wrote before it ended."""
+        if self._reader is not None:
+            self._reader.read_rest()
 
     def store(self, lines: list[bytes], *, session_id: str) -> None:
         """Lines of one session's worker, read elsewhere: they are that session's, whatever they say of themselves."""
@@ -100,42 +95,21 @@ class LogWriter:
         self._emit([line])
 
     def close(self) -> None:
-        if self._fd >= 0:
-            asyncio.get_running_loop().remove_reader(self._fd)
-            self.take_everything()
+        if self._reader is not None:
+            self._reader.read_rest()
+            self._reader.stop()
+            self._reader = None
             os.close(self._fd)
             self._fd = -1
         self._file.close()
-
-    def _on_readable(self) -> None:
-        try:
-            self._read()
-        except Exception:  # noqa: BLE001 - a log must never end the supervisor; the reader stays
-            _LOG.exception("reading the output of %s failed", self._origin.instance_id)
-
-    def _read(self) -> bool:
-        try:
-            chunk = os.read(self._fd, _CHUNK)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            _LOG.warning("cannot read the output of %s: %s", self._origin.instance_id, error.strerror)
-            return False
-        if self._budget.take(len(chunk), time.monotonic()):
-            self._report_dropped()
-            self._take(self._splitter.feed(chunk))
-        else:
-            self._dropped += self._splitter.lose(chunk)
-        return True
 
     def _take(self, lines: list[bytes]) -> None:
         now = self._now()
         self._emit([log_lines.parse_line(self.redaction.apply(raw), self._origin, now=now) for raw in lines])
 
-    def _report_dropped(self) -> None:
-        if self._dropped:
-            count, self._dropped = self._dropped, 0
-            self.note(f"{count} lines dropped: the agent prints faster than {int(self._budget.per_second) // 1024} KiB a second")
+    def report_dropped(self, count: int, *, session_id: str = "") -> None:
+        kib = int(self._budget.per_second) // 1024
+        self.note(f"{count} lines dropped: the agent prints faster than {kib} KiB a second", session_id=session_id)
 
     def _emit(self, lines: list[node.LogLine]) -> None:
         stored = [{**line, "environment": self._origin.environment} for line in lines]
