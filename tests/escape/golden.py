@@ -1,4 +1,4 @@
-"""What the escape probe may do in each tier: read from `golden.json`, shown in `docs/reference/escape-suite.md`.
+"""What the escape probe may do in each tier: read from `golden.json`, shown below `page.md` in `docs/reference/escape-suite.md`.
 
 `python tests/escape/golden.py` runs every tier on this machine and writes both anew; a reviewer sees each change of a verdict.
 """
@@ -13,30 +13,7 @@ HERE = Path(__file__).parent
 TABLE = HERE / "golden.json"
 PAGE = HERE.parents[1] / "docs" / "reference" / "escape-suite.md"
 NEEDED = "need: "
-HEAD = """# The escape suite
-
-`make escape` runs one hostile agent in every tier of isolation. It makes each attempt below in a child of its own, beside a
-neighbour's box that holds a flag everywhere it can, and with a secret, a process, a port and a socket of the host to look for.
-The attempts `D…` are made through the way out: a tier without one refuses them, and what `network: host` reaches is not asked.
-An attempt that succeeds where this table says `no` fails the build; so does a need that is not met. The harness also removes each
-layer in turn, looks for processes that outlive their instance, and compares the host before and after. What gVisor's kernel
-allows it allows within itself: a namespace made there is none of this machine's.
-
-| tier | what it is |
-|---|---|
-| restricted | the default: every layer, the host's network |
-| isolated | the same with `hosting.network: isolated` |
-| egress | the same with `hosting.network: egress` |
-| baseline | `hosting.security_context: baseline` |
-| user | restricted, under a supervisor that is an ordinary user's |
-| unboxed | what is left where namespaces are forbidden: Landlock, seccomp, no new privileges; for code you trust |
-| session | `hosting.isolation: session`, isolated: the neighbour is another session of the same instance |
-| gvisor | `hosting.runtime_class: gvisor`, isolated: the kernel is gVisor's (`runsc`) |
-
-This page is written by `python tests/escape/golden.py` from what it saw. **yes** is worth a thought; what it means is in
-[isolation](../explain/isolation.md).
-
-"""
+HEAD = (HERE / "page.md").read_text()
 
 Table = Mapping[str, Mapping[str, str]]
 

@@ -96,6 +96,20 @@ def make_device(target):
     os.mknod(os.environ["HOME"] + "/disk", 0o060600, os.makedev(254, 0))
 
 
+@probe("C01 read a block device of its own making")
+def read_device(target):
+    """Where the node can be made, nothing is behind it."""
+    for place in (os.environ["HOME"], "/tmp", "/dev/shm"):
+        for major, minor in ((8, 0), (253, 0), (254, 0), (259, 0), (1, 1)):
+            path, kind = f"{place}/probe-{major}", 0o020000 if major == 1 else 0o060000
+            try:
+                os.mknod(path, kind | 0o600, os.makedev(major, minor))
+                return read(path)
+            except OSError:
+                continue
+    raise OSError(errno.EPERM, "none can be made, or read")
+
+
 @probe("C01 leave by the parent of the root")
 def parent_of_root(target):
     return read("/" + "../" * 40 + target["host_file"].lstrip("/"))
@@ -168,7 +182,25 @@ probe("C03 open_tree")(lambda target: call("open_tree", -100, b"/usr", 1))
 probe("C03 fsopen")(lambda target: call("fsopen", b"tmpfs", 0))
 probe("C03 mount_setattr")(lambda target: call("mount_setattr", -100, b"/usr", 0, struct.pack("=QQQQ", 0, 1, 0, 0), 32))
 probe("C03 move_mount")(lambda target: call("move_mount", -100, b"/usr", -100, b"/tmp", 0))
+probe("C03 write to a mount that is not its own")(lambda target: foreign_mount())
 probe("C03 mount inside a user namespace")(lambda target: nested())
+
+
+def foreign_mount():
+    """Where a mount may be written to that is neither a folder of the agent's nor one of its kernel's."""
+    mine = (os.environ["HOME"], os.environ["TMPDIR"], "/tmp", "/dev", "/proc")
+    for line in open("/proc/self/mounts"):
+        path = line.split()[1].replace("\\040", " ")
+        if path.startswith(mine) or os.environ.get("NEXUS_SOCKET", "").startswith(path + "/") or path.endswith("output.fifo"):
+            continue
+        if path.endswith("/output") or path == os.path.dirname(os.environ["HOME"]) + "/tmp":  # what it prints into; its own
+            continue
+        try:
+            touch(os.path.join(path, "probe")) if os.path.isdir(path) else write(path)
+        except OSError:
+            continue
+        return path
+    raise OSError(errno.EROFS, "none")
 
 
 def gone(pid):
@@ -193,6 +225,7 @@ probe("C04 take a capability")(
 )
 probe("C04 keep a capability over exec")(lambda target: prctl(47, 2, 10))
 probe("C04 clear no_new_privs")(lambda target: prctl(38, 0))
+probe("C04 give a file a capability")(lambda target: give_capability())
 probe("C04 keyctl")(lambda target: call("keyctl", 0, -3, 1))
 probe("C04 add_key")(lambda target: call("add_key", b"user", b"probe", b"x", 1, -3))
 probe("C04 run a setuid program")(lambda target: setuid_program())
@@ -217,6 +250,15 @@ def capabilities():
     if all(int(line.split()[1], 16) == 0 for line in lines):
         raise OSError(errno.EPERM, "none, not even to be had")
     return lines
+
+
+def give_capability():
+    path = os.environ["HOME"] + "/capable"
+    touch(path)
+    try:
+        os.setxattr(path, "security.capability", struct.pack("=IIIII", 0x02000001, 1 << 21, 0, 0, 0))
+    finally:
+        os.unlink(path)
 
 
 def setuid_program():
@@ -326,6 +368,15 @@ for where in ("/var/run/docker.sock", "/run/docker.sock", "/run/podman/podman.so
     probe(f"C06 {where}")(lambda target, where=where: os.stat(where))
 probe("C06 working directory outside")(lambda target: os.stat(target["home"] + "/supervisor.lock"))
 
+
+@probe("C06 a socket named by a variable of the host")
+def named_socket(target):
+    for name in ("SSH_AUTH_SOCK", "DBUS_SESSION_BUS_ADDRESS", "DOCKER_HOST", "XDG_RUNTIME_DIR"):
+        if name in os.environ:
+            return name
+    raise OSError(errno.ENOENT, "none")
+
+
 # C07: what steers the kernel
 
 for where in ("kernel/core_pattern", "kernel/modprobe", "kernel/hotplug", "fs/binfmt_misc/register", "vm/drop_caches",
@@ -335,6 +386,22 @@ for where in ("/sys/kernel/uevent_helper", "/sys/fs/cgroup/memory/release_agent"
               "/sys/fs/cgroup/memory/cgroup.procs", "/proc/sysrq-trigger", "/sys/devices/system/cpu/cpu0/online"):  # fmt: skip
     probe(f"C07 write {where}")(lambda target, where=where: write(where))
 probe("C07 be less likely to be killed")(lambda target: less_likely_to_be_killed())
+
+
+for where in ("/proc/sys", "/sys"):
+    probe(f"C07 write to anything below {where}")(lambda target, where=where: writable_below(where))
+
+
+def writable_below(top):
+    for folder, folders, files in os.walk(top):
+        folders[:] = [name for name in folders if not os.path.islink(os.path.join(folder, name))]
+        for name in files:
+            try:
+                write(os.path.join(folder, name))
+            except OSError:
+                continue
+            return os.path.join(folder, name)
+    raise OSError(errno.EROFS, "nothing")
 
 
 def less_likely_to_be_killed():
@@ -473,6 +540,7 @@ probe("D05 datagrams by SOCKS")(lambda target: by_socks(1, b"\x00\x00\x00\x00", 
 probe("D05 a datagram to a name server")(lambda target: datagram(("198.51.100.53", 53)))
 probe("D05 a datagram to QUIC's port")(lambda target: datagram(("198.51.100.1", 443)))
 probe("D05 ping")(lambda target: ping())
+probe("D05 an interface that leads out")(lambda target: interface())
 probe("D05 a name server on the way in")(lambda target: connect(socket.AF_INET, ("127.0.0.53", 53)))
 probe("D07 a head without an end")(lambda target: endless_head())
 
@@ -480,6 +548,13 @@ probe("D07 a head without an end")(lambda target: endless_head())
 def datagram(address):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
         return link.sendto(b"probe", address)
+
+
+def interface():
+    names = [name for _, name in socket.if_nameindex() if name != "lo"]
+    if not names:
+        raise OSError(errno.ENODEV, "loopback alone")
+    return names
 
 
 def ping():

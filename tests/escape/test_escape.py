@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -31,15 +30,11 @@ def host() -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "tier", [pytest.param(tier, marks=[pytest.mark.slow] if tier == "gvisor" else []) for tier in tiers.OPTIONS]
+    "tier", [pytest.param(tier, marks=[pytest.mark.slow] if tier.startswith("gvisor") else []) for tier in tiers.OPTIONS]
 )
 async def test_nothing_new_is_allowed(tier: str) -> None:
-    if tier == "user" and not tiers.user_python():
-        pytest.skip("needs root, setpriv and a /usr/bin/python of this version")
-    if tier == "unboxed" and os.geteuid() != 0:
-        pytest.skip("playing a weak machine needs root")
-    if tier == "gvisor" and (os.geteuid() != 0 or shutil.which("runsc") is None):
-        pytest.skip("needs root and runsc")
+    if why := tiers.lacking(tier):
+        pytest.skip(why)
     before = host()
     async with tiers.supervised(tier) as rig:
         capabilities = await rig.driver.capabilities()
@@ -48,6 +43,7 @@ async def test_nothing_new_is_allowed(tier: str) -> None:
     assert golden.surprises(tier, found, golden.read()) == []
     assert len(found) == len(golden.read())
     assert host() == before
+    assert tiers.left_behind(rig) == []
 
 
 def test_the_page_shows_the_table() -> None:

@@ -36,9 +36,16 @@ OPTIONS: dict[str, dict[str, object]] = {
     "unboxed": {},
     "session": {"isolation": "session", "network": "isolated", "session": {"freeze_after_s": 3600.0}},
     "gvisor": {"runtime_class": "gvisor", "network": "isolated"},
+    "gvisor-egress": {"runtime_class": "gvisor", "network": "egress", "egress": NAMED},
+    "gvisor-session": {
+        "runtime_class": "gvisor",
+        "isolation": "session",
+        "network": "isolated",
+        "session": {"freeze_after_s": 3600.0, "warm": 0},
+    },
 }
 HOST_VARIABLE = "PROBE_HOST_SECRET"
-OF_THE_HOST = ("session", "gvisor")  # tiers whose worker is the host's own
+OF_THE_HOST = ("session", "gvisor", "gvisor-egress", "gvisor-session")  # tiers whose worker is the host's own
 
 
 class UserRig(supervisor_rig.SupervisorRig):
@@ -71,11 +78,24 @@ def user_python() -> str:
     return name if os.path.exists(name) and shutil.which("setpriv") and os.geteuid() == 0 else ""
 
 
+def lacking(tier: str) -> str:
+    """Why this tier cannot be made here; empty when it can."""
+    if not sys.platform.startswith("linux"):
+        return "the box is Linux's"
+    if tier == "user" and not user_python():
+        return "needs root, setpriv and a /usr/bin/python of this version"
+    if tier == "unboxed" and os.geteuid() != 0:
+        return "playing a weak machine needs root"
+    if tier.startswith("gvisor") and (os.geteuid() != 0 or shutil.which("runsc") is None):
+        return "needs root and runsc (Debian: apt install runsc)"
+    return ""
+
+
 @contextlib.asynccontextmanager
 async def supervised(tier: str) -> AsyncIterator[supervisor_rig.SupervisorRig]:
     root = Path(tempfile.mkdtemp(prefix="nexus-escape-"))
     rig = {"user": UserRig, "unboxed": WeakRig}.get(tier, supervisor_rig.SupervisorRig)(root, plain=tier not in OF_THE_HOST)
-    rig.environ = {HOST_VARIABLE: "canary", "PYTHONDONTWRITEBYTECODE": "1"}
+    rig.environ = {HOST_VARIABLE: "canary", "PYTHONDONTWRITEBYTECODE": "1", "SSH_AUTH_SOCK": str(root / "keys")}
     if tier == "user":
         shutil.chown(root, NOBODY, NOBODY)
         packages = [entry for entry in sys.path if entry.endswith("site-packages")]
@@ -204,10 +224,34 @@ def fingerprint(*folders: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def left_behind(rig: supervisor_rig.SupervisorRig) -> list[str]:
+    """What is still of a host that has ended: processes, control groups, mounts."""
+    root, marks = str(rig.home.root), [one.encode() for one in (str(rig.home.root), *rig.instance_ids)]
+    found = [line for line in Path("/proc/mounts").read_text().splitlines() if root in line]
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            told = Path(f"/proc/{name}/cmdline").read_bytes() + Path(f"/proc/{name}/environ").read_bytes()
+            if int(name) != os.getpid() and launcher.born(int(name)) and any(mark in told for mark in marks):
+                found.append(f"process {name}: {told[:200]!r}")
+    for folder, folders, _ in os.walk("/sys/fs/cgroup"):  # others come and go meanwhile, which a walk takes as it finds
+        found += [f"{folder}/{name}" for name in folders if name.startswith(tuple(rig.instance_ids))]
+    return found
+
+
 def alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if launcher.born(pid) is not None]
+
+
+def main() -> None:
+    """Print which tiers this machine has, and why it lacks the others."""
+    for tier in OPTIONS:
+        print(f"{tier:16} {lacking(tier) or 'here'}")
 
 
 def end(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
