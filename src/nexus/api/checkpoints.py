@@ -9,6 +9,7 @@ from nexus.core import errors
 from nexus.tasks import checkpoints
 
 _LONGEST = 1000
+_PACKED = (b"content-type", b"application/octet-stream")
 
 
 async def put(knock: door_fast.Knock) -> door_fast.Answer:
@@ -18,7 +19,7 @@ async def put(knock: door_fast.Knock) -> door_fast.Answer:
 
 
 async def page(knock: door_fast.Knock) -> door_fast.Answer:
-    """Of the query `ns`, `id`, `before` and `limit` (1 to 100; 1)."""
+    """Of the query `ns`, `id`, `before` and `limit` (1 to 100; 1). `as=blobs` asks for the packed form."""
     asked = {name: _name(knock.query, name) for name in ("ns", "id", "before")}
     limit = knock.query.get("limit", "1")
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= checkpoints.MOST_ASKED):
@@ -27,10 +28,21 @@ async def page(knock: door_fast.Knock) -> door_fast.Answer:
             code="request.invalid",
             next_step=f"ask for 1 to {checkpoints.MOST_ASKED}",
         )
-    found = await knock.services.checkpoints.page(
-        knock.owner, knock.parts[0], ns=asked["ns"], checkpoint_id=asked["id"], before=asked["before"], limit=int(limit)
+    packed = knock.query.get("as") == "blobs"
+    found: bytes = await knock.services.checkpoints.page(
+        knock.owner,
+        knock.parts[0],
+        ns=asked["ns"],
+        checkpoint_id=asked["id"],
+        before=asked["before"],
+        limit=int(limit),
+        packed=packed,
     )
-    return door_fast.json_answer(json.dumps(found).encode())
+    return (
+        door_fast.Answer(200, found, ((b"content-type", b"application/octet-stream"),))
+        if packed
+        else door_fast.json_answer(found)
+    )
 
 
 async def delete(knock: door_fast.Knock) -> door_fast.Answer:

@@ -5,7 +5,7 @@ import base64
 import binascii
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +13,7 @@ from typing import Any, Self
 from nexus.core import deployments, errors, names
 from nexus.kit import guard
 from nexus.ports import checkpoint_store, task_store
+from nexus.wire import blobs
 
 _LOG = logging.getLogger(__name__)
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -40,13 +41,14 @@ class Checkpoints:
         await self._life.aclose()
 
     async def put(self, owner: deployments.InstanceOwner, thread: str, body: bytes) -> None:
-        """`{"checkpoint": {…}}` or `{"writes": {…}}`, or both; see `parse_checkpoint`."""
-        where, given = _thread(owner, thread), _object(body)
+        """`{"checkpoint": {…}}` or `{"writes": {…}}`, or both; see `parse_checkpoint`. JSON, or packed (`wire.blobs`)."""
+        where = _thread(owner, thread)
+        given, take = _read(body)
         if (told := given.get("checkpoint")) is not None:
-            checkpoint, after = parse_checkpoint(told)
+            checkpoint, after = parse_checkpoint(told, take)
             await self._store.put(where, checkpoint, keep=MOST_KEPT, after=after)
         if (told := given.get("writes")) is not None:
-            ns, checkpoint_id, writes = parse_writes(told)
+            ns, checkpoint_id, writes = parse_writes(told, take)
             await self._store.put_writes(where, ns, checkpoint_id, writes)
 
     async def page(
@@ -58,12 +60,16 @@ class Checkpoints:
         checkpoint_id: str | None,
         before: str | None,
         limit: int,
-    ) -> dict[str, Any]:
-        """`{"items": […]}`, newest first."""
+        packed: bool = False,
+    ) -> bytes:
+        """`{"items": […]}`, newest first; JSON, or packed."""
         found = await self._store.page(
             _thread(owner, thread), ns=ns, checkpoint_id=checkpoint_id, before=before, limit=min(limit, MOST_ASKED)
         )
-        return {"items": [render_checkpoint(each) for each in found]}
+        if not packed:
+            return json.dumps({"items": [render_checkpoint(each, _as_base64) for each in found]}).encode()
+        packer = blobs.Packer()
+        return packer.pack({"items": [render_checkpoint(each, packer.add) for each in found]})
 
     async def delete(self, owner: deployments.InstanceOwner, thread: str) -> None:
         await self._store.delete(_thread(owner, thread))
@@ -82,9 +88,13 @@ class Checkpoints:
                 _LOG.warning("old checkpoints cannot be deleted: %s", error.cause or error)
 
 
-def parse_checkpoint(value: Any) -> tuple[checkpoint_store.Checkpoint, str | None]:
+Take = Callable[[Any], tuple[str, bytes]]
+Give = Callable[[str, bytes], Any]
+
+
+def parse_checkpoint(value: Any, take: Take) -> tuple[checkpoint_store.Checkpoint, str | None]:
     """`{"ns", "id", "parent", "run_id", "versions": {channel: version}, "state", "meta", "values": {channel: …}, "after"?}`; the
-    three before the last are `[kind, base64]`. `after` comes second: see `CheckpointStore.put`."""
+    three before the last are blobs: `[kind, base64]`, or packed. `after` comes second: see `CheckpointStore.put`."""
     try:
         versions = {str(name): str(version) for name, version in value["versions"].items()}
         after = None if value.get("after") is None else _name(value["after"])
@@ -94,39 +104,42 @@ def parse_checkpoint(value: Any) -> tuple[checkpoint_store.Checkpoint, str | Non
             parent=None if value.get("parent") is None else _name(value["parent"]),
             run_id=None if value.get("run_id") is None else _name(value["run_id"]),
             versions=versions,
-            state=_blob(value["state"]),
-            meta=_blob(value["meta"]),
-            values={str(name): _blob(blob) for name, blob in value["values"].items() if str(name) in versions},
+            state=_blob(take(value["state"])),
+            meta=_blob(take(value["meta"])),
+            values={str(name): _blob(take(blob)) for name, blob in value["values"].items() if str(name) in versions},
         )
         return checkpoint, after
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
         raise _invalid(error) from None
 
 
-def parse_writes(value: Any) -> tuple[str, str, list[checkpoint_store.Write]]:
-    """`{"ns", "id", "task", "task_path", "writes": [[idx, channel, kind, base64], …]}`."""
+def parse_writes(value: Any, take: Take) -> tuple[str, str, list[checkpoint_store.Write]]:
+    """`{"ns", "id", "task", "task_path", "writes": [[idx, channel, *blob], …]}`."""
     try:
         task, path = _name(value["task"]), _name(value["task_path"])
         writes = [
-            checkpoint_store.Write(task=task, idx=int(idx), task_path=path, channel=_name(channel), value=_blob([kind, body]))
-            for idx, channel, kind, body in value["writes"]
+            checkpoint_store.Write(task=task, idx=int(idx), task_path=path, channel=_name(channel), value=_blob(take(blob)))
+            for idx, channel, *blob in value["writes"]
         ]
         return _name(value["ns"]), _name(value["id"]), writes
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
         raise _invalid(error) from None
 
 
-def render_checkpoint(found: checkpoint_store.Checkpoint) -> dict[str, Any]:
+def render_checkpoint(found: checkpoint_store.Checkpoint, give: Give) -> dict[str, Any]:
+    def rendered(blob: checkpoint_store.Blob) -> Any:
+        return give(blob.kind, blob.body)
+
     return {
         "ns": found.ns,
         "id": found.id,
         "parent": found.parent,
         "run_id": found.run_id,
         "versions": dict(found.versions),
-        "state": _render(found.state),
-        "meta": _render(found.meta),
-        "values": {name: _render(blob) for name, blob in found.values.items()},
-        "writes": [[write.task, write.channel, *_render(write.value)] for write in found.writes],
+        "state": rendered(found.state),
+        "meta": rendered(found.meta),
+        "values": {name: rendered(blob) for name, blob in found.values.items()},
+        "writes": [[write.task, write.channel, *rendered(write.value)] for write in found.writes],
         "places": [[write.idx, write.task_path] for write in found.writes],
     }
 
@@ -150,23 +163,32 @@ def _thread(owner: deployments.InstanceOwner, thread: str) -> checkpoint_store.T
     return checkpoint_store.Thread(lane=lane, id=thread)
 
 
-def _object(body: bytes) -> Mapping[str, Any]:
+def _read(body: bytes) -> tuple[Mapping[str, Any], Take]:
+    """The object, and how its blobs are taken."""
     try:
-        value = json.loads(body)
+        if blobs.is_packed(body):
+            unpacker = blobs.Unpacker(body)
+            value, take = unpacker.head, unpacker.take
+        else:
+            value, take = json.loads(body), _from_base64
     except (ValueError, RecursionError) as error:
         raise _invalid(error) from None
     if not isinstance(value, dict):
         raise _invalid(TypeError("not an object"))
-    return value
+    return value, take
 
 
-def _blob(value: Any) -> checkpoint_store.Blob:
-    kind, body = value
-    return checkpoint_store.Blob(kind=_name(kind), body=base64.b64decode(body, validate=True))
+def _from_base64(entry: Any) -> tuple[str, bytes]:
+    kind, body = entry
+    return kind, base64.b64decode(body, validate=True)
 
 
-def _render(blob: checkpoint_store.Blob) -> list[str]:
-    return [blob.kind, base64.b64encode(blob.body).decode()]
+def _as_base64(kind: str, body: bytes) -> list[str]:
+    return [kind, base64.b64encode(body).decode()]
+
+
+def _blob(taken: tuple[str, bytes]) -> checkpoint_store.Blob:
+    return checkpoint_store.Blob(kind=_name(taken[0]), body=taken[1])
 
 
 def _name(value: Any) -> str:

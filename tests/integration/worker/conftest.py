@@ -1,6 +1,7 @@
 """A real worker process from the host's own copy in a bare environment, and a door it can call."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from nexus.kit import http_client, sse
+from nexus.wire import blobs
 from nexus.worker import bundle
 
 TOKEN = "nxi_test-token-of-the-instance"
@@ -108,14 +110,17 @@ class FakeDoor:
         kept = self.threads.setdefault(request.path.split("/")[3], [])
         if request.method == "GET":
             return _reply(writer, 200, {"items": kept[-1:]})
-        told = json.loads(request.body)
+        unpacker = blobs.Unpacker(request.body)
+        told, taken = unpacker.head, lambda entry: [unpacker.take(entry)[0], base64.b64encode(unpacker.take(entry)[1]).decode()]
         if (new := told.get("checkpoint")) is not None:
+            new |= {name: taken(new[name]) for name in ("state", "meta")}
+            new["values"] = {name: taken(entry) for name, entry in new["values"].items()}
             before = next((each for each in kept if each["id"] == new["parent"]), {"values": {}})
             values = {**before["values"], **new["values"]}
             kept.append({**new, "values": {name: values[name] for name in new["versions"] if name in values}, "writes": []})
         if (new := told.get("writes")) is not None:
             mine = next(each for each in kept if each["id"] == new["id"])
-            mine["writes"] += [[new["task"], *write[1:]] for write in new["writes"]]
+            mine["writes"] += [[new["task"], write[1], *taken(write[2:])] for write in new["writes"]]
         return _reply(writer, 200, {})
 
     def _state(self, request: Seen, writer: asyncio.StreamWriter) -> None:

@@ -15,15 +15,19 @@ _OF_C = (
 
 @functools.cache
 def page_statement(asked: frozenset[str]) -> str:
-    """For what is asked beside the thread (of `ns`, `id`, `before`): a plan for each, as PostgreSQL plans once for all values."""
+    """For what is asked beside the thread (of `ns`, `id`, `before`): a plan for each, as PostgreSQL plans once for all values.
+
+    Each value is looked up by its key: without the LIMIT 1 a plan made for a small table would read all values of the thread.
+    """
     conditions = " AND ".join([HERE, *(text for name, text in _CONDITIONS.items() if name in asked)])
     return f"""
     SELECT c.*, v.*, w.* FROM (
       SELECT ns, id, parent, run_id, versions, kind, body, meta_kind, meta FROM graph_checkpoints WHERE {conditions}
       ORDER BY id DESC, ns LIMIT %(limit)s) AS c
     CROSS JOIN LATERAL (
-      SELECT array_agg(g.channel) AS value_channels, array_agg(g.kind) AS value_kinds, array_agg(g.body) AS value_bodies
-      FROM jsonb_each_text(c.versions) AS e JOIN graph_values g ON {_OF_C} AND g.channel = e.key AND g.version = e.value) AS v
+      SELECT array_agg(e.key) AS value_channels, array_agg(f.kind) AS value_kinds, array_agg(f.body) AS value_bodies
+      FROM jsonb_each_text(c.versions) AS e CROSS JOIN LATERAL (
+        SELECT g.kind, g.body FROM graph_values g WHERE {_OF_C} AND g.channel = e.key AND g.version = e.value LIMIT 1) AS f) AS v
     CROSS JOIN LATERAL (
       SELECT array_agg(o.task) AS write_tasks, array_agg(o.idx) AS write_idx, array_agg(o.task_path) AS write_paths,
         array_agg(o.channel) AS write_channels, array_agg(o.kind) AS write_kinds, array_agg(o.body) AS write_bodies

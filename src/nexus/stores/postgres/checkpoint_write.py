@@ -45,17 +45,16 @@ DROP_RUNS = """
     DELETE FROM graph_checkpoints WHERE tenant = %(tenant)s AND agent = %(agent)s AND environment = %(environment)s
       AND (CAST(%(thread)s AS text) IS NULL OR thread = %(thread)s) AND run_id = ANY(CAST(%(runs)s AS text[])) RETURNING thread
     """
-# What no checkpoint of the thread refers to any more.
+# What no checkpoint of the thread refers to any more. NOT IN is looked up in one hash of what is referred to; as NOT EXISTS, each
+# value would be compared with each checkpoint.
 DROP_LOOSE = (
     f"""
-    DELETE FROM graph_values v WHERE {HERE} AND NOT EXISTS (SELECT 1 FROM graph_checkpoints c
-      WHERE c.tenant = v.tenant AND c.agent = v.agent AND c.environment = v.environment AND c.thread = v.thread AND c.ns = v.ns
-        AND c.versions ->> v.channel = v.version)
+    DELETE FROM graph_values WHERE {HERE} AND (ns, channel, version) NOT IN (
+      SELECT c.ns, e.key, e.value FROM (SELECT ns, versions FROM graph_checkpoints WHERE {HERE}) AS c
+        CROSS JOIN LATERAL jsonb_each_text(c.versions) AS e)
     """,  # noqa: S608 - constants
     f"""
-    DELETE FROM graph_writes w WHERE {HERE} AND NOT EXISTS (SELECT 1 FROM graph_checkpoints c
-      WHERE c.tenant = w.tenant AND c.agent = w.agent AND c.environment = w.environment AND c.thread = w.thread AND c.ns = w.ns
-        AND c.id = w.checkpoint)
+    DELETE FROM graph_writes WHERE {HERE} AND (ns, checkpoint) NOT IN (SELECT ns, id FROM graph_checkpoints WHERE {HERE})
     """,  # noqa: S608 - constants
 )
 STALE = """

@@ -13,13 +13,13 @@ import importlib
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Container, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 from nexus.core import errors
 from nexus.kit import http_client
-from nexus.wire import problem
+from nexus.wire import blobs, problem
 from nexus.worker import door as doors
 from nexus.worker import talks
 from nexus.worker.adapters import langgraph_recall
@@ -72,7 +72,7 @@ class Saving:
                 yield found
             if len(page) < _PAGE:
                 return
-            last = page[-1]["id"]
+            last = page[-1][1].id
 
     async def alist(self, config: Any, *, filter: Any = None, before: Any = None, limit: int | None = None) -> AsyncIterator[Any]:
         last, left = _id_of(before), limit
@@ -83,7 +83,7 @@ class Saving:
                 yield found
             if len(page) < _PAGE:
                 return
-            last = page[-1]["id"]
+            last = page[-1][1].id
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
         return talks.say_blocking(self._door, self._put(config, checkpoint, metadata, new_versions))
@@ -119,8 +119,8 @@ class Saving:
                 return None if known is None else self._tuple(known, thread)
         query = {"ns": ns, "limit": "1"} | ({"id": wanted} if wanted else {})
         items = yield from _items(thread, query)
-        found = _parse(items[0]) if items else None
-        if recall is not None and not wanted and (found is None or len(found.writes) == len(items[0].get("places", ()))):
+        found = items[0].item if items else None
+        if recall is not None and not wanted and (not items or items[0].whole):
             recall.keep(thread, ns, found)
         return None if found is None else self._tuple(found, thread)
 
@@ -131,13 +131,13 @@ class Saving:
         asked = {"ns": configurable.get("checkpoint_ns"), "id": _id_of(config), "before": before, "limit": str(_PAGE)}
         query = {name: value for name, value in asked.items() if value is not None}
         items = yield from _items(configurable["thread_id"], query)
-        return [{**item, "thread": configurable["thread_id"]} for item in items]
+        return [(configurable["thread_id"], found.item) for found in items]
 
     def _fitting(self, page: Sequence[Any], wanted: Any, left: int | None) -> Iterator[Any]:
-        for item in page:
+        for thread, item in page:
             if left is not None and left <= 0:
                 return
-            found = self._tuple(_parse(item), item["thread"])
+            found = self._tuple(item, thread)
             if not wanted or all(found.metadata.get(name) == value for name, value in wanted.items()):
                 left = None if left is None else left - 1
                 yield found
@@ -178,12 +178,13 @@ class Saving:
 
     def _store(self, thread: str, item: langgraph_recall.Item, run_id: Any, present: Container[str]) -> talks.Talk[None]:
         """What becomes of it is not known until the answer has come; then it is the newest, unless an older one was branched."""
-        recall, sent = self._recall, _render(item, run_id)
+        recall, packer = self._recall, blobs.Packer()
+        sent = _render(item, run_id, packer)
         knows = recall is not None and recall.alone and (thread, item.ns) in recall.known
         last = recall.known.pop((thread, item.ns)) if knows and recall is not None else None
         if knows:
             sent["after"] = "" if last is None else last.id
-        yield from _told("PUT", f"/door/threads/{quote(thread, safe='')}/checkpoints", {"checkpoint": sent})
+        yield from _told("PUT", f"/door/threads/{quote(thread, safe='')}/checkpoints", packer.pack({"checkpoint": sent}))
         if recall is not None and knows and (last is None or item.id >= last.id):
             whole = langgraph_recall.follow(last, item, present)
             if whole is not None:
@@ -205,25 +206,26 @@ class Saving:
             ]
         except Exception as error:  # noqa: BLE001 - whatever an author's class raises
             return self._refuse(thread, error)
+        packer = blobs.Packer()
         sent = {
             "ns": ns,
             "id": checkpoint_id,
             "task": task_id,
             "task_path": task_path,
-            "writes": [[row.idx, row.channel, *_encode(row.blob)] for row in rows],
+            "writes": [[row.idx, row.channel, *packer.add(*row.blob)] for row in rows],
         }
         recall = self._recall
         known = None if recall is None else recall.known.get((thread, ns))
         if recall is not None and known is not None and known.id == checkpoint_id:
             recall.forget(thread, ns)
-        yield from _told("PUT", f"/door/threads/{quote(thread, safe='')}/checkpoints", {"writes": sent})
+        yield from _told("PUT", f"/door/threads/{quote(thread, safe='')}/checkpoints", packer.pack({"writes": sent}))
         if recall is not None and known is not None and known.id == checkpoint_id:
             recall.keep(thread, ns, langgraph_recall.add_writes(known, rows))
 
     def _forget(self, method: str, path: str, value: Any = None) -> talks.Talk[None]:
         if self._recall is not None:
             self._recall.known.clear()
-        yield from _told(method, path, value)
+        yield from _told(method, path, b"" if value is None else json.dumps(value).encode())
 
     def _refuse(self, thread: str, error: Exception) -> None:
         if self.refused is None:
@@ -234,53 +236,68 @@ class Saving:
         return langgraph_recall.Blob(*self.serde.dumps_typed(value))
 
 
-def _render(item: langgraph_recall.Item, run_id: Any) -> dict[str, Any]:
+class Found(NamedTuple):
+    """A checkpoint of the platform; `whole`: with the places of its pending writes."""
+
+    item: langgraph_recall.Item
+    whole: bool
+
+
+def _render(item: langgraph_recall.Item, run_id: Any, packer: blobs.Packer) -> dict[str, Any]:
     return {
         "ns": item.ns,
         "id": item.id,
         "parent": item.parent,
         "run_id": run_id,
         "versions": item.versions,
-        "state": _encode(item.state),
-        "meta": _encode(item.meta),
-        "values": {name: _encode(blob) for name, blob in item.values.items()},
+        "state": packer.add(*item.state),
+        "meta": packer.add(*item.meta),
+        "values": {name: packer.add(*blob) for name, blob in item.values.items()},
     }
 
 
-def _parse(told: Any) -> langgraph_recall.Item:
-    """`places` are the writes' indexes and paths; a host that was not upgraded yet tells none."""
-    places = told.get("places") or [(number, "") for number in range(len(told["writes"]))]
-    return langgraph_recall.Item(
+def _parse(told: Any, take: Callable[[Any], tuple[str, bytes]]) -> Found:
+    """A host that was not upgraded yet tells no `places`: the writes' indexes and paths."""
+    places = told.get("places")
+
+    def blob(entry: Any) -> langgraph_recall.Blob:
+        return langgraph_recall.Blob(*take(entry))
+
+    item = langgraph_recall.Item(
         ns=told["ns"],
         id=told["id"],
         parent=told.get("parent"),
         versions=told["versions"],
-        state=_decode(told["state"]),
-        meta=_decode(told["meta"]),
-        values={name: _decode(blob) for name, blob in told["values"].items()},
+        state=blob(told["state"]),
+        meta=blob(told["meta"]),
+        values={name: blob(entry) for name, entry in told["values"].items()},
         writes=[
-            langgraph_recall.Write(task, number, path, channel, _decode([kind, body]))
-            for (task, channel, kind, body), (number, path) in zip(told["writes"], places, strict=True)
+            langgraph_recall.Write(task, number, path, channel, blob(entry))
+            for (task, channel, *entry), (number, path) in zip(
+                told["writes"], places or [(number, "") for number in range(len(told["writes"]))], strict=True
+            )
         ],
     )
+    return Found(item, places is not None)
 
 
-def _encode(blob: langgraph_recall.Blob) -> list[str]:
-    return [blob.kind, base64.b64encode(blob.body).decode()]
+def _from_base64(entry: Any) -> tuple[str, bytes]:
+    return entry[0], base64.b64decode(entry[1])
 
 
-def _decode(blob: Any) -> langgraph_recall.Blob:
-    return langgraph_recall.Blob(blob[0], base64.b64decode(blob[1]))
-
-
-def _items(thread: str, query: Mapping[str, str]) -> talks.Talk[Any]:
-    answer = yield "GET", f"/door/threads/{quote(thread, safe='')}/checkpoints?{urlencode(query)}", b""
+def _items(thread: str, query: Mapping[str, str]) -> talks.Talk[Sequence[Found]]:
+    """Packed; an older host answers with JSON."""
+    asked = urlencode({**query, "as": "blobs"})
+    answer = yield "GET", f"/door/threads/{quote(thread, safe='')}/checkpoints?{asked}", b""
     _check(answer)
-    return json.loads(answer.body).get("items", [])
+    if not blobs.is_packed(answer.body):
+        return [_parse(told, _from_base64) for told in json.loads(answer.body).get("items", [])]
+    unpacker = blobs.Unpacker(answer.body)
+    return [_parse(told, unpacker.take) for told in unpacker.head["items"]]
 
 
-def _told(method: str, path: str, value: Any = None) -> talks.Talk[None]:
-    answer = yield method, path, b"" if value is None else json.dumps(value).encode()
+def _told(method: str, path: str, body: bytes = b"") -> talks.Talk[None]:
+    answer = yield method, path, body
     _check(answer)
 
 
