@@ -39,13 +39,13 @@ def main() -> int:
 
 
 async def serve(environ: Mapping[str, str]) -> int:
-    """Until SIGTERM or SIGINT: then what is in hand goes back to the queue. A second one ends the process at once."""
+    """Until SIGTERM or SIGINT: then what is in hand goes back to the queue. A second one ends the process at once. After SIGHUP
+    it takes nothing more and ends when what is in hand has ended: another one runs in its place."""
     host = settings.read_settings(environ)
     number, url = settings.read_dispatcher(environ), settings.require_database(host, "a dispatcher")
     os.umask(0o077)
     await engine.wait_until_up(url, timeout_s=_DATABASE_WAIT_S)
     await migrate.wait_until_current(url, timeout_s=_DATABASE_WAIT_S)
-    stopped = _stop_on_signals()
     async with engine.open_engine(url, pool_size=_POOL, max_overflow=0) as database:
         runner = dispatching.build(
             database,
@@ -66,7 +66,7 @@ async def serve(environ: Mapping[str, str]) -> int:
                 gc.collect()
                 gc.freeze()
                 _LOG.info("dispatcher %d runs tasks as %s", number, runner.owner)
-                await stopped.wait()
+                await _until_told(runner)
     return 0
 
 
@@ -78,6 +78,7 @@ def _health_of(runner: dispatcher.Dispatcher) -> Any:
             "status": "ok",
             "pid": os.getpid(),
             "owner": runner.owner,
+            "draining": runner.draining,
             "running": runner.running,
             "claimed": runner.claimed,
             "uptime_s": round(time.monotonic() - began, 3),
@@ -86,8 +87,8 @@ def _health_of(runner: dispatcher.Dispatcher) -> Any:
     return health
 
 
-def _stop_on_signals() -> asyncio.Event:
-    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+async def _until_told(runner: dispatcher.Dispatcher) -> None:
+    stopped, relieved, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
 
     def stop() -> None:
         if stopped.is_set():
@@ -96,4 +97,14 @@ def _stop_on_signals() -> asyncio.Event:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    return stopped
+    loop.add_signal_handler(signal.SIGHUP, relieved.set)
+
+    async def drain() -> None:
+        await relieved.wait()
+        _LOG.info("another dispatcher runs in this one's place; %d tasks are in hand", runner.running)
+        await runner.drain()
+
+    ends = [asyncio.create_task(stopped.wait()), asyncio.create_task(drain())]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for task in ends:
+        task.cancel()

@@ -117,11 +117,11 @@ class Keeper:
         return adopted
 
     def _retire(self, entry: keeper_record.ProcessRecord) -> None:
-        """End a dispatcher that this host has no longer; what it has in hand goes back to the queue."""
+        """Let a dispatcher end that this host has no longer, once what it has in hand has ended."""
         process = keeper_children.Process(child=keeper_children.plan_retired(self._host.home, entry.name.removesuffix(_BEFORE)))
         if process.adopt(entry):
             self._watch_aside(process)
-            process.send(process.child.stop_signal)
+            process.send(keeper_roll.RELIEVED)
 
     def wait_ready(self) -> None:
         """Return when every process answers. Raises Unavailable (`host.start_failed`) when one keeps dying or stays silent."""
@@ -149,32 +149,30 @@ class Keeper:
         return not self._leaves or self._stops > 0
 
     def renew(self) -> None:
-        """Bring what was adopted to this version and environment: control and the dispatchers start again, then the gateways are
-        replaced. Supervisor, agents and PostgreSQL go on as they are. Raises Unavailable when one does not come back."""
-        for process in self._processes:
-            if process.adopted and process.child.name.startswith(("control", "dispatcher-")):
-                self._begin_again(process)
-                self.wait_ready()
-        self.roll()
+        """Bring what was adopted to this version and environment: control starts again, dispatchers and gateways are replaced.
+        Supervisor, agents and PostgreSQL go on as they are. Raises Unavailable when control does not come back."""
+        control = next(entry for entry in self._processes if entry.child.name == "control")
+        if control.adopted:
+            self._say("starting control again")
+            before = control.pid
+            control.send(control.child.stop_signal)
+            deadline = time.monotonic() + control.child.grace_s
+            while control.pid == before and not self._stops:
+                if time.monotonic() > deadline:
+                    control.kill()
+                self._step(0.05)
+            self.wait_ready()
+        self.roll(adopted=True)
 
-    def _begin_again(self, process: keeper_children.Process) -> None:
-        self._say(f"starting {process.child.name} again")
-        before = process.pid
-        process.send(process.child.stop_signal)
-        deadline = time.monotonic() + process.child.grace_s
-        while process.pid == before and not self._stops:
-            if time.monotonic() > deadline:
-                process.kill()
-            self._step(0.05)
-
-    def roll(self) -> None:
-        """Replace every gateway, one after another, without failing a request."""
+    def roll(self, *, adopted: bool = False) -> None:
+        """Replace every dispatcher and gateway (`adopted`: those of an earlier keeper), one after another, without failing a
+        request or ending a run."""
         keeping = keeper_roll.Keeping(step=self._step, watch=self._watch_aside, say=self._say, stopping=lambda: self._stops > 0)
         for at, process in enumerate(self._processes):
-            if process.pidfd is None or not process.child.name.startswith("gateway-") or self._stops:
+            door = keeper_roll.find_door(self._host.home, process.child)
+            if process.pidfd is None or door is None or self._stops or (adopted and not process.adopted):
                 continue
-            number = int(process.child.environment["NEXUS_GATEWAY"])
-            successor = keeper_roll.replace_gateway(process, self._host.home.door_socket(number), keeping)
+            successor = keeper_roll.replace(process, door, keeping)
             if successor is not None:
                 if successor in self._aside:
                     self._aside.remove(successor)

@@ -1,16 +1,20 @@
-"""Replacing gateways one after another: each hands its listening sockets to its successor, so that no request fails.
+"""Replacing gateways and dispatchers one after another, so that no request fails and no run ends.
 
-The successor asks the older one for the sockets (`nexus.gateway.handover`); here it is started, waited for, and the older one
-is left to finish what it serves.
+A gateway's successor asks the older one for its listening sockets (`nexus.gateway.handover`); a dispatcher is told of its
+successor. Here that is started and waited for, and the older one is left to finish what it has.
 """
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from nexus.apps import keeper_probe
-from nexus.apps.keeper_children import Process
+from nexus.apps.keeper_children import Child, Process
+from nexus.kit.home import Home
 
+RELIEVED = signal.SIGHUP  # to a dispatcher: take nothing more
 _SERVES_WITHIN_S = 20.0
 _LOOK_S = 0.03
 
@@ -25,8 +29,15 @@ class Keeping:
     stopping: Callable[[], bool]
 
 
-def replace_gateway(old: Process, door: keeper_probe.Address, keeping: Keeping) -> Process | None:
-    """The gateway that serves in `old`'s place, which then ends by itself; None when none came to serve: `old` goes on."""
+def find_door(home: Home, child: Child) -> Path | None:
+    """Where a gateway or a dispatcher answers; None for what is not replaced while it runs."""
+    kind, _, number = child.name.rpartition("-")
+    door = {"gateway": home.door_socket, "dispatcher": home.dispatcher_socket}.get(kind)
+    return None if door is None else door(int(number))
+
+
+def replace(old: Process, door: keeper_probe.Address, keeping: Keeping) -> Process | None:
+    """The process that serves in `old`'s place, which then ends by itself; None when none came to serve: `old` goes on."""
     successor = Process(child=old.child)
     old.relieved = True
     try:
@@ -46,6 +57,8 @@ def replace_gateway(old: Process, door: keeper_probe.Address, keeping: Keeping) 
             old.relieved = False
             return None
         keeping.step(_LOOK_S)
+    if old.child.name.startswith("dispatcher-"):
+        old.send(RELIEVED)
     return successor
 
 

@@ -118,15 +118,15 @@ def render_status(found: dict[str, Any]) -> list[str]:
         f"Nexus {found['version']} at {found['origin']}: gateway {found['gateway']}" + ("" if found["ready"] else ", not ready"),
         f"home {found['home']}, database {found['database']}, memory {_mib(found['memory_bytes'])} in all",
         "",
-        f"{'PROCESS':<12} {'PID':>8} {'MEMORY':>10} {'UPTIME':>10} {'RESTARTS':>9}",
+        f"{'PROCESS':<20} {'PID':>8} {'MEMORY':>10} {'UPTIME':>10} {'RESTARTS':>9}",
     ]
     for entry in found["processes"]:
         uptime = _age(entry["uptime_s"]) if entry["alive"] else "ended"
         lines.append(
-            f"{entry['name']:<12} {entry['pid']:>8} {_mib(entry['memory_bytes']):>10} {uptime:>10} {entry['restarts']:>9}"
+            f"{entry['name']:<20} {entry['pid']:>8} {_mib(entry['memory_bytes']):>10} {uptime:>10} {entry['restarts']:>9}"
         )
     if (agents := found.get("agents")) and agents["processes"]:
-        lines.append(f"{'agents':<12} {agents['processes']:>8} {_mib(agents['memory_bytes']):>10}")
+        lines.append(f"{'agents':<20} {agents['processes']:>8} {_mib(agents['memory_bytes']):>10}")
     deployments = found.get("deployments")
     if deployments is None:
         lines += ["", f"deployments: not known ({found.get('deployments_cause', 'no key; run nexus login')})"]

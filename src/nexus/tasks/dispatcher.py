@@ -54,6 +54,8 @@ class Dispatcher:
         self._backlog = True  # tasks wait that no claim may take yet
         self.claimed = 0
         self._in_doubt = False  # a claim failed and may have been committed all the same
+        self._draining = False
+        self._claiming = asyncio.Lock()
         self._life = AsyncExitStack()
 
     def wake(self) -> None:
@@ -81,9 +83,13 @@ class Dispatcher:
         """Tasks in hand now; `claimed` counts all there were."""
         return len(self._hands)
 
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
     def reserve(self, wanted: Sequence[task_store.Submission]) -> set[str]:
         """Ids of those that may start as they are stored; their slots are kept until `start`. None while others wait in line."""
-        if not self._caught_up:
+        if not self._caught_up or self._draining:
             return set()
         now, found = self._clock.monotonic(), set()
         for entry in wanted:
@@ -103,6 +109,14 @@ class Dispatcher:
             self._in_doubt = bool(reserved) or self._in_doubt
         for claim in claims or ():
             self._take(claim)
+
+    async def drain(self) -> None:
+        """Take nothing more in hand, and return when what is has ended; however long that takes, it is kept from others."""
+        self._draining = True
+        async with self._claiming:  # a claim that is under way still counts
+            pass
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def __aenter__(self) -> Self:
         writer = await self._life.enter_async_context(guard.Loops())
@@ -138,7 +152,9 @@ class Dispatcher:
         await self._store.enlist(self.owner)
         while True:
             self._awake.clear()
-            if not await self._claim():
+            async with self._claiming:
+                more = not self._draining and await self._claim()
+            if not more:
                 resting = self._pacing.next_wake_s(now=self._clock.monotonic())
                 await _wait(self._awake, min(self._settings.poll_s, resting if resting is not None else self._settings.poll_s))
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -68,17 +69,26 @@ class Agents:
         self.most: Counter[str] = Counter()
         self.order: list[str] = []
         self.begun = asyncio.Event()
+        self.hold: asyncio.Event | None = None
 
     async def __call__(self, call: rigs.Call) -> None:
         self.active[call.agent] += 1
         self.most[call.agent] = max(self.most[call.agent], self.active[call.agent])
         self.begun.set()
         try:
-            await asyncio.sleep(0.01)
+            await (asyncio.sleep(0.01) if self.hold is None else self.hold.wait())
             call.complete(call.body["input"])
             self.order.append(call.fields["nexus-tenant"])
         finally:
             self.active[call.agent] -= 1
+
+
+async def _hold(rig: rigs.Rig, agents: Agents) -> list[port.Submission]:
+    """A task whose run is under way until `agents.hold` is set."""
+    agents.begun.clear()
+    await rig.store.submit(made := entries(FREE, 1))
+    await asyncio.wait_for(agents.begun.wait(), rigs.PATIENCE_S)
+    return made
 
 
 async def ends(rig: rigs.Rig, made: list[port.Submission]) -> None:
@@ -112,8 +122,18 @@ async def test_two_processes_share_the_queue_and_its_limits_and_each_may_be_kill
             await first.wait()
             await ends(rig, made)
             assert (await health(home, 1))["claimed"]
-            second.terminate()
+            agents.hold = asyncio.Event()
+            (held,) = await _hold(rig, agents)
+            second.send_signal(signal.SIGHUP)
+            async with asyncio.timeout(rigs.PATIENCE_S):
+                while not (await health(home, 1))["draining"]:
+                    await asyncio.sleep(0.02)
+            await rig.store.submit(left := entries(FREE, 1))
+            agents.hold.set()
             assert await asyncio.wait_for(second.wait(), rigs.PATIENCE_S) == 0
+            task = await _task(rig, held)
+            assert (task.phase, task.attempt) == (RunPhase.COMPLETED, 1), "what is in hand ends where it began"
+            assert (await _task(rig, left[0])).phase is RunPhase.PENDING, "and nothing else is begun"
     for entry in made:
         task = await _task(rig, entry)
         names = [event.name for event in await rig.events(entry.id)]
