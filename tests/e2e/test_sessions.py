@@ -170,6 +170,11 @@ def test_what_a_session_used_is_told(apart: Host) -> None:
     run(apart, "gina", do="burn", s=0.3)
     told = shown(apart, "gina")
     assert float(str(told["cpu_s"])) >= 0.3
+    assert int(str(told["bytes_in"])) > 0
+    apart.ok("ai", "agent", "sessions", "stop", "apart", "gina")
+    after = shown(apart, "gina")
+    assert float(str(after["cpu_s"])) >= float(str(told["cpu_s"])), "also when it has ended"
+    assert float(str(after["memory_byte_seconds"])) > 0
     found = [one for one in apart.ok("ai", "agent", "runs", "apart", "--json").json if one["session_id"] == "gina"]
     assert found
     assert found[0]["cpu_s"] >= 0.25

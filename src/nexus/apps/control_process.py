@@ -214,6 +214,7 @@ async def _run(
 
     parts.reconciler.published = publish_routes
     server.called = parts.reconciler.call_version
+    used = control_sessions.build_accounting(database, parts.driver, work.metrics.count_usage)
     services = api_services.Services(
         identity=parts.identity,
         hosting=parts.hosting,
@@ -237,7 +238,7 @@ async def _run(
         traces=work.traces,
         runs=work.runs,
         sessions=work.sessions,
-        live_sessions=control_sessions.build_sessions(database, parts.hosting, parts.driver),
+        live_sessions=control_sessions.build_sessions(database, parts.hosting, parts.driver, used),
     )
     key_changes = _KeyChanges(parts.identity, server)
     await key_changes.publish()
@@ -245,6 +246,7 @@ async def _run(
     loops.start("reconciler", parts.reconciler.run)
     loops.start("node changes", parts.reconciler.watch)
     loops.start("keys", key_changes.run)
+    loops.start("accounting", used.run)
     loops.start("memory", _give_memory_back)
     loops.start("brokers", (await _broker_guard(host, environ, parts, work)).run)
     loops.start("keeper guard", lambda: keeper_guard.watch(host.home))

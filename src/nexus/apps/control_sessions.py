@@ -1,6 +1,6 @@
 """Put the sessions room together: the node's sessions, their past, and where a new one may live."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -10,8 +10,10 @@ from nexus.core.phases import InstancePhase
 from nexus.drivers.process import client as process_driver
 from nexus.drivers.process import session_client
 from nexus.hosting import service as hosting_service
+from nexus.ports import session_usage as ports_usage
+from nexus.sessions import accounting
 from nexus.sessions import service as session_service
-from nexus.stores.postgres import session_history
+from nexus.stores.postgres import session_history, session_usage
 
 
 def build_forgetting(database: AsyncEngine, driver: process_driver.ProcessDriver) -> Callable[[str, str, str], Awaitable[None]]:
@@ -25,8 +27,21 @@ def build_forgetting(database: AsyncEngine, driver: process_driver.ProcessDriver
     return forget
 
 
+def build_accounting(
+    database: AsyncEngine,
+    driver: process_driver.ProcessDriver,
+    grown: Callable[[Sequence[ports_usage.Grown]], None],
+) -> accounting.Accounting:
+    return accounting.Accounting(
+        node=session_client.ProcessSessions(driver), store=session_usage.PostgresUsageStore(database), grown=grown
+    )
+
+
 def build_sessions(
-    database: AsyncEngine, hosting: hosting_service.HostingService, driver: process_driver.ProcessDriver
+    database: AsyncEngine,
+    hosting: hosting_service.HostingService,
+    driver: process_driver.ProcessDriver,
+    used: accounting.Accounting,
 ) -> session_service.SessionService:
     async def instances_of(tenant: str, agent: str, environment: str | None) -> session_service.Instances:
         statuses = hosting.statuses()
@@ -50,4 +65,5 @@ def build_sessions(
         node=session_client.ProcessSessions(driver),
         history=session_history.PostgresSessionHistory(database),
         instances_of=instances_of,
+        used=used,
     )

@@ -45,13 +45,11 @@ SESSION_MOVES: dict[SessionPhase, frozenset[SessionPhase]] = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionUsage:
     """What a session used since it began, over all its workers. `memory_byte_seconds` is the integral of its memory over the
-    time it was not saved; `bytes_in` and `bytes_out` are what passed its way out."""
+    time it was not saved. What passed its way out is counted in `core.usage`."""
 
     cpu_s: float = 0.0
     memory_bytes: int = 0
     memory_byte_seconds: float = 0.0
-    bytes_in: int = 0
-    bytes_out: int = 0
     runs: int = 0
 
 

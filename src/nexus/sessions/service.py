@@ -10,6 +10,7 @@ from typing import Any
 from nexus.core import errors, ids, names, sessions
 from nexus.core.principals import Action, Principal
 from nexus.ports import session_history, session_node
+from nexus.sessions import accounting
 from nexus.wire import views
 
 
@@ -39,8 +40,10 @@ class SessionService:
         history: session_history.SessionHistory,
         instances_of: InstancesOf,
         forget: Forget,
+        used: accounting.Accounting,
     ) -> None:
         self._node, self._history, self._instances_of, self._forget = node, history, instances_of, forget
+        self._used = used
 
     async def list(
         self, caller: Principal, *, agent: str | None, environment: str | None, limit: int
@@ -53,8 +56,10 @@ class SessionService:
         alive = [one for one in await self._node.sessions(query) if agents is None or one.agent in agents]
         past = await self._history.recent(caller.tenant, agents=agents, environment=environment, session_id=None, limit=limit)
         known = {_key(one): one for one in past}
-        shown = [_render(one, known.pop(_key(one), None)) for one in sorted(alive, key=_newest)]
-        return [*shown, *(_render_past(one) for one in known.values())][:limit]
+        shown = [(_render(one, known.pop(_key(one), None)), one) for one in sorted(alive, key=_newest)]
+        every = [*shown, *((_render_past(one), None) for one in known.values())][:limit]
+        used = await self._used.of(caller.tenant, {view.session_id for view, _ in every})
+        return [accounting.show(view, used.get(_key(view), ()), one) for view, one in every]
 
     async def show(self, caller: Principal, agent: str, session_id: str, environment: str | None) -> views.SessionView:
         """`NotFound` (`session.not_found`) when there is neither a worker nor a run of it."""
@@ -64,11 +69,12 @@ class SessionService:
         past = await self._history.recent(
             caller.tenant, agents={agent}, environment=environment, session_id=_checked(session_id), limit=1
         )
+        used = await self._used.of(caller.tenant, [session_id], fresh=True)
         if status is not None:
-            return _render(status, past[0] if past else None)
+            return accounting.show(_render(status, past[0] if past else None), used.get(_key(status), ()), status)
         if not past:
             raise _not_found(agent, session_id)
-        return _render_past(past[0])
+        return accounting.show(_render_past(past[0]), used.get(_key(past[0]), ()), None)
 
     async def open(self, caller: Principal, agent: str, session_id: str | None, environment: str | None) -> views.SessionView:
         """Give a session its worker before its first run. Raises what the node answers when there is no room."""
@@ -198,7 +204,7 @@ def _not_found(agent: str, session_id: str) -> errors.NotFound:
     )
 
 
-def _key(one: sessions.SessionStatus | session_history.SessionPast) -> tuple[str, str, str]:
+def _key(one: sessions.SessionStatus | session_history.SessionPast | views.SessionView) -> tuple[str, str, str]:
     return one.agent, one.environment, one.session_id
 
 
@@ -227,8 +233,8 @@ def _render(status: sessions.SessionStatus, past: session_history.SessionPast | 
         cpu_s=usage.cpu_s,
         memory_bytes=usage.memory_bytes,
         memory_byte_seconds=usage.memory_byte_seconds,
-        bytes_in=(past.bytes_in if past is not None else 0) + usage.bytes_in,
-        bytes_out=(past.bytes_out if past is not None else 0) + usage.bytes_out,
+        bytes_in=past.bytes_in if past is not None else 0,
+        bytes_out=past.bytes_out if past is not None else 0,
         problem=dict(status.problem) if status.problem is not None else None,
     )
 

@@ -12,6 +12,7 @@ from prometheus_client import metrics_core
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from nexus.core import principals
+from nexus.ports import session_usage
 from nexus.telemetry import model_metrics
 from nexus.wire import runs
 
@@ -41,6 +42,16 @@ class Metrics:
         self._errors = counter(
             "agent_errors_total", "Runs that failed, by error code.", (*_LANE, "code"), registry=self._registry
         )
+        self._bytes = counter(
+            "agent_bytes_total",
+            "Bytes of runs' requests (in) and answers (out), and of sessions' ways out.",
+            (*_LANE, "direction", "way"),
+            registry=self._registry,
+        )
+        self._cpu = counter("agent_cpu_seconds_total", "CPU that sessions' workers used.", _LANE, registry=self._registry)
+        self._memory = counter(
+            "agent_memory_byte_seconds_total", "Memory of sessions' workers over time.", _LANE, registry=self._registry
+        )
         self._lanes: set[Lane] = set()
         self._codes: set[str] = set()
         self._models = model_metrics.ModelMetrics(self._registry, self._lane)
@@ -48,10 +59,13 @@ class Metrics:
     def count_runs(self, records: Sequence[runs.RunRecord]) -> None:
         ended: collections.Counter[tuple[str, ...]] = collections.Counter()
         failed: collections.Counter[tuple[str, ...]] = collections.Counter()
+        passed: collections.Counter[tuple[str, ...]] = collections.Counter()
         latencies: dict[Lane, prometheus_client.Histogram] = {}
         for record in records:
             lane = self._lane((record["tenant"], record["agent"], record["environment"]))
             ended[(*lane, record["outcome"], str(record["status"]))] += 1
+            passed[(*lane, "in", "runs")] += record.get("bytes_in", 0)
+            passed[(*lane, "out", "runs")] += record.get("bytes_out", 0)
             if (latency := latencies.get(lane)) is None:
                 latency = latencies[lane] = self._latency.labels(*lane)
             latency.observe(max(0.0, record["duration_s"]))
@@ -61,6 +75,16 @@ class Metrics:
             self._requests.labels(*labels).inc(number)
         for labels, number in failed.items():
             self._errors.labels(*labels).inc(number)
+        for labels, number in passed.items():
+            self._bytes.labels(*labels).inc(number)
+
+    def count_usage(self, grown: Sequence[session_usage.Grown]) -> None:
+        for one in grown:
+            lane = self._lane((one.tenant, one.agent, one.environment))
+            self._cpu.labels(*lane).inc(max(0.0, one.cpu_s))
+            self._memory.labels(*lane).inc(max(0.0, one.memory_byte_seconds))
+            self._bytes.labels(*lane, "in", "network").inc(max(0, one.bytes_in))
+            self._bytes.labels(*lane, "out", "network").inc(max(0, one.bytes_out))
 
     def count_model_calls(self, records: Sequence[runs.ModelRecord]) -> None:
         self._models.count(records)

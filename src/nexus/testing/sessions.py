@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from nexus.core import errors
+from nexus.core import errors, usage
 from nexus.core import sessions as nouns
 from nexus.ports import session_node
 
@@ -17,6 +17,11 @@ class FakeSessionNode:
         self.owners = dict(owners or {})
         self.alive: dict[tuple[str, str], nouns.SessionStatus] = {}
         self.commands: list[tuple[str, ...]] = []
+        self.used: list[usage.UsageRow] = []
+
+    async def usage(self, after: str) -> tuple[str, Sequence[usage.UsageRow]]:
+        """All of `used`, every time."""
+        return "fake:1", self.used
 
     async def place(self, instances: Sequence[str], session_id: str, *, homes: Sequence[str] = ()) -> nouns.SessionPlace:
         home = next((key[0] for key in self.alive if key[1] == session_id and key[0] in (*instances, *homes)), None)

@@ -4,6 +4,8 @@ The supervisor speaks HTTP on its unix socket: `GET /health`; `GET /capabilities
 `PUT /instances/{id}` (a spec) → 202; `DELETE /instances/{id}?grace_s=` → 202; `GET /instances/{id}/log?lines=` → `{"lines": []}`;
 `GET /instances/{id}/end?since=&wait_s=` → `{"problem": …}`, why it ended after that moment (null: it did not end);
 `GET /instances/{id}/network` → `{"total": {"sent", "received", "connections", "refused"}, "runs": {run: …}}` of its way out;
+`GET /usage?after=token` → `{"token", "rows": [row]}`, what sessions have used (`core.usage`) and was not told before the token,
+which acknowledges what was; an unknown token is told everything;
 `GET /events` → the present statuses, then one for every change, as JSON lines (a blank line every two seconds as a heartbeat);
 `GET /logs?tenant&agent&…&follow` → `LogLine`s as JSON lines.
 """
@@ -12,7 +14,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from nexus.core import instances
+from nexus.core import instances, usage
 from nexus.core.logs import LogLine as LogLine
 from nexus.core.phases import InstancePhase
 
@@ -30,6 +32,15 @@ def spec_from_json(value: Mapping[str, Any]) -> instances.InstanceSpec:
 
 def status_to_json(status: instances.InstanceStatus) -> dict[str, Any]:
     return dataclasses.asdict(status)
+
+
+def usage_to_json(row: usage.UsageRow) -> dict[str, Any]:
+    return dataclasses.asdict(row)
+
+
+def usage_from_json(value: Mapping[str, Any]) -> usage.UsageRow:
+    """Raises TypeError, KeyError or ValueError on a value of another shape."""
+    return usage.UsageRow(**{**value, "part": usage.Part(value["part"])})
 
 
 def status_from_json(value: Mapping[str, Any]) -> instances.InstanceStatus:

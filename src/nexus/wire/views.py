@@ -334,7 +334,8 @@ class DeadLettersView(View):
 
 class SessionView(View):
     """A session. `phase` is that of its worker (`starting`, `live`, `frozen`, `saved`, `ended`), or `past` for one that is known
-    by its finished runs alone. `busy_s` sums up its runs, `cpu_s` and `memory_byte_seconds` what its workers used."""
+    by its finished runs alone. `busy_s` sums up its runs, `cpu_s` and `memory_byte_seconds` what its workers used, `network_*`
+    what passed its way out; `bytes_*` are these and the bodies of its runs' requests and answers."""
 
     session_id: str
     agent: str
@@ -356,6 +357,8 @@ class SessionView(View):
     memory_byte_seconds: float | None = None
     bytes_in: int = 0
     bytes_out: int = 0
+    network_in: int = 0
+    network_out: int = 0
     problem: dict[str, Any] | None = None
 
 

@@ -11,7 +11,7 @@ import names_rig
 import pytest
 import supervisor_rig
 
-from nexus.core import instances
+from nexus.core import instances, usage
 from nexus.core.phases import InstancePhase
 from nexus.drivers.process import probe, session_client
 from nexus.ports import logs
@@ -273,3 +273,17 @@ async def test_a_sessions_connection_is_told_with_the_session_by_the_kernels_wor
         told = await connections(rig, status.agent, 2)
         assert [line["session_id"] for line in told] == ["one", "two"]
         assert all(line["run_id"] for line in told)
+        token, rows = await node.usage("")
+        passed = {row.session_id: (row.bytes_out, row.bytes_in > 0) for row in rows if row.part is usage.Part.NETWORK}
+        assert passed == {"one": (len(said), True), "two": (len(said), True)}
+        assert {row.session_id for row in rows if row.part is usage.Part.WORKER and row.cpu_s > 0} == {"one", "two"}
+        noted = rig.home.instances / status.id / "network.json"
+        async with asyncio.timeout(10):
+            while not (noted.is_file() and '"two"' in noted.read_text()):
+                await asyncio.sleep(0.02)
+        rig.kill()
+        await rig.up()
+        async with asyncio.timeout(10):
+            while not (found := [row for row in (await node.usage(token))[1] if row.part is usage.Part.NETWORK]):
+                await asyncio.sleep(0.02)
+        assert {row.session_id: row.bytes_out for row in found} == {"one": len(said), "two": len(said)}, "told anew, and whole"

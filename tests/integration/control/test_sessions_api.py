@@ -6,8 +6,10 @@ import json
 import pytest
 
 from nexus.apps import control_sessions
+from nexus.core import usage
+from nexus.sessions import accounting
 from nexus.sessions import service as session_service
-from nexus.stores.postgres import session_history
+from nexus.stores.postgres import session_history, session_usage
 from nexus.testing import sessions as fake
 
 
@@ -19,7 +21,8 @@ async def node(control):
     instance = (await control.api.get("/v1/agents/chat")).json()["deployments"][0]["instances"][0]["id"]
     node = fake.FakeSessionNode({instance: ("default", "chat", "production"), "ins_x": ("other", "chat", "production")})
     app = control.api._transport.app
-    built = control_sessions.build_sessions(control.runs._engine, control.hosting, None)
+    used = accounting.Accounting(node=node, store=session_usage.PostgresUsageStore(control.runs._engine))
+    built = control_sessions.build_sessions(control.runs._engine, control.hosting, None, used)
     built._node = node
     app.state.services = dataclasses.replace(app.state.services, live_sessions=built)
     assert isinstance(built, session_service.SessionService)
@@ -48,6 +51,18 @@ async def test_a_session_is_opened_listed_shown_and_stopped(control, node):
     old = (await control.api.get("/v1/agents/chat/sessions/old")).json()
     assert (old["busy_s"], old["bytes_in"], old["bytes_out"], old["created_at"]) == (4.0, 20, 40, 5.0)
     assert (await control.api.get("/v1/sessions")).json()["items"] == listed
+    spent = {"instance_id": "ins", "session_id": "old", "began_at": 0.0, "version": "1.0.0", "agent": "chat"}
+    for tenant, environment, part, numbers in (
+        ("default", "production", "worker", {"cpu_s": 1.5, "memory_byte_seconds": 9.0}),
+        ("default", "production", "network", {"bytes_in": 7, "bytes_out": 3}),
+        ("default", "staging", "network", {"bytes_in": 1000}),
+        ("other", "production", "network", {"bytes_in": 1000}),
+    ):
+        mine = {**spent, "instance_id": f"{tenant}/{environment}", **numbers}
+        node.used.append(usage.UsageRow(tenant=tenant, environment=environment, part=usage.Part(part), **mine))
+    old = (await control.api.get("/v1/agents/chat/sessions/old")).json()
+    assert (old["cpu_s"], old["memory_byte_seconds"]) == (1.5, 9.0)
+    assert (old["network_in"], old["network_out"], old["bytes_in"], old["bytes_out"]) == (7, 3, 27, 43)
     stopped = await control.api.post("/v1/agents/chat/sessions/anna:1/stop")
     assert stopped.json()["phase"] == "saved"
     assert (await control.api.get("/v1/agents/chat/sessions/anna:1")).json()["phase"] == "past"

@@ -1,6 +1,5 @@
 """What is decided about sessions, as tables: spares, idleness, forking, policy."""
 
-
 import pytest
 
 from nexus.core.sessions import SESSION_MOVES, SessionPhase

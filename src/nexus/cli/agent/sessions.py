@@ -82,6 +82,7 @@ def _show(one: dict[str, Any]) -> None:
             ("memory", f"{screen.size(one.get('memory_bytes'))} now"),
             ("memory over time", "-" if memory is None else f"{memory / 2**30 / 3600:.4f} GiB hours"),
             ("bytes", f"{one.get('bytes_in') or 0} in, {one.get('bytes_out') or 0} out"),
+            ("of these by its way out", f"{one.get('network_in') or 0} in, {one.get('network_out') or 0} out"),
         ],
         empty="",
     )

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -55,12 +55,8 @@ class App:
             await _answer(send, 200, self._node.network(match[1]))
         elif match and match[2] and method == "GET":
             await _answer(send, 200, {"lines": self._node.log_tail(match[1], int(_number(query, "lines", 50, 1000)))})
-        elif method == "GET" and path == "/health":
-            await _answer(send, 200, {"status": "healthy", "instances": len(self._node.statuses())})
-        elif method == "GET" and path == "/capabilities":
-            await _answer(send, 200, dataclasses.asdict(self._node.capabilities()))
-        elif method == "GET" and path == "/instances":
-            await _answer(send, 200, {"instances": [wire.status_to_json(status) for status in self._node.statuses()]})
+        elif method == "GET" and (told := await self._look(path, query)) is not None:
+            await _answer(send, 200, told)
         elif method == "GET" and path == "/events":
             await _stream(receive, send, self._events())
         elif method == "GET" and path == "/logs":
@@ -69,6 +65,19 @@ class App:
             await self._about_sessions(scope, query, receive, send)
         else:
             raise errors.NotFound(f"the supervisor has no {method} {path[:80]}", code="route.not_found")
+
+    async def _look(self, path: str, query: Mapping[str, str]) -> dict[str, Any] | None:
+        """What is answered in one piece; None for any other path."""
+        match path:
+            case "/health":
+                return {"status": "healthy", "instances": len(self._node.statuses())}
+            case "/capabilities":
+                return dataclasses.asdict(self._node.capabilities())
+            case "/instances":
+                return {"instances": [wire.status_to_json(status) for status in self._node.statuses()]}
+            case "/usage":
+                return await self._node.usage(query.get("after", ""))
+        return None
 
     async def _put(self, instance_id: str, receive: Receive, send: Send) -> None:
         body = await _body(receive)

@@ -121,6 +121,7 @@ class Way:
         self._links.add(outward)
         self.meter.total.connections += 1
         own = egress_meter.Tally(connections=1)
+        self.meter.open(own, asking)
         try:
             writer.write(call.accept())
             if call.head is not None:

@@ -56,7 +56,7 @@ class Instance:
     """`begin` or `adopt` starts the life; `stop` ends it and forgets everything; `detach` leaves the process running."""
 
     def __init__(self, spec: instances.InstanceSpec, tools: instance_tools.Tools, *, found: record.Record | None = None) -> None:
-        self._spec = spec
+        self.spec = spec
         self._tools = tools
         self._paths = tools.place(spec.id)
         self._log: log_writer.LogWriter | None = None
@@ -70,7 +70,7 @@ class Instance:
         self._sessions = instance_sessions.InstanceSessions(
             spec, tools.sessions, self._paths, self._open_log, self._draw, tools.launcher.launch
         )
-        self._way = egress_way.WayOut(self._paths, tools.allowance, note=self._note, sessions=self._sessions.find)
+        self.way = egress_way.WayOut(self._paths, tools.allowance, note=self._note, sessions=self._sessions.find)
         self._life: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.status = (
@@ -90,7 +90,7 @@ class Instance:
 
     def begin(self, spec: instances.InstanceSpec) -> None:
         """Want it with this spec: starts it unless it lives; a living one keeps the spec for its next start."""
-        self._spec, self._complete, self._lacks_secrets = spec, True, False
+        self.spec, self._complete, self._lacks_secrets = spec, True, False
         self._sessions.renew(spec)
         if self._life is None or self._life.done():
             if self.status.phase is InstancePhase.FAILED:
@@ -105,13 +105,13 @@ class Instance:
         self._running = running
         given = running.secrets_of(["NEXUS_TOKEN", *secret_names])
         secrets = {name: given[name] for name in secret_names if name in given}
-        self._spec = dataclasses.replace(self._spec, token=given.get("NEXUS_TOKEN", ""), secrets=secrets)
+        self.spec = dataclasses.replace(self.spec, token=given.get("NEXUS_TOKEN", ""), secrets=secrets)
         self._lacks_secrets = len(secrets) < len(secret_names)
-        self._complete = bool(self._spec.token) and not self._lacks_secrets
+        self._complete = bool(self.spec.token) and not self._lacks_secrets
         if self.status.phase not in (InstancePhase.READY, InstancePhase.UNHEALTHY, InstancePhase.STOPPING):
             self.status = dataclasses.replace(self.status, phase=InstancePhase.STARTING)
         if self.status.phase is not InstancePhase.STOPPING:
-            self._life = guard.spawn(self._guarded(self._live(running)), name=f"instance {self._spec.id}", owner=self._tasks)
+            self._life = guard.spawn(self._guarded(self._live(running)), name=f"instance {self.spec.id}", owner=self._tasks)
 
     def await_spec(self, detail: str) -> None:
         self._set(InstancePhase.PENDING, step="waiting", detail=problems.awaiting_spec(detail), address=None, pid=None)
@@ -132,7 +132,7 @@ class Instance:
                     async with asyncio.timeout(_CANCEL_S):
                         await running.wait()
             await self._clear(running)
-        await self._way.close()
+        await self.way.close()
         self._close_log()
         await asyncio.to_thread(preparation.forget, self._paths)
         self.status = dataclasses.replace(self.status, phase=InstancePhase.STOPPED, address=None, pid=None, step="", detail="")
@@ -158,7 +158,7 @@ class Instance:
         """End the watching, not the process: another supervisor will adopt it."""
         await self._end_life()
         await self._sessions.detach()
-        await self._way.close()
+        await self.way.close()
         self._close_log()
 
     async def adopt_sessions(self) -> set[str]:
@@ -185,7 +185,7 @@ class Instance:
                 memory_bytes=memory,
                 active_runs=before.active_runs if runs is None else runs,
                 last_active_at=before.last_active_at if active_at is None else min(active_at, self._tools.clock()),
-                **self._way.counts(),
+                **self.way.counts(),
             )
             self.status = dataclasses.replace(self.status, usage=self._sessions.add_usage(usage))
 
@@ -195,12 +195,12 @@ class Instance:
 
     def look_at_processes(self) -> None:
         running = self._running
-        if running is not None and (excess := running.count_processes(limits.read_limits(self._spec).processes)) is not None:
+        if running is not None and (excess := running.count_processes(limits.read_limits(self.spec).processes)) is not None:
             running.end_for(excess)
 
     async def look_at_disk(self, *, deleted: bool) -> None:
         """End it when it holds more of the disk than it may; its next start finds an empty work directory."""
-        running, allowed = self._running, limits.read_limits(self._spec)
+        running, allowed = self._running, limits.read_limits(self.spec)
         if running is None:
             return
         written, holders = (self._paths.work, self._paths.shared, self._paths.temporary), running.processes() if deleted else ()
@@ -208,10 +208,6 @@ class Instance:
         if (excess := limits.judge_disk(use, allowed)) is not None and self._running is running:
             self._full = True
             running.end_for(excess)
-
-    def network(self) -> Mapping[str, object]:
-        """What went through its way out, in all and for each run; empty when it has none."""
-        return self._way.to_json()
 
     # the life
 
@@ -221,14 +217,14 @@ class Instance:
         except errors.NexusError as error:
             await self._fail(problem_wire.render(error))
         except Exception as error:  # noqa: BLE001 - a defect of ours must show as this instance's failure, not vanish
-            _LOG.exception("instance %s failed", self._spec.id)
+            _LOG.exception("instance %s failed", self.spec.id)
             defect = errors.Internal("the supervisor failed", code="driver.defect", phase="start", cause=repr(error))
             await self._fail(problem_wire.render(defect))
 
     async def _live(self, running: launcher.Running | None) -> None:
         if running is not None:
             self._open_log()
-            await self._way.open(self._spec.options)
+            await self.way.open(self.spec.options)
         while True:
             if running is None:
                 if not self._complete:
@@ -261,7 +257,7 @@ class Instance:
 
     async def _draw(self, *, fresh: bool = False) -> session_launch.Drawn:
         """Whatever a launch needs, made or found; `fresh`: in folders of a new start."""
-        spec = self._spec
+        spec = self.spec
         problems.check_secrets(spec, lacking=self._lacks_secrets)
         layers = await asyncio.to_thread(self._tools.launcher.look)
         draft = preparation.draft_wish(spec, self._paths)  # refused before strangers' requirements are built
@@ -272,7 +268,7 @@ class Instance:
             self._full = False
             self._set(InstancePhase.STARTING, step="launching", detail="", address=None)
         wish = preparation.render_wish(spec, self._paths, prepared, doors=self._tools.doors)
-        await self._way.open(self._spec.options)
+        await self.way.open(self.spec.options)
         temporary = _BOXED_TEMPORARY if layers.boxed else self._paths.temporary
         plan = launcher.Plan(
             instance_id=spec.id,
@@ -317,24 +313,24 @@ class Instance:
         ended = races.first_of(running.wait(), self._sessions.zygote_gone())
         first = await races.first_of(ended, self._watch_health())
         if isinstance(first, launcher.Exit):
-            return problem_wire.render(problems.ended(self._spec, first, self._tail()))
+            return problem_wire.render(problems.ended(self.spec, first, self._tail()))
         await self._dump(running)
-        return problem_wire.render(problems.unhealthy(self._spec, first, self._tail()))
+        return problem_wire.render(problems.unhealthy(self.spec, first, self._tail()))
 
     async def _await_ready(self, running: launcher.Running) -> Problem | None:
         """None once the worker is ready and its health check passes; else what went wrong."""
         try:
-            async with asyncio.timeout(self._spec.start_timeout_s):
+            async with asyncio.timeout(self.spec.start_timeout_s):
                 first = await races.first_of(running.wait(), self._follow_start())
         except TimeoutError:
             await self._dump(running)
             doing = str(self._worker_says().get("phase", ""))
-            return problem_wire.render(problems.start_timeout(self._spec, doing=doing, tail=self._tail()))
+            return problem_wire.render(problems.start_timeout(self.spec, doing=doing, tail=self._tail()))
         if isinstance(first, launcher.Exit):
             said = self._worker_says().get("problem")
             if isinstance(said, Mapping) and not first.out_of_memory:
                 return problems.of_worker(said, self._tail())
-            return problem_wire.render(problems.ended_while_starting(self._spec, first, self._tail()))
+            return problem_wire.render(problems.ended_while_starting(self.spec, first, self._tail()))
         return first
 
     async def _follow_start(self) -> Problem | None:
@@ -355,8 +351,8 @@ class Instance:
         try:
             paths.publish_socket(self._paths)
         except OSError as error:
-            return problem_wire.render(problems.no_socket(self._spec, error.strerror or str(error), self._tail()))
-        check = self._spec.health
+            return problem_wire.render(problems.no_socket(self.spec, error.strerror or str(error), self._tail()))
+        check = self.spec.health
         reason: str | None = None
         for attempt in range(check.retries):
             if attempt:
@@ -364,14 +360,14 @@ class Instance:
             reason = await probe.is_healthy(self._paths.socket, check.path, timeout_s=check.timeout_s)
             if reason is None:
                 return None
-        return problem_wire.render(problems.unhealthy(self._spec, reason or "", self._tail()))
+        return problem_wire.render(problems.unhealthy(self.spec, reason or "", self._tail()))
 
     async def _watch_health(self) -> str:
         """Returns why the instance must be started again: it is unhealthy and has nothing to lose, or has been for too long."""
         loop = asyncio.get_running_loop()
         misses, since = 0, loop.time()
         while True:
-            check = self._spec.health
+            check = self.spec.health
             await asyncio.sleep(check.interval_s)
             reason = await probe.is_healthy(self._paths.socket, check.path, timeout_s=check.timeout_s)
             if reason is None:
@@ -386,12 +382,12 @@ class Instance:
                 continue
             if self.status.phase is InstancePhase.READY:
                 self._set(
-                    InstancePhase.UNHEALTHY, problem=problem_wire.render(problems.unhealthy(self._spec, reason, self._tail()))
+                    InstancePhase.UNHEALTHY, problem=problem_wire.render(problems.unhealthy(self.spec, reason, self._tail()))
                 )
             runs = await probe.active_runs(self._paths.socket, timeout_s=check.timeout_s)
             if (self.status.usage.active_runs if runs is None else runs) == 0:
                 return reason
-            if loop.time() - since > self._spec.run_timeout_s:
+            if loop.time() - since > self.spec.run_timeout_s:
                 return reason
 
     async def _dump(self, running: launcher.Running) -> None:
@@ -427,7 +423,7 @@ class Instance:
             await self._clear(self._running)
         if self._log is not None and self.status.started_at is not None:
             self._log.note(f"the instance failed: {problem.get('cause') or problem.get('detail')}", level="error")
-        await self._way.close()
+        await self.way.close()
         self._close_log()
         self._set(InstancePhase.FAILED, step="", problem=problem, address=None, pid=None, usage=instances.Usage())
 
@@ -446,9 +442,9 @@ class Instance:
 
     def _open_log(self) -> log_writer.LogWriter:
         if self._log is None:
-            self._log = self._tools.logs(self._spec)
+            self._log = self._tools.logs(self.spec)
             self._log.start(self._paths.output)
-        self._log.redaction = log_lines.plan_redaction([*self._spec.secrets.values(), self._spec.token])
+        self._log.redaction = log_lines.plan_redaction([*self.spec.secrets.values(), self.spec.token])
         return self._log
 
     def _close_log(self) -> None:
@@ -482,8 +478,8 @@ class Instance:
     def _remember(self) -> None:
         kept = record.Record(
             status=dataclasses.replace(self.status, usage=instances.Usage()),
-            spec=self._spec,
-            secret_names=tuple(self._spec.secrets),
+            spec=self.spec,
+            secret_names=tuple(self.spec.secrets),
             handle=self._running.handle if self._running else None,
             was_ready=self._was_ready,
             stop_by=self._stop_by,
@@ -492,7 +488,7 @@ class Instance:
             self._paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             record.write(self._paths.record, kept)
         except OSError as error:
-            _LOG.warning("cannot remember instance %s: %s", self._spec.id, error.strerror)
+            _LOG.warning("cannot remember instance %s: %s", self.spec.id, error.strerror)
 
 
 def _ignore(*_: object) -> None:

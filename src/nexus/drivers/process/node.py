@@ -30,6 +30,7 @@ from nexus.drivers.process import (
     sandbox,
     session_archive,
     session_table,
+    usage_book,
 )
 from nexus.kit import backoff, egress, guard
 from nexus.kit.home import Home
@@ -65,7 +66,8 @@ class Node:
         self._worker_copy = worker_copy
         self._layers = sandbox.Layers()
         self.hub = log_query.Hub()
-        self.sessions = session_table.Table(home.run / "s", session_archive.kept_in(home))
+        self._book = usage_book.Book()
+        self.sessions = session_table.Table(home.run / "s", session_archive.kept_in(home), ended=self._book.end_session)
         self._instances: dict[str, instance.Instance] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -191,7 +193,11 @@ class Node:
         """What went through the instance's way out: `total`, and `runs` by their id; empty when it has none."""
         paths.check_instance_id(instance_id)
         known = self._instances.get(instance_id)
-        return known.network() if known else {}
+        return known.way.to_json() if known else {}
+
+    async def usage(self, after: str) -> dict[str, object]:
+        """What sessions have used, in rows that have grown since the token `after`; see `usage_ledger`."""
+        return await self._book.tell(after, self.sessions.everyone(), list(self._instances.values()))
 
     def logs(
         self, *, tenant: str, agent: str, wanted: log_lines.Filter, limit: int, follow: bool
@@ -224,6 +230,7 @@ class Node:
     async def _stop(self, one: instance.Instance, instance_id: str, grace_s: float) -> None:
         try:
             await one.stop(grace_s=grace_s)
+            self._book.close_instance(one)
         finally:
             if one.status.phase is InstancePhase.STOPPED:
                 self._instances.pop(instance_id, None)

@@ -7,8 +7,10 @@ from typing import Any
 from urllib.parse import quote
 
 from nexus.core import sessions as nouns
+from nexus.core import usage
 from nexus.drivers.process import client
 from nexus.ports import session_node
+from nexus.wire import node as node_wire
 from nexus.wire import session_node as wire
 
 _SLOW_S = 90.0
@@ -28,6 +30,11 @@ class ProcessSessions:
     async def sessions(self, query: session_node.SessionQuery) -> Sequence[nouns.SessionStatus]:
         found = await self._driver.ask("GET", "/sessions", params=_fields(query))
         return [wire.status_from_json(one) for one in found["sessions"]]
+
+    async def usage(self, after: str) -> tuple[str, Sequence[usage.UsageRow]]:
+        """See `ports.session_usage.UsageNode`."""
+        found = await self._driver.ask("GET", "/usage", params={"after": after})
+        return str(found["token"]), [node_wire.usage_from_json(row) for row in found["rows"]]
 
     async def stop_session(self, instance_id: str, session_id: str, *, grace_s: float) -> nouns.SessionStatus:
         path = f"{_path(instance_id, session_id)}/stop?grace_s={grace_s:g}"

@@ -4,7 +4,7 @@ Called by `session_api`, and by `Node`, whose instances add their hosts.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nexus.core import errors, names
@@ -12,16 +12,22 @@ from nexus.core.sessions import SessionPlace, SessionStatus
 from nexus.drivers.process import rounds, session, session_archive, session_care, session_host, session_paths
 
 
-class Table:
-    """`run` looks after idle sessions until it is cancelled. `kept`: where the work directories of sessions lie."""
+def _nobody(status: SessionStatus) -> None:
+    """Nobody keeps account of what sessions use."""
 
-    def __init__(self, sockets: Path, kept: Path) -> None:
-        self._sockets, self._kept = sockets, kept
+
+class Table:
+    """`run` looks after idle sessions until it is cancelled. `kept`: where the work directories of sessions lie; `ended` hears of
+    each session that is over, with all it used."""
+
+    def __init__(self, sockets: Path, kept: Path, *, ended: Callable[[SessionStatus], None] = _nobody) -> None:
+        self._sockets, self._kept, self._ended = sockets, kept, ended
         self._hosts: dict[str, session_host.Host] = {}
         self._care = session_care.Care(sockets, self._hosts.values)
 
     def add(self, host: session_host.Host) -> None:
         self._hosts[host.spec.id] = host
+        host.ended = self._ended
 
     def remove(self, host: session_host.Host) -> None:
         if self._hosts.get(host.spec.id) is host:
@@ -59,6 +65,10 @@ class Table:
         hosts = self._select(instance=instance, tenant=tenant, agent=agent, environment=environment)
         found = [one for host in hosts for one in host.sessions.values()]
         return [one.status() async for one in rounds.in_slices(found)]
+
+    def everyone(self) -> Iterator[tuple[str, session.Session]]:
+        """Every session with the id of its instance."""
+        return ((host.spec.id, one) for host in list(self._hosts.values()) for one in list(host.sessions.values()))
 
     def get(self, instance_id: str, session_id: str) -> session.Session:
         host = self._hosts.get(instance_id)
