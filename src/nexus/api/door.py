@@ -22,7 +22,9 @@ async def read_state(knock: door_fast.Knock) -> door_fast.Answer:
 
 async def write_state(knock: door_fast.Knock) -> door_fast.Answer:
     body = await knock.body(sessions.MAX_STATE_BYTES, sessions.too_large())
-    version = await knock.services.sessions.put(knock.owner, knock.parts[0], body)
+    after = knock.query.get("after", "")
+    known = int(after) if after.isascii() and after.isdigit() and len(after) < 16 else None
+    version = await knock.services.sessions.put(knock.owner, knock.parts[0], body, after=known)
     return door_fast.Answer(headers=((_VERSION, b"%d" % version),))
 
 

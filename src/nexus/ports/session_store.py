@@ -28,8 +28,9 @@ class SessionStore(Protocol):
 
     async def fetch(self, key: SessionKey) -> SessionState | None: ...
 
-    async def put(self, key: SessionKey, state: str) -> int:
-        """The last writer wins; the new version."""
+    async def put(self, key: SessionKey, state: str, *, after: int | None = None) -> int:
+        """The new version. The last writer wins, unless it says in place of which version (0: of none) it writes: `Conflict`
+        (`state.moved`) when that is not the stored one."""
         ...
 
     async def delete(self, key: SessionKey) -> bool: ...

@@ -21,8 +21,9 @@ class SessionStates:
             raise errors.NotFound(f"session {session_id!r} has no state yet", code="state.not_found")
         return found
 
-    async def put(self, owner: deployments.InstanceOwner, session_id: str, body: bytes) -> int:
-        """The new version. `Invalid` when it is no JSON object (`state.invalid`) or too large (`state.too_large`)."""
+    async def put(self, owner: deployments.InstanceOwner, session_id: str, body: bytes, *, after: int | None = None) -> int:
+        """The new version. `Invalid` when it is no JSON object (`state.invalid`) or too large (`state.too_large`); `Conflict`
+        (`state.moved`) when `after` is not the version that it would replace."""
         key = _key(owner, session_id)
         if len(body) > MAX_STATE_BYTES:
             raise too_large()
@@ -33,7 +34,7 @@ class SessionStates:
             raise errors.Invalid("a session's state is JSON", code="state.invalid", cause=str(error)[:200]) from None
         if not isinstance(value, dict):
             raise errors.Invalid("a session's state is a JSON object", code="state.invalid", cause=f"got {type(value).__name__}")
-        return await self._store.put(key, text)
+        return await self._store.put(key, text, after=after)
 
 
 def too_large() -> errors.Invalid:

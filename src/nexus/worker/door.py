@@ -61,16 +61,20 @@ class Door:
         known = float(cost) if isinstance(cost, int | float) else None
         return int(value.get("input_tokens") or 0), int(value.get("output_tokens") or 0), known
 
-    async def load_state(self, session_id: str) -> dict[str, Any]:
+    async def load_state(self, session_id: str) -> tuple[dict[str, Any], int | None]:
+        """The state and its version (0: there is none yet; None: the host tells no versions)."""
         return _state(await self.call("GET", f"/door/sessions/{session_id}/state"))
 
-    def load_state_blocking(self, session_id: str) -> dict[str, Any]:
+    def load_state_blocking(self, session_id: str) -> tuple[dict[str, Any], int | None]:
         return _state(self.call_blocking("GET", f"/door/sessions/{session_id}/state"))
 
-    async def save_state(self, session_id: str, state: bytes) -> None:
-        answer = await self.call("PUT", f"/door/sessions/{session_id}/state", state)
+    async def save_state(self, session_id: str, state: bytes, *, after: int | None = None) -> int | None:
+        """Its new version. `after`: only in place of this version (0: of none), or `Conflict` (`state.moved`)."""
+        query = "" if after is None else f"?after={after}"
+        answer = await self.call("PUT", f"/door/sessions/{session_id}/state{query}", state)
         if answer.status >= 300:
             raise _refused(answer)
+        return _version(answer)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -84,8 +88,13 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _state(answer: http_client.Answer) -> dict[str, Any]:
-    return {} if answer.status == 404 else _object(answer)
+def _state(answer: http_client.Answer) -> tuple[dict[str, Any], int | None]:
+    return ({}, 0) if answer.status == 404 else (_object(answer), _version(answer))
+
+
+def _version(answer: http_client.Answer) -> int | None:
+    found = next((value for name, value in answer.headers if name == "nexus-state-version"), "")
+    return int(found) if found.isascii() and found.isdigit() else None
 
 
 def _object(answer: http_client.Answer) -> dict[str, Any]:

@@ -58,6 +58,8 @@ class FakeDoor:
     path: str
     seen: list[Seen] = field(default_factory=list)
     states: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, int] | None = None
+    token: str = TOKEN
     usage: dict[str, list[int]] = field(default_factory=dict)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     hang_after_first: bool = False
@@ -86,7 +88,7 @@ class FakeDoor:
         writer.close()
 
     async def _answer(self, request: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if request.headers.get("authorization") != f"Bearer {TOKEN}":
+        if request.headers.get("authorization") != f"Bearer {self.token}":
             _reply(writer, 401, {"code": "auth.required"})
         elif request.path == "/v1/chat/completions":
             await self._chat(request, reader, writer)
@@ -124,16 +126,22 @@ class FakeDoor:
         return _reply(writer, 200, {})
 
     def _state(self, request: Seen, writer: asyncio.StreamWriter) -> None:
-        session = request.path.split("/")[3]
+        path, _, query = request.path.partition("?")
+        session = path.split("/")[3]
+        version = 0 if self.versions is None else self.versions.get(session, 0)
         if self.state_status == 413 and request.method == "PUT":
             _reply(writer, 413, {"code": "state.too_large", "kind": "invalid", "detail": "too large"})
         elif self.state_status == 503:
             _reply(writer, self.state_status, {"code": "service.unavailable", "kind": "unavailable", "detail": "control is down"})
+        elif query and query != f"after={version}":
+            _reply(writer, 409, {"code": "state.moved", "kind": "conflict", "detail": "moved"})
         elif request.method == "PUT":
             self.states[session] = json.loads(request.body)
-            _reply(writer, 200, {})
+            if self.versions is not None:
+                self.versions[session] = version = version + 1
+            _reply(writer, 200, {}, version)
         elif session in self.states:
-            _reply(writer, 200, self.states[session])
+            _reply(writer, 200, self.states[session], version)
         else:
             _reply(writer, 404, {"code": "state.not_found"})
 
@@ -165,9 +173,10 @@ def _chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
     writer.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
-def _reply(writer: asyncio.StreamWriter, status: int, value: object) -> None:
+def _reply(writer: asyncio.StreamWriter, status: int, value: object, version: int = 0) -> None:
     body = json.dumps(value).encode()
-    head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    told = f"nexus-state-version: {version}\r\n" if version else ""
+    head = f"HTTP/1.1 {status} X\r\n{told}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
 
 

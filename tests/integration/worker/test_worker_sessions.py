@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+from nexus.kit import session_tokens
+
 COUNTER = """
 from nexus.ai.agents import Agent
 class Counter(Agent):
@@ -41,6 +43,20 @@ async def test_state_is_kept_by_the_platform_and_survives_the_process(hosted: An
     assert (await worker.run("b", session="s")).output == ["a", "b"]
     door.states["s"] = {"seen": ["elsewhere"]}
     assert (await worker.run("c", session="s")).output == ["elsewhere", "c"]
+
+
+async def test_the_only_worker_of_a_session_asks_for_its_state_once_and_is_told_when_it_was_overtaken(
+    hosted: Any, door: Any
+) -> None:
+    door.versions = {}
+    door.token = session_tokens.mint("h" * 64, instance_id="ins_1", session_id="s", expires_at=9e9)
+    worker = await hosted(COUNTER, NEXUS_TOKEN=door.token)
+    assert [(await worker.run(text, session="s")).output for text in "abc"] == [["a"], ["a", "b"], ["a", "b", "c"]]
+    assert [each.method for each in door.seen] == ["GET", "PUT", "PUT", "PUT"]
+    door.states["s"], door.versions["s"] = {"seen": ["elsewhere"]}, 9
+    refused = await worker.run("lost", session="s")
+    assert (refused.status, refused.json["code"]) == (409, "state.moved")
+    assert (await worker.run("d", session="s")).output == ["elsewhere", "d"]
 
 
 async def test_state_that_cannot_be_read_fails_the_run_and_a_known_one_goes_on(hosted: Any, door: Any) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from nexus.core import errors
 from nexus.ports import session_store
 from nexus.stores.postgres import task_link
 
@@ -14,12 +15,15 @@ _DELETE_AGENT = """
     DELETE FROM session_states WHERE tenant = %(tenant)s AND agent = %(agent)s
       AND (CAST(%(environment)s AS text) IS NULL OR environment = %(environment)s)
     """
-_PUT = """
+_PUT = f"""
     INSERT INTO session_states AS s (tenant, agent, environment, session_id, state, version, updated_at)
-    VALUES (%(tenant)s, %(agent)s, %(environment)s, %(session_id)s, %(state)s, 1, nexus_now())
+    SELECT %(tenant)s, %(agent)s, %(environment)s, %(session_id)s, %(state)s, 1, nexus_now()
+    WHERE coalesce(CAST(%(after)s AS bigint), 0) = 0 OR EXISTS (SELECT 1 FROM session_states WHERE {_WHERE})
     ON CONFLICT (tenant, agent, environment, session_id)
-    DO UPDATE SET state = EXCLUDED.state, version = s.version + 1, updated_at = EXCLUDED.updated_at RETURNING version
-    """
+    DO UPDATE SET state = EXCLUDED.state, version = s.version + 1, updated_at = EXCLUDED.updated_at
+      WHERE CAST(%(after)s AS bigint) IS NULL OR s.version = %(after)s
+    RETURNING version
+    """  # noqa: S608 - constants
 
 
 class PostgresSessionStore:
@@ -32,8 +36,15 @@ class PostgresSessionStore:
         rows = await self._link.look("reading a session's state", _FETCH, _values(key))
         return session_store.SessionState(**rows[0]) if rows else None
 
-    async def put(self, key: session_store.SessionKey, state: str) -> int:
-        rows = await self._link.rows("writing a session's state", _PUT, {**_values(key), "state": state})
+    async def put(self, key: session_store.SessionKey, state: str, *, after: int | None = None) -> int:
+        rows = await self._link.rows("writing a session's state", _PUT, {**_values(key), "state": state, "after": after})
+        if not rows:
+            raise errors.Conflict(
+                "another worker of the session has changed its state meanwhile",
+                code="state.moved",
+                phase="run",
+                next_step="send the message again: the next run begins from what is there now",
+            )
         return int(rows[0]["version"])
 
     async def delete(self, key: session_store.SessionKey) -> bool:
