@@ -36,7 +36,7 @@ async def ready(supervisor: supervisor_rig.SupervisorRig, **options: Any) -> ses
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def rig() -> AsyncIterator[session_rig.SessionRig]:
     async with session_rig.supervisor() as supervisor:
-        yield await ready(supervisor)
+        yield await ready(supervisor, processes=30)  # of the agent's: the runtime's own are not counted to it
 
 
 def tree(pid: int) -> list[int]:

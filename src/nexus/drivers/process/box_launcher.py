@@ -42,7 +42,7 @@ class BoxLauncher:
             plan.box or plan.instance_id,
             memory_bytes=plan.memory_bytes,
             cpu_millis=plan.cpu_millis,
-            processes=plan.allowed.processes,
+            processes=plan.allowed.processes + (oci_launcher.OWN_PROCESSES if plan.wish.runtime else 0),
         )
         try:
             _give(plan.wish, owner)

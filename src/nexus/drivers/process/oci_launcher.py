@@ -17,6 +17,7 @@ from typing import Any
 from nexus.core import errors
 from nexus.drivers.process import box_start, cgroups, launcher, oci_bundle, oci_start, sandbox
 
+OWN_PROCESSES = 256  # threads of the runtime, its sandbox and its gofer: some 100 when the agent does nothing
 _FIRST_IN = 'read _ && exec "$@"'  # waits for one line, by which time it stands in its groups; the rest of its input stays
 _ENVIRON = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 _GVISOR = (
