@@ -82,3 +82,18 @@ async def test_an_operators_key_is_not_rotated_by_the_host(postgres_url: str, tm
             await held.rotate_master_key()
     assert caught.value.code == "master_key.external"
     assert not (tmp_path / "master.key").exists()
+
+
+async def test_a_secret_is_read_back_by_no_question_and_no_error(control: Control) -> None:
+    value = "canary-that-nobody-reads-back"
+    put = await control.api.put("/v1/agents/echo/secrets/API_KEY", json={"value": value})
+    deployed = await control.deploy("echo", "hosting: {secrets: [API_KEY]}\n")
+    await control.settle()
+    paths = [f"/v1/agents/echo{rest}" for rest in ("", "/secrets", "/history", "/versions", "/secrets/API_KEY")]
+    paths += ["/v1/agents", f"/v1/deployments/{deployed['id']}", "/v1/status", "/v1/keys", "/v1/audit"]
+    told = [put, *[await control.api.get(path) for path in paths]]
+    for name in ("../API_KEY", "x" * 300, "API_KEY"):
+        told.append(await control.api.put(f"/v1/agents/echo/secrets/{name}", json={"value": value, "other": value}))
+        told.append(await control.api.post(f"/v1/agents/echo/secrets/{name}", json={"value": value}))
+    assert len([one for one in told if one.status_code == 200]) > 5
+    assert [one.request.url.path for one in told if value in one.text] == []
