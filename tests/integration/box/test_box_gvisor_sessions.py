@@ -14,6 +14,7 @@ import session_rig
 import supervisor_rig
 import test_box_egress
 
+from nexus.apps import keeper_sweep
 from nexus.core.sessions import How, SessionPhase
 
 pytestmark = [
@@ -150,6 +151,16 @@ async def test_it_outlives_a_supervisor_that_is_killed() -> None:
         assert await rig.run("stays", ["read", "~/kept"]) == "yes"
         assert supervisor.down() == 0
         assert session_rig.leavings(supervisor) == []
+
+
+async def test_what_a_killed_supervisor_leaves_is_found_and_ended() -> None:
+    async with session_rig.supervisor() as supervisor:
+        rig = await ready(supervisor)
+        await rig.run("left", ["daemon"])
+        below = [*tree(rig.record("left")["handle"]["pid"]), *tree(await rig.zygote())]
+        supervisor.kill()
+        assert keeper_sweep.kill_agents(supervisor.home) >= 2
+        await session_rig.gone(*below)
 
 
 async def test_a_spare_is_ready_when_a_session_is_wanted() -> None:

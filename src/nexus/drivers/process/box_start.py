@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,12 @@ def enter(
     group: cgroups.Group,
     extra: int | None = None,
     program: str = "box_entry",
+    environ: Mapping[str, str] | None = None,
 ) -> tuple["subprocess.Popen[bytes]", Entered]:
     """Start the first process, let it into its groups, hand it the plan and hear what became of it. Raises OSError.
 
     `extra`: a descriptor that it inherits, by the number that the plan gets as `extra`. `program`: the module of this package
-    whose `main` takes the plan.
+    whose `main` takes the plan; `environ` beside its own, for everybody on this machine to see.
     """
     if extra is not None:
         drawn = {**drawn, "extra": extra}
@@ -57,7 +59,7 @@ def enter(
             stdout=output,
             stderr=output,
             cwd="/",
-            env={"LANG": "C.UTF-8"},
+            env={"LANG": "C.UTF-8", **(environ or {})},
             pass_fds=(theirs.fileno(), *((extra,) if extra is not None else ())),
             start_new_session=True,
             umask=0o077,

@@ -215,19 +215,25 @@ class Keeper:
             return
         asked.settimeout(_ANSWER_S)
         try:
-            doing = json.loads(asked.recv(_LONGEST, socket.MSG_PEEK)).get("do")
-            if doing not in ("hold", "tell"):
-                asked.setblocking(True)
-                hand.give(asked)
-                return
-            _, descriptors = _receive(asked)
-            if doing == "hold":
-                self._held = socket.socket(fileno=descriptors[0])
-            given = [] if doing == "hold" or self._held is None else [self._held.fileno()]
-            socket.send_fds(asked, [b"{}"], given)
-        except (EOFError, TimeoutError, ValueError, AttributeError, IndexError):
-            pass
-        asked.close()
+            is_ours = json.loads(asked.recv(_LONGEST, socket.MSG_PEEK))["do"] in ("hold", "tell")
+            if is_ours:
+                self._answer(asked)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError):  # whoever asked has left, or asks for nothing
+            is_ours = True
+        if is_ours:
+            asked.close()
+            return
+        asked.setblocking(True)
+        hand.give(asked)
+
+    def _answer(self, asked: socket.socket) -> None:
+        """Keep the session's listening socket, or give it back."""
+        order, descriptors = _receive(asked)
+        if order["do"] == "hold":
+            self._held = socket.socket(fileno=descriptors[0])
+            socket.send_fds(asked, [b"{}"], [])
+        else:
+            socket.send_fds(asked, [b"{}"], [] if self._held is None else [self._held.fileno()])
 
     # the runtime
 

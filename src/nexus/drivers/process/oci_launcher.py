@@ -20,6 +20,7 @@ from nexus.drivers.process import box_start, cgroups, launcher, oci_bundle, oci_
 OWN_PROCESSES = 256  # threads of the runtime, its sandbox and its gofer: some 100 when the agent does nothing
 _FIRST_IN = 'read _ && exec "$@"'  # waits for one line, by which time it stands in its groups; the rest of its input stays
 _ENVIRON = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+_MARKS = ("NEXUS_SOCKET", "NEXUS_INSTANCE_ID")
 _GVISOR = (
     "--network={network}", "--ignore-cgroups", "--overlay2=none", "--host-uds=all", "--host-fifo=open",
     "--file-access-mounts=shared",
@@ -75,10 +76,13 @@ def launch(
         "pins": [list(pin) for pin in wish.pins] if wish.way is not None else [],
     }
     if plan.extra is None:
-        child = _start(command, inside, plan.output, group)
+        child = _start(command, inside, plan, group)
         return _running(plan, group, pid=child.pid, child=child)
-    drawn = {"command": command, "environ": _ENVIRON, "inside": inside}
-    _, entered = box_start.enter(drawn, python=python, output=plan.output, group=group, extra=plan.extra, program="oci_keeper")
+    environ = _plan_environ(plan)
+    drawn = {"command": command, "environ": environ, "inside": inside}
+    _, entered = box_start.enter(
+        drawn, python=python, output=plan.output, group=group, extra=plan.extra, program="oci_keeper", environ=environ
+    )
     if entered.failed is not None:
         raise errors.Unavailable(
             f"the box of {plan.instance_id} cannot be made",
@@ -125,14 +129,21 @@ def _write_bundle(plan: launcher.Plan, *, owner: int, limits: Mapping[str, tuple
     return [program, "--root", str(state), *options, "run", "--bundle", str(bundle), plan.instance_id]
 
 
-def _start(command: Sequence[str], inside: Mapping[str, Any], output: int, group: cgroups.Group) -> "subprocess.Popen[bytes]":
+def _plan_environ(plan: launcher.Plan) -> dict[str, str]:
+    """Variables of the runtime itself: what it needs, and whose it is, for whoever ends what a killed supervisor left."""
+    return _ENVIRON | {name: plan.environ[name] for name in _MARKS if name in plan.environ}
+
+
+def _start(
+    command: Sequence[str], inside: Mapping[str, Any], plan: launcher.Plan, group: cgroups.Group
+) -> "subprocess.Popen[bytes]":
     child = subprocess.Popen(
         ["/bin/sh", "-c", _FIRST_IN, "sh", *command],
         stdin=subprocess.PIPE,
-        stdout=output,
-        stderr=output,
+        stdout=plan.output,
+        stderr=plan.output,
         cwd="/",
-        env=_ENVIRON,
+        env=_plan_environ(plan),
         start_new_session=True,
         umask=0o022,
     )
