@@ -35,7 +35,7 @@ def nexus(rig, certificate):
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [sys.executable, "-P", "-m", "nexus.cli.main", *arguments],
-            env=rig.environment(**certificate), capture_output=True, text=True, timeout=100, check=False,
+            env=rig.environment(**certificate, NEXUS_DISPATCHERS="1"), capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
 
     yield run
@@ -95,7 +95,7 @@ def test_gateways_are_replaced_without_a_failed_request_and_all_of_it_speaks_tls
         rig.wait_for(lambda: all(client.count > 5 for client in clients), "the clients to begin")
         before = pids(rig)
         os.kill(record.pid, signal.SIGHUP)
-        rig.wait_for(lambda: _replaced(before, pids(rig), "gateway-0", "gateway-1"), "two new gateways")
+        rig.wait_for(lambda: _replaced(before, pids(rig), "dispatcher-0", "gateway-0", "gateway-1"), "new ones")
         after = pids(rig)
         for client in clients[2:]:  # control starts again below: its API waits for it, but not for ever
             client.done.set()
@@ -110,7 +110,8 @@ def test_gateways_are_replaced_without_a_failed_request_and_all_of_it_speaks_tls
         renewed, now = keeper_record.read(rig.home), pids(rig)
         assert renewed.pid != record.pid
         assert not keeper_record.is_alive(record)
-        assert _replaced(after, now, "control", "gateway-0", "gateway-1")
+        assert _replaced(after, now, "control", "dispatcher-0", "gateway-0", "gateway-1")
+        assert not [entry for entry in renewed.processes if entry.name.startswith(("dispatcher", "gateway")) and entry.restarts]
         assert [now[name] for name in ("supervisor", "postgres")] == [after[name] for name in ("supervisor", "postgres")]
         reached = [client.count for client in clients[:2]]
         rig.wait_for(
