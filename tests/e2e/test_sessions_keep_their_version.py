@@ -97,6 +97,8 @@ def test_a_rollback_leaves_sessions_where_they_are_too_and_a_fix_may_take_them_a
     kept.ok("ai", "agent", "rollback", name)
     assert ask(kept, name, "dora") == {"version": "2.0.0", "n": 2, "held": 2}
     assert ask(kept, name, "emil")["version"] == "1.0.0"
+    told = kept.ok("ai", "agent", "deploy", name, "--version", "1.0.0").out
+    assert f"sessions that began on 2.0.0 go on there; to move them: nexus ai agent sessions stop {name}" in told
     deploy(kept, tmp_path, name, "3.0.0", "--sessions", "move")
     assert ask(kept, name, "dora") == {"version": "3.0.0", "n": 3, "held": 1}
     assert ask(kept, name, "emil") == {"version": "3.0.0", "n": 2, "held": 1}

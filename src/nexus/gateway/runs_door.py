@@ -252,7 +252,7 @@ class RunHandler(Handler):
         wanted = sessions.plan_order(deployment, held, self.call.tried)
         problem: errors.NexusError | None = None
         try:
-            homes = sessions.find_homes(deployment, wanted)
+            homes = sessions.find_homes(deployment, wanted) if self.call.version is None else ()
             place = await self.world.places.ask(self.world.settings.home.supervisor_socket, key, wanted, homes)
         except errors.NexusError as error:
             problem = error

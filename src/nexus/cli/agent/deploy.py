@@ -189,6 +189,12 @@ def _summary(view: client.Answer, curl: str, *, waited: bool) -> str:
     state = f"{view.get('ready')} of {view.get('replicas')} ready" if waited else "rolling out"
     if waited and view.get("phase") == "rolling":
         state = f"under way; see it with: nexus ai agent rollout status {view['agent']} --env {view.get('environment')}"
-    return "\n".join(
-        (f"{view['agent']} {view.get('version')} in {view.get('environment')}: {state}", f"URL: {view.get('url')}", "", curl)
-    )
+    lines = [f"{view['agent']} {view.get('version')} in {view.get('environment')}: {state}", *_staying(view)]
+    return "\n".join((*lines, f"URL: {view.get('url')}", "", curl))
+
+
+def _staying(view: client.Answer) -> list[str]:
+    """Old versions whose sessions go on, and how to move them."""
+    old = sorted({str(one.get("version")) for one in view.get("instances") or () if one.get("phase") == "draining"})
+    move = f"nexus ai agent sessions stop {view['agent']} --env {view.get('environment')} --version"
+    return [f"sessions that began on {version} go on there; to move them: {move} {version}" for version in old]
