@@ -115,13 +115,18 @@ def _credential(environment: Mapping[str, str], name: str) -> str:
     return value
 
 
-def _base_url(name: str, value: str) -> str:
+def is_base_url(value: str) -> bool:
+    """Whether it is http:// or https://, a host, perhaps a port and a path, and nothing else."""
     try:
         parts = urlsplit(value)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and value.isprintable()
     except ValueError:
-        usable = False
-    if not usable or " " in value or parts.username or parts.query or parts.fragment:
+        return False
+    return usable and " " not in value and not (parts.username or parts.query or parts.fragment)
+
+
+def _base_url(name: str, value: str) -> str:
+    if not is_base_url(value):
         raise errors.Invalid(
             f"{name} is not a usable URL",
             code="model.bad_base_url",

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from nexus.core import errors
-from nexus.models import provider_auth
+from nexus.models import catalog, provider_auth
 from nexus.wire import feed
 from nexus.wire import models as wire
 
@@ -142,12 +141,7 @@ def check_base_url(name: str, value: str | None) -> str:
         )
     if value.startswith("unix:/"):
         return value
-    try:
-        parts = urlsplit(value)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and value.isprintable()
-    except ValueError:
-        usable = False
-    if not usable or " " in value or parts.username or parts.query or parts.fragment:
+    if not catalog.is_base_url(value):
         raise errors.Invalid(
             f"the base_url of provider {name} is not usable",
             code="provider.invalid",

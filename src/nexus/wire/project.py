@@ -6,13 +6,13 @@ way of writing the same setting (`autoscaling`, `runtime`) has been folded into 
 """
 
 import re
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from nexus.core import errors, names
 from nexus.kit import quantity
+from nexus.wire import project_quantity
 from nexus.wire.project_box import Box
 from nexus.wire.project_budget import Budget
 from nexus.wire.project_models import Models
@@ -20,26 +20,6 @@ from nexus.wire.project_section import Section, conflict
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LONGEST_S = 30 * 24 * 3600.0
-
-
-def _quantity(parse: Callable[[Any], float]) -> Callable[[Any], float]:
-    """A quantity is written as text or a number; YAML's booleans, lists and infinities are refused with the same words."""
-
-    def read(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            value = "null" if value is None else str(value).lower() if isinstance(value, bool) else f"a {type(value).__name__}"
-        try:
-            return parse(value)
-        except OverflowError:
-            raise ValueError(f"{str(value)[:40]!r} is too large") from None
-
-    return read
-
-
-def _written(example: str, pattern: str) -> WithJsonSchema:
-    return WithJsonSchema(
-        {"anyOf": [{"type": "string", "pattern": pattern}, {"type": "number", "exclusiveMinimum": 0}], "examples": [example]}
-    )
 
 
 def _part(value: Any) -> Any:
@@ -52,19 +32,22 @@ def _part(value: Any) -> Any:
 
 
 Cpu = Annotated[
-    int, BeforeValidator(_quantity(quantity.parse_cpu)), Field(gt=0, le=1_024_000), _written("500m", r"^\d+(\.\d+)?m?$")
+    int,
+    BeforeValidator(project_quantity.read(quantity.parse_cpu)),
+    Field(gt=0, le=1_024_000),
+    project_quantity.written("500m", r"^\d+(\.\d+)?m?$"),
 ]
 Memory = Annotated[
     int,
-    BeforeValidator(_quantity(quantity.parse_bytes)),
+    BeforeValidator(project_quantity.read(quantity.parse_bytes)),
     Field(ge=1024 * 1024, le=2**50),
-    _written("512Mi", r"^\d+(\.\d+)?\s*([KMGTP]i?B?|k|B)?$"),
+    project_quantity.written("512Mi", r"^\d+(\.\d+)?\s*([KMGTP]i?B?|k|B)?$"),
 ]
 Duration = Annotated[
     float,
-    BeforeValidator(_quantity(quantity.parse_duration)),
+    BeforeValidator(project_quantity.read(quantity.parse_duration)),
     Field(allow_inf_nan=False, le=_LONGEST_S),
-    _written("30s", r"^\d+(\.\d+)?(ms|s|m|h|d)?$"),
+    project_quantity.written("30s", r"^\d+(\.\d+)?(ms|s|m|h|d)?$"),
 ]
 Percent = Annotated[int, Field(ge=1, le=100)]
 
