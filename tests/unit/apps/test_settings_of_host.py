@@ -21,6 +21,7 @@ def test_defaults_are_loopback_and_one_gateway_per_core(tmp_path):
         ("NEXUS_PORT", "9" * 40),
         ("NEXUS_GATEWAYS", "0"),
         ("NEXUS_GATEWAYS", "17"),
+        ("NEXUS_DISPATCHERS", "9"),
         ("NEXUS_DATABASE_URL", "mysql://root:hunter2@db/x"),
     ],
 )
@@ -62,18 +63,25 @@ def test_only_control_sees_keys_and_passwords(tmp_path):
         "NEXUS_EGRESS_ALLOW": "10.0.0.0/8",
         "NEXUS_DATABASE_URL": "postgresql://outer:secret@db/nexus",
     }
-    host = settings.read_settings({**environ, "NEXUS_HOME": str(tmp_path), "NEXUS_GATEWAYS": "2"})
+    host = settings.read_settings({**environ, "NEXUS_HOME": str(tmp_path), "NEXUS_GATEWAYS": "2", "NEXUS_DISPATCHERS": "1"})
     children = {child.name: child for child in keeper_children.plan_children(host, environ, "postgresql://inner")}
-    assert list(children) == ["control", "supervisor", "gateway-0", "gateway-1"]  # an URL of one's own: no PostgreSQL of ours
+    assert list(children) == [
+        "control",
+        "supervisor",
+        "dispatcher-0",
+        "gateway-0",
+        "gateway-1",
+    ]  # an URL of one's own: no PostgreSQL of ours
     control = children["control"].environment
     assert control["OPENAI_API_KEY"] == "sk-1"
     assert control["NEXUS_DATABASE_URL"] == "postgresql://inner"
-    for name in ("supervisor", "gateway-0", "gateway-1"):
+    assert children["dispatcher-0"].environment["NEXUS_DATABASE_URL"] == "postgresql://inner"
+    for name in ("supervisor", "dispatcher-0", "gateway-0", "gateway-1"):
         seen = children[name].environment
         assert not {"OPENAI_API_KEY", "ANTHROPIC_API_KEY", "NEXUS_MASTER_KEY", "NEXUS_API_KEY", "AWS_SECRET_ACCESS_KEY"} & set(
             seen
         )
-        assert "NEXUS_DATABASE_URL" not in seen
+        assert ("NEXUS_DATABASE_URL" in seen) == (name == "dispatcher-0")
         assert seen["UV_INDEX_URL"] == "u"
         assert seen["NEXUS_EGRESS_ALLOW"] == "10.0.0.0/8"
     assert children["gateway-1"].environment["NEXUS_GATEWAY"] == "1"
