@@ -214,6 +214,7 @@ async def _run(
 
     parts.reconciler.published = publish_routes
     server.called = parts.reconciler.call_version
+    work.telemetry.network = control_sessions.build_run_traffic(parts.driver, parts.reconciler)
     used = control_sessions.build_accounting(database, parts.driver, work.metrics.count_usage)
     services = api_services.Services(
         identity=parts.identity,

@@ -1,6 +1,6 @@
 """Put the sessions room together: the node's sessions, their past, and where a new one may live."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -9,11 +9,13 @@ from nexus.core.deployments import Target
 from nexus.core.phases import InstancePhase
 from nexus.drivers.process import client as process_driver
 from nexus.drivers.process import session_client
+from nexus.hosting import loop
 from nexus.hosting import service as hosting_service
 from nexus.ports import session_usage as ports_usage
 from nexus.sessions import accounting
 from nexus.sessions import service as session_service
 from nexus.stores.postgres import session_history, session_usage
+from nexus.telemetry import records
 
 
 def build_forgetting(database: AsyncEngine, driver: process_driver.ProcessDriver) -> Callable[[str, str, str], Awaitable[None]]:
@@ -35,6 +37,23 @@ def build_accounting(
     return accounting.Accounting(
         node=session_client.ProcessSessions(driver), store=session_usage.PostgresUsageStore(database), grown=grown
     )
+
+
+def build_run_traffic(driver: process_driver.ProcessDriver, reconciler: loop.Reconciler) -> records.Network:
+    """What runs sent and received by themselves: instances with a way out are asked, for the others there is nothing to know."""
+    node = session_client.ProcessSessions(driver)
+
+    async def traffic(instance_id: str, run_ids: Collection[str]) -> Mapping[str, tuple[int, int]]:
+        picture = reconciler.picture
+        status = picture.statuses.get(instance_id)
+        owned = picture.instances.get(status.deployment_id, []) if status is not None else []
+        instance = next((one for one in owned if one.id == instance_id), None)
+        revision = picture.revisions.get((instance.deployment_id, instance.revision)) if instance is not None else None
+        if revision is None or revision.settings.options.get("network") != "egress":
+            return {}
+        return await node.run_traffic(instance_id, run_ids)
+
+    return traffic
 
 
 def build_sessions(

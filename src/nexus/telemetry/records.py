@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from nexus.core import errors, principals
@@ -30,10 +30,14 @@ _BIGGEST = 2**53
 _GROUP = 1000
 
 
+Network = Callable[[str, Collection[str]], Awaitable[Mapping[str, tuple[int, int]]]]
+"""An instance and its runs, to the bytes that each received and sent by its way out; nothing where there is none."""
+
+
 class RecordSink:
     """`store` is what the feed server calls; it returns once the records are committed, so that it may acknowledge them.
 
-    `traced` is given the model calls that were not known before.
+    `traced` is given the model calls that were not known before. `network` tells what runs sent and received by themselves.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class RecordSink:
         metrics: metrics.Metrics,
         traced: Callable[[Sequence[runs.ModelRecord]], None] | None = None,
     ) -> None:
+        self.network: Network | None = None
         self._traced = traced
         self._store = store
         self._metrics = metrics
@@ -65,12 +70,30 @@ class RecordSink:
                 model_records[model_record_id(parsed)] = parsed
         if not run_records and not model_records:
             return
+        if self.network is not None:
+            await _add_network(list(run_records.values()), self.network)
         fresh = await self._store.add(list(run_records.values()), list(model_records.items()))
         self._metrics.count_runs([entry for key, entry in run_records.items() if key in fresh])
         calls = [entry for key, entry in model_records.items() if key in fresh]
         self._metrics.count_model_calls(calls)
         if self._traced is not None and calls:
             self._traced(calls)
+
+
+async def _add_network(records: Sequence[runs.RunRecord], network: Network) -> None:
+    """Where an instance cannot be asked, its runs are stored without."""
+    by_instance: dict[str, list[runs.RunRecord]] = {}
+    for record in records:
+        by_instance.setdefault(record["instance_id"], []).append(record)
+    for instance_id, mine in by_instance.items():
+        try:
+            found = await network(instance_id, [record["id"] for record in mine])
+        except errors.NexusError as error:
+            _LOG.debug("what runs of %s sent is not known: %s", instance_id, error.message)
+            continue
+        for record in mine:
+            if (passed := found.get(record["id"])) is not None:
+                record["network_in"], record["network_out"] = passed
 
 
 class RunHistory:
@@ -180,6 +203,8 @@ def render_run(run: run_store.FinishedRun) -> views.RunView:
         bytes_in=record["bytes_in"],
         bytes_out=record["bytes_out"],
         cpu_s=record.get("cpu_s"),
+        network_in=record.get("network_in"),
+        network_out=record.get("network_out"),
     )
 
 

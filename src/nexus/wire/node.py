@@ -3,7 +3,8 @@
 The supervisor speaks HTTP on its unix socket: `GET /health`; `GET /capabilities`; `GET /instances` → `{"instances": [status]}`;
 `PUT /instances/{id}` (a spec) → 202; `DELETE /instances/{id}?grace_s=` → 202; `GET /instances/{id}/log?lines=` → `{"lines": []}`;
 `GET /instances/{id}/end?since=&wait_s=` → `{"problem": …}`, why it ended after that moment (null: it did not end);
-`GET /instances/{id}/network` → `{"total": {"sent", "received", "connections", "refused"}, "runs": {run: …}}` of its way out;
+`GET /instances/{id}/network?runs=a,b` → `{"total": {"sent", "received", "connections", "refused"}, "runs": {run: …},
+"sessions": {session: …}}` of its way out (with `runs` of these alone);
 `GET /usage?after=token` → `{"token", "rows": [row]}`, what sessions have used (`core.usage`) and was not told before the token,
 which acknowledges what was; an unknown token is told everything;
 `GET /events` → the present statuses, then one for every change, as JSON lines (a blank line every two seconds as a heartbeat);

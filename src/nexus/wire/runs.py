@@ -39,7 +39,8 @@ Mode = Literal["sync", "stream", "task"]
 
 class RunRecord(TypedDict):
     """One finished run, as the gateway saw it. Times are seconds since the epoch, durations seconds, sizes bytes. `cpu_s` is
-    told by workers that serve one session."""
+    told by workers that serve one session. `network_*` is what connections that it opened had passed through the way out when it
+    was recorded; control adds it, where there is a way out."""
 
     kind: Literal["run"]
     id: str
@@ -61,6 +62,8 @@ class RunRecord(TypedDict):
     bytes_out: int
     trace_id: str
     cpu_s: NotRequired[float]
+    network_in: NotRequired[int]
+    network_out: NotRequired[int]
 
 
 class ModelRecord(TypedDict):

@@ -363,7 +363,7 @@ class SessionView(View):
 
 
 class RunView(View):
-    """One line of run history. `cost` in US dollars, null where no price is known."""
+    """One line of run history. `cost` in US dollars, null where no price is known; `network_*` null without a way out."""
 
     id: str
     agent: str
@@ -384,6 +384,8 @@ class RunView(View):
     bytes_in: int = 0
     bytes_out: int = 0
     cpu_s: float | None = None
+    network_in: int | None = None
+    network_out: int | None = None
 
 
 class Page(View):

@@ -245,7 +245,11 @@ async def test_a_connection_is_told_with_its_run_and_counted_for_it() -> None:
         assert line["session_id"]
         found = json.loads((await probe.get(rig.home.supervisor_socket, f"/instances/{status.id}/network", timeout_s=5))[1])
         assert found["runs"][line["run_id"]]["sent"] == len(said)
-        assert found["runs"][line["run_id"]]["received"] > 0
+        received = found["runs"][line["run_id"]]["received"]
+        assert received > 0
+        asked = session_client.ProcessSessions(rig.driver)
+        assert await asked.run_traffic(status.id, [line["run_id"], "another"]) == {line["run_id"]: (received, len(said))}
+        assert await asked.run_traffic(status.id, []) == {}
         usage = (await until(rig, status.id, lambda status: status.usage.network_sent > 0)).usage
         assert usage.network_sent == len(said)
 

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import parser
 
 from nexus.core import deployments, errors, principals
+from nexus.ports import session_usage
 from nexus.stores.postgres import engine as engines
 from nexus.stores.postgres import run_store, session_store
 from nexus.tasks import sessions
@@ -54,6 +55,25 @@ async def test_a_batch_that_comes_twice_is_stored_and_counted_once(book: Book) -
     (shown,) = (await book.history.list(CALLER)).items
     assert (shown.id, shown.input_tokens, shown.output_tokens, shown.outcome) == ("run_1", 7, 5, "completed")
     assert (book.total("agent_requests_total"), book.total("agent_tokens_total")) == (1, 12)
+
+
+async def test_runs_carry_what_they_sent_by_themselves_where_that_is_known(book: Book) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    async def network(instance_id: str, run_ids: Any) -> dict[str, tuple[int, int]]:
+        asked.append((instance_id, list(run_ids)))
+        if instance_id == "ins_away":
+            raise errors.Unavailable("the node is away", code="driver.unreachable")
+        return {"run_1": (700, 30)}
+
+    book.sink.network = network
+    await book.sink.store([RUN, {**RUN, "id": "run_2"}, {**RUN, "id": "run_3", "instance_id": "ins_away"}])
+    assert asked == [("ins_1", ["run_1", "run_2"]), ("ins_away", ["run_3"])]
+    shown = {run.id: (run.network_in, run.network_out, run.bytes_in) for run in (await book.history.list(CALLER)).items}
+    assert shown == {"run_1": (700, 30, 1), "run_2": (None, None, 1), "run_3": (None, None, 1)}
+    grown = session_usage.Grown(tenant="default", agent="echo", environment="production", cpu_s=2.5, bytes_in=700, bytes_out=30)
+    book.metrics.count_usage([grown])
+    assert (book.total("agent_bytes_total"), book.total("agent_cpu_seconds_total")) == (3 * (1 + 2) + 730, 2.5)
 
 
 async def test_attempts_of_a_task_are_runs_of_their_own(book: Book) -> None:

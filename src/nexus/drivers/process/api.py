@@ -52,7 +52,7 @@ class App:
             since, wait_s = _number(query, "since", 0.0, 1e12), _number(query, "wait_s", 0.0, 5.0)
             await _answer(send, 200, {"problem": await self._node.last_end(match[1], since=since, wait_s=wait_s)})
         elif match and match[2] == "/network" and method == "GET":
-            await _answer(send, 200, self._node.network(match[1]))
+            await _answer(send, 200, self._node.network(match[1], [one for one in query.get("runs", "").split(",") if one]))
         elif match and match[2] and method == "GET":
             await _answer(send, 200, {"lines": self._node.log_tail(match[1], int(_number(query, "lines", 50, 1000)))})
         elif method == "GET" and (told := await self._look(path, query)) is not None:

@@ -63,8 +63,12 @@ class Meter:
         """What each session has used until now, with the connections that are open."""
         return self._until_now(self._sessions, "session_id")
 
+    def runs(self) -> Mapping[str, Tally]:
+        """What each run's connections have used until now, with those that are open."""
+        return self._until_now(self._runs, "run_id")
+
     def to_json(self) -> Mapping[str, object]:
-        runs = self._until_now(self._runs, "run_id")
+        runs = self.runs()
         told: dict[str, object] = {"total": self.total.to_json(), "runs": {name: one.to_json() for name, one in runs.items()}}
         return {**told, "sessions": {name: one.to_json() for name, one in self.sessions().items()}}
 

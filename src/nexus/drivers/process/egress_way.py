@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from nexus.drivers.process import egress_broker, egress_meter, egress_rules, paths, probe, session_record
@@ -84,6 +84,11 @@ class WayOut:
             session_record.write_private(self._paths.root / _NOTED, noted)
         except OSError as error:
             _LOG.warning("cannot note down what %s sent and received: %s", self._paths.root.name, error.strerror)
+
+    def runs(self, ids: Collection[str]) -> Mapping[str, egress_meter.Tally]:
+        """What connections of these runs sent and received."""
+        found = self._way.meter.runs() if self._way is not None else {}
+        return {run_id: found[run_id] for run_id in ids if run_id in found}
 
     def sessions(self) -> Mapping[str, egress_meter.Tally]:
         """What each session sent and received in all."""

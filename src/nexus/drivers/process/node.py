@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -189,10 +189,13 @@ class Node:
         known = self._instances.get(instance_id)
         return known.log_tail(lines) if known else []
 
-    def network(self, instance_id: str) -> Mapping[str, object]:
-        """What went through the instance's way out: `total`, and `runs` by their id; empty when it has none."""
+    def network(self, instance_id: str, runs: Collection[str] = ()) -> Mapping[str, object]:
+        """What went through the instance's way out: `total`, `runs` and `sessions` by their id; empty when it has none. With
+        `runs` of these alone."""
         paths.check_instance_id(instance_id)
         known = self._instances.get(instance_id)
+        if known is not None and runs:
+            return {"runs": {run_id: tally.to_json() for run_id, tally in known.way.runs(runs).items()}}
         return known.way.to_json() if known else {}
 
     async def usage(self, after: str) -> dict[str, object]:

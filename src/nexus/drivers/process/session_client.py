@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +15,7 @@ from nexus.wire import session_node as wire
 
 _SLOW_S = 90.0
 _BESIDE_S = 10.0
+_RUNS_AT_ONCE = 200
 
 
 class ProcessSessions:
@@ -35,6 +36,16 @@ class ProcessSessions:
         """See `ports.session_usage.UsageNode`."""
         found = await self._driver.ask("GET", "/usage", params={"after": after})
         return str(found["token"]), [node_wire.usage_from_json(row) for row in found["rows"]]
+
+    async def run_traffic(self, instance_id: str, run_ids: Collection[str]) -> Mapping[str, tuple[int, int]]:
+        """What each of these runs received and sent by the instance's way out, as far as it is known."""
+        path, found = f"/instances/{quote(instance_id, safe='')}/network", dict[str, tuple[int, int]]()
+        chosen = sorted(run_ids)
+        for start in range(0, len(chosen), _RUNS_AT_ONCE):
+            asked = {"runs": ",".join(chosen[start : start + _RUNS_AT_ONCE])}
+            told = (await self._driver.ask("GET", path, params=asked)).get("runs", {})
+            found |= {run_id: (int(tally["received"]), int(tally["sent"])) for run_id, tally in told.items()}
+        return found
 
     async def stop_session(self, instance_id: str, session_id: str, *, grace_s: float) -> nouns.SessionStatus:
         path = f"{_path(instance_id, session_id)}/stop?grace_s={grace_s:g}"

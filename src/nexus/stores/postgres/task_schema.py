@@ -262,6 +262,8 @@ RUN_RECORDS = sa.Table(
     sa.Column("bytes_out", sa.BigInteger, nullable=False),
     _text("trace_id"),
     sa.Column("cpu_s", sa.Double),
+    sa.Column("network_in", sa.BigInteger),
+    sa.Column("network_out", sa.BigInteger),
     sa.PrimaryKeyConstraint("id", "started_at", "instance_id"),
     sa.Index("ix_run_records_newest", "tenant", sa.text("started_at DESC"), sa.text("id DESC")),
     sa.Index("ix_run_records_agent", "tenant", "agent", sa.text("started_at DESC"), sa.text("id DESC")),
