@@ -55,8 +55,11 @@ class Counted:
     name, uses_state = "counted", False
 
     async def run(self, run):
+        kept = []
+        run.door.call, call = lambda *asked, **more: kept.append(asked[0]) or call(*asked, **more), run.door.call
         value = await imported.stand_in.run(run)
-        ended.append(value)
+        run.door.call = call
+        ended.append(kept)
         return value
 
 imported.held.close()
@@ -64,7 +67,7 @@ reason = session_forkable.find_reason(own=own)
 if imported.stand_in is not None:
     session_warm.rehearse(config, capture, Counted(), times=2)
 called = os.path.exists("called")
-told = {"stand_in": imported.stand_in is not None, "ended": len(ended), "reason": reason, "called": called}
+told = {"stand_in": imported.stand_in is not None, "ended": ended, "reason": reason, "called": called}
 sys.__stdout__.flush()
 os.write(3, json.dumps(told).encode())
 """
@@ -76,7 +79,7 @@ async def test_a_graph_of_nobodys_runs_and_the_authors_does_not(
 ) -> None:
     python = await build(EXAMPLES / FOLDERS["langgraph"])
     told = rehearse(python, copy, tmp_path, entrypoint)
-    assert told == {"stand_in": True, "ended": 4, "reason": None, "called": False}
+    assert told == {"stand_in": True, "ended": [["GET", "PUT"]] * 4, "reason": None, "called": False}
 
 
 async def test_nobody_who_watches_runs_hears_of_one_that_nobody_asked_for(build: Callable, copy: Path, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 these has built before anybody asks. Nothing of the author's is called. Used by `session_warm`.
 """
 
+import functools
 import importlib
 import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypedDict
 
+from nexus.worker import runs
 from nexus.worker.adapters import contract
 
 _TRACING = ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING", "LANGCHAIN_TRACING_V2")
@@ -38,21 +40,39 @@ def _langgraph(adapter: Any) -> contract.Adapter | None:
     if getattr(graph, "builder", None) is None:
         return None
     graphs = importlib.import_module("langgraph.graph")
-    nodes = [getattr(node, "bound", None) for node in getattr(graph, "nodes", {}).values()]
-    waits = all(getattr(node, "afunc", None) is not None for node in nodes if getattr(node, "func", None) is not None)
+    waits = not any(_takes_thread(getattr(node, "runnable", None)) for node in graph.builder.nodes.values())
     talks = "messages" in getattr(graph, "channels", {})
     builder = graphs.StateGraph(graphs.MessagesState if talks else _State)
     change = {"messages": [("ai", _NAME)]} if talks else {"output": _NAME}
     builder.add_node(_NAME, _node(change, waits=waits))
     builder.add_edge(graphs.START, _NAME)
     builder.add_edge(_NAME, graphs.END)
-    made: contract.Adapter = type(adapter)(builder.compile())
-    return made
+    compiled = builder.compile()
+    return _Forgetful("langgraph", lambda: type(adapter)(compiled))
+
+
+class _Forgetful:
+    """An adapter made anew for each run, which so finds nothing of the run before."""
+
+    uses_state = False
+
+    def __init__(self, name: str, make: Callable[[], contract.Adapter]) -> None:
+        self.name = name
+        self._make = make
+
+    async def run(self, run: runs.Run) -> Any:
+        return await self._make().run(run)
 
 
 class _State(TypedDict, total=False):
     text: Any
     output: Any
+
+
+def _takes_thread(node: Any) -> bool:
+    """A plain function; LangGraph makes it one to be waited for by a partial of its own."""
+    waiting = getattr(node, "afunc", None)
+    return getattr(node, "func", None) is not None and (waiting is None or isinstance(waiting, functools.partial))
 
 
 def _node(change: dict[str, Any], *, waits: bool) -> Callable[[Any], Any]:
