@@ -68,18 +68,23 @@ def spent(before: dict[int, tuple[str, float]], after: dict[int, tuple[str, floa
     return {kind: round(used, 2) for kind, used in sorted(told.items()) if used >= 0.05}
 
 
+def ask_supervisor(host: Host) -> float:
+    """Milliseconds until it has told its health."""
+    began = time.perf_counter()
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(str(host.home.supervisor_socket))
+        asking.sendall(b"GET /health HTTP/1.1\r\nHost: supervisor\r\nConnection: close\r\n\r\n")
+        while asking.recv(4096):
+            pass
+    return (time.perf_counter() - began) * 1000
+
+
 def listen_for_silence(host: Host, seconds: float) -> dict[str, float]:
     """Milliseconds until the supervisor answers."""
     times = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        began = time.perf_counter()
-        with socket.socket(socket.AF_UNIX) as asking:
-            asking.connect(str(host.home.supervisor_socket))
-            asking.sendall(b"GET /health HTTP/1.1\r\nHost: supervisor\r\nConnection: close\r\n\r\n")
-            while asking.recv(4096):
-                pass
-        times.append((time.perf_counter() - began) * 1000)
+        times.append(ask_supervisor(host))
         time.sleep(0.005)
     return spread(times) | {"longest_ms": round(max(times), 2)}
 

@@ -95,6 +95,38 @@ async def test_an_idle_session_is_frozen_then_stopped_and_comes_back_with_its_fi
         writer.close()
 
 
+async def test_a_session_that_never_sleeps_gives_way_to_the_others_until_it_does() -> None:
+    """Also one that a supervisor before this one had told to."""
+    burning = session_rig.AGENT + "def do_burn():\n    while not os.path.exists(os.environ['HOME'] + '/enough'): pass\n"
+    async with session_rig.supervisor() as supervisor:
+        rig = await session_rig.ready(supervisor, code=burning)
+
+        def weight(name: str) -> int:
+            groups = rig.record(name)["handle"]["groups"]
+            path = Path(groups["cpu"], "cpu.shares") if "cpu" in groups else Path(groups[""], "cpu.weight")
+            return int(path.read_text())
+
+        async def reach(low: bool) -> None:
+            async with asyncio.timeout(20):
+                while (weight("busy") < usual / 10) is not low:
+                    await asyncio.sleep(0.02)
+
+        await rig.run("calm", ["echo", 1])
+        usual = weight("calm")
+        address = (await rig.place("busy")).address
+        run = asyncio.ensure_future(session_rig.call(address, "busy", ["burn"], timeout_s=60))
+        await reach(low=True)
+        assert weight("calm") == usual
+        supervisor.kill()
+        await supervisor.up()
+        await reach(low=True)
+        async for _ in rig.sessions.exec(rig.spec.id, "busy", ["sh", "-c", "touch ~/enough"], stdin=None, timeout_s=20):
+            pass
+        await run
+        await reach(low=False)
+        assert weight("calm") == usual
+
+
 async def test_what_cannot_be_forked_is_started_from_the_beginning() -> None:
     async with session_rig.supervisor() as supervisor:
         rig = await session_rig.ready(supervisor, code=THREADED, session={"warm": 0})

@@ -94,7 +94,7 @@ def test_leftovers_are_those_nobody_owns(hybrid: cgroups.Layout) -> None:
 
 def test_refusals_are_counted_through_one_descriptor_until_it_is_closed(tmp_path: Path) -> None:
     (tmp_path / "pids.events").write_text("max 2\n")
-    refusals = cgroups.Group(v1={"pids": tmp_path}).refusals()
+    refusals = cgroups.Group(v1={"pids": tmp_path}).refusal_counter()
     assert refusals.count() == 2
     with (tmp_path / "pids.events").open("r+") as file:
         file.write("max 31\n")
@@ -102,5 +102,5 @@ def test_refusals_are_counted_through_one_descriptor_until_it_is_closed(tmp_path
     refusals.close()
     refusals.close()
     assert refusals.count() == 0, "and nothing is opened again"
-    assert cgroups.Group().refusals().count() == 0
-    assert cgroups.Group(v1={"pids": tmp_path / "gone"}).refusals().count() == 0
+    assert cgroups.Group().refusal_counter().count() == 0
+    assert cgroups.Group(v1={"pids": tmp_path / "gone"}).refusal_counter().count() == 0

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -201,9 +201,27 @@ class Group:
         """How often a process or a thread was refused because there were too many."""
         return _count(folder / "pids.events", "max") if (folder := self._counting()) else 0
 
-    def refusals(self) -> "Refusals":
+    def refusal_counter(self) -> "Counter":
         """The same for who asks again and again; the caller's to close."""
-        return Refusals(folder / "pids.events" if (folder := self._counting()) else None)
+        return Counter(folder / "pids.events" if (folder := self._counting()) else None, lambda table: _find(table, "max"))
+
+    def cpu_counter(self) -> "Counter":
+        """Nanoseconds of CPU; the caller's to close."""
+        if "cpuacct" in self.v1:
+            return Counter(self.v1["cpuacct"] / "cpuacct.usage", int)
+        path = self.unified / "cpu.stat" if self.unified is not None else None
+        return Counter(path, lambda table: _find(table, "usage_usec") * 1000)
+
+    def set_weight(self, *, low: bool) -> None:
+        """Its share of a busy processor: as everybody's, or a sixteenth of that."""
+        if "cpu" in self.v1:
+            path, weight = self.v1["cpu"] / "cpu.shares", "64" if low else "1024"
+        elif self.unified is not None:
+            path, weight = self.unified / "cpu.weight", "6" if low else "100"
+        else:
+            return
+        with contextlib.suppress(OSError):
+            path.write_text(weight)
 
     def _counting(self) -> Path | None:
         return self.v1.get("pids", self.unified)
@@ -269,22 +287,22 @@ def make(
     return group
 
 
-class Refusals:
-    """What is asked of every group every second: its file is kept open, which makes a look ten times as cheap."""
+class Counter:
+    """A number that is asked of a group again and again: its file is kept open, which makes a look ten times as cheap."""
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, read: Callable[[str], int]) -> None:
+        self._path, self._parse = path, read
         self._fd = -1
 
     def count(self) -> int:
-        """So far; 0 when they are not counted here."""
+        """So far; 0 when it is not counted here."""
         if self._path is None:
             return 0
         try:
             if self._fd < 0:
                 self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            return _find(os.pread(self._fd, _MOST_READ, 0).decode("ascii", "replace"), "max")
-        except OSError:
+            return self._parse(os.pread(self._fd, _MOST_READ, 0).decode("ascii", "replace"))
+        except (OSError, ValueError):
             return 0
 
     def close(self) -> None:

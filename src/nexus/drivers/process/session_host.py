@@ -103,6 +103,11 @@ class Host:
         told = self._zygote.reason if self._zygote is not None else None
         return session_plans.find_refusal(self.spec.options) or told
 
+    @property
+    def whole(self) -> cgroups.Group:
+        """What the groups of all instances of this node lie in."""
+        return cgroups.Group(v1=self._layout.v1, unified=self._layout.unified)
+
     def renew(self, spec: instances.InstanceSpec) -> None:
         """The same instance with another spec: for sessions to come."""
         self.spec, self.policy = spec, session_plans.parse_policy(spec.options)

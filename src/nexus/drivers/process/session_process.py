@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nexus.drivers.process import cgroups, launcher, limits
+from nexus.drivers.process import appetite, cgroups, launcher, limits
 
 _END_S = 5.0
 _TOLD_S = 0.25
@@ -49,7 +49,8 @@ class Process:
         self._ours = ours
         self._cpu = 0.0
         self._forks = limits.Forks()
-        self._refusals = group.refusals()
+        self._refusals, self._used = group.refusal_counter(), group.cpu_counter()
+        self._appetite = appetite.Appetite()
         self._excess: limits.Excess | None = None
         self._told = asyncio.Event()
         self._ended = asyncio.Event()
@@ -101,6 +102,20 @@ class Process:
         if excess is not None and not self.ended:
             self._excess = excess
             self.kill()
+
+    @property
+    def gives_way(self) -> bool:
+        return self._appetite.gives_way
+
+    def look_at_processor(self, now: float, much: float) -> None:
+        """While it uses much of the processor, others come first."""
+        before = self.gives_way
+        if self._appetite.judge(self._used.count() / 1e9, now, much) != before:
+            self.group.set_weight(low=not before)
+
+    def _close_counters(self) -> None:
+        self._refusals.close()
+        self._used.close()
 
     def freeze(self) -> bool:
         """No CPU for anything in the box until `thaw`. False: it cannot be done here, or has ended."""
@@ -156,7 +171,7 @@ class Process:
             asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
-        self._refusals.close()
+        self._close_counters()
         if not self.group.remove():
             await asyncio.to_thread(cgroups.wait_removed, self.group)
 
@@ -167,7 +182,7 @@ class Process:
                 asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
-            self._refusals.close()
+            self._close_counters()
 
     def _on_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
@@ -195,7 +210,9 @@ def find(handle: Handle) -> Process | None:
     if launcher.born(handle.pid) != handle.born:
         os.close(pidfd)
         return None
-    return Process(handle, pidfd=pidfd, group=cgroups.from_paths(handle.groups))
+    group = cgroups.from_paths(handle.groups)
+    group.set_weight(low=False)
+    return Process(handle, pidfd=pidfd, group=group)
 
 
 def _cpu_of(pid: int) -> float:

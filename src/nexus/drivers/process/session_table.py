@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nexus.core import errors, names
 from nexus.core.sessions import SessionPlace, SessionStatus
-from nexus.drivers.process import rounds, session, session_archive, session_care, session_host, session_paths
+from nexus.drivers.process import rounds, session, session_archive, session_care, session_host, session_paths, session_weight
 
 
 def _nobody(status: SessionStatus) -> None:
@@ -24,6 +24,7 @@ class Table:
         self._sockets, self._kept, self._ended = sockets, kept, ended
         self._hosts: dict[str, session_host.Host] = {}
         self._care = session_care.Care(sockets, self._hosts.values)
+        self._weights = session_weight.Weights(self._hosts.values)
 
     def add(self, host: session_host.Host) -> None:
         self._hosts[host.spec.id] = host
@@ -123,7 +124,9 @@ class Table:
                 file.unlink(missing_ok=True)
 
     async def run(self) -> None:
-        await self._care.run()
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._care.run())
+            loops.create_task(self._weights.run())
 
     async def look(self) -> None:
         """One look at every session."""
