@@ -59,6 +59,8 @@ class Executor:
         self._sessions = sessions.Sessions(door)
         self._slots = asyncio.Semaphore(config.concurrency) if config.concurrency else None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._fetches: set[asyncio.Task[None]] = set()
+        self._expected: asyncio.Task[None] | None = None
         self._cpu = cpu.Meter() if config.session_id is not None else None
 
     def rebind(self, config: settings.Settings) -> None:
@@ -76,6 +78,20 @@ class Executor:
             yield
         finally:
             self.adapter, self._door = before
+
+    def expect(self, session_id: str) -> None:
+        """The session that is served here is known now: what its first run will read is fetched while that is on its way."""
+        if self._door is not None:
+            self._expected = guard.spawn(self._foresee(self._door, session_id), name="foresee", owner=self._fetches)
+
+    async def _foresee(self, door: doors.Door, session_id: str) -> None:
+        try:
+            if self.adapter.uses_state:
+                await self._sessions.foresee(session_id)
+            if isinstance(self.adapter, adapters.ForeseeingAdapter):
+                await self.adapter.foresee(door, session_id)
+        except errors.NexusError as error:
+            _LOG.debug("the first run of the session fetches what it needs itself: %s", error.cause or error.message)
 
     def begin(
         self,
@@ -218,6 +234,9 @@ class Executor:
         return outcome
 
     async def _do(self, run: one_run.Run, session: sessions.Session) -> one_run.Outcome:
+        if self._expected is not None:
+            await asyncio.wait({self._expected})
+            self._expected = None
         if self.adapter.uses_state:
             await session.load()
         value = await self.adapter.run(run)

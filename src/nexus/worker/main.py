@@ -163,6 +163,8 @@ class Worker:
         for holder in (self._door, self._relay):
             if holder is not None:
                 holder.rebind(config.token or "")
+        if config.session_id is not None:
+            executor.expect(config.session_id)
         return bound.listener
 
     def _active_runs(self) -> list[str]:

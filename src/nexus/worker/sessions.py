@@ -118,6 +118,15 @@ class Sessions:
         self._door, self._kept = door, kept
         self._sessions: OrderedDict[str, Session] = OrderedDict()
 
+    async def foresee(self, session_id: str) -> None:
+        """Read a session's state for the run that is to come."""
+        session = self.enter(session_id)
+        try:
+            await session.load()
+        finally:
+            session.forget()
+            self.leave(session)
+
     def enter(self, session_id: str) -> Session:
         session = self._sessions.get(session_id)
         if session is None:

@@ -57,7 +57,11 @@ def test_pending_writes_stand_as_first_written_but_for_those_that_replace() -> N
 def test_nothing_is_recalled_beside_another_run_after_a_long_pause_or_beyond_the_bounds() -> None:
     now = [1000.0]
     recall = Recall(now=lambda: now[0])
+    recall.prime("s", FIRST)
     recall.enter()
+    assert recall.known == {("s", ""): FIRST}, "what was read before the first run is known to it"
+    recall.prime("s", None)
+    assert recall.known == {("s", ""): FIRST}, "a run knows better"
     recall.keep("s", "", FIRST)
     recall.keep("s", "large", replace(FIRST, values={"a": Blob("raw", bytes(2 * 1024 * 1024))}))
     assert recall.known == {("s", ""): FIRST}

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from nexus.core import errors
-from nexus.worker.adapters.contract import Adapter, AppAdapter, type_names
+from nexus.worker.adapters.contract import Adapter, AppAdapter, ForeseeingAdapter, type_names
 
 _FRAMEWORKS: tuple[tuple[str, str], ...] = (
     ("langgraph", "langgraph"),
@@ -36,7 +36,7 @@ ACCEPTED = (
     "Agent Framework (Agent or Workflow), LlamaIndex (a workflow), or any ASGI app, AgentCore's and Foundry's among them"
 )
 
-__all__ = ["ACCEPTED", "Adapter", "AppAdapter", "choose"]
+__all__ = ["ACCEPTED", "Adapter", "AppAdapter", "ForeseeingAdapter", "choose"]
 
 
 def choose(target: object) -> Adapter:

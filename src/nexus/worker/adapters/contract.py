@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from nexus.core import errors
 from nexus.wire import runs as wire
+from nexus.worker import door as doors
 from nexus.worker import runs, threads
 
 
@@ -17,6 +18,15 @@ class Adapter(Protocol):
 
     async def run(self, run: runs.Run) -> Any:
         """Execute the author's code for `run.call`, emit its events, and return the output."""
+        ...
+
+
+@runtime_checkable
+class ForeseeingAdapter(Protocol):
+    """What an adapter can do as soon as its worker has learnt whose session it serves."""
+
+    async def foresee(self, door: doors.Door, session_id: str) -> None:
+        """Fetch what the session's first run will read. Raises what the door raises; that run then fetches it itself."""
         ...
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from nexus.core import errors
 from nexus.wire import runs as wire
+from nexus.worker import door as doors
 from nexus.worker import outputs, runs
 from nexus.worker.adapters import langgraph_memory, langgraph_threads, tell, versions
 
@@ -49,6 +50,11 @@ class GraphAdapter:
     def graph(self) -> Any:
         """The author's."""
         return self._graph
+
+    async def foresee(self, door: doors.Door, session_id: str) -> None:
+        """See `contract.ForeseeingAdapter`."""
+        if self._threads is not None and self._remembers:
+            await self._threads.foresee(door, session_id)
 
     async def run(self, run: runs.Run) -> Any:
         if self._threads is None:

@@ -7,7 +7,8 @@ import logging
 from typing import Any
 
 from nexus.core import errors
-from nexus.worker import runs
+from nexus.worker import door as doors
+from nexus.worker import runs, talks
 from nexus.worker.adapters import langgraph_recall, langgraph_saver
 
 _LOG = logging.getLogger("nexus.worker")
@@ -19,6 +20,12 @@ class Threads:
     def __init__(self) -> None:
         self._held = in_process()
         self._recall = langgraph_recall.Recall()
+
+    async def foresee(self, door: doors.Door, session_id: str) -> None:
+        """Read the thread of the only session of this process before its first run begins."""
+        if door.session_id == session_id:
+            found = await talks.say(door, langgraph_saver.fetch_newest(session_id))
+            self._recall.prime(session_id, found)
 
     def open(self, run: runs.Run) -> "Memory":
         """The checkpointer of one run; to be closed."""

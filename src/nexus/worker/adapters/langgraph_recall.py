@@ -81,6 +81,12 @@ class Recall:
     def alone(self) -> bool:
         return self._running == 1 and not self._crowded
 
+    def prime(self, thread: str, item: Item | None) -> None:
+        """Before the first run: what the thread holds now."""
+        if not self._running and (item is None or item.size <= _MOST_BYTES):
+            self.known[thread, ""] = item
+            self._used_at = self.now()
+
     def keep(self, thread: str, ns: str, item: Item | None) -> None:
         if not self.alone or (item is not None and item.size > _MOST_BYTES) or len(self.known) >= _MOST_NAMESPACES:
             self.known.pop((thread, ns), None)

@@ -236,6 +236,14 @@ class Saving:
         return langgraph_recall.Blob(*self.serde.dumps_typed(value))
 
 
+def fetch_newest(thread: str) -> talks.Talk[langgraph_recall.Item | None]:
+    """The newest checkpoint of a thread's own namespace. Raises `Unavailable` where it could not be remembered."""
+    items = yield from _items(thread, {"ns": "", "limit": "1"})
+    if items and not items[0].whole:
+        raise errors.Unavailable("the host is older than this worker", code="door.refused")
+    return items[0].item if items else None
+
+
 class Found(NamedTuple):
     """A checkpoint of the platform; `whole`: with the places of its pending writes."""
 
