@@ -43,7 +43,7 @@ def _work(link: socket.socket, *, isolated: bool, rehearses: bool, are_handed: b
     try:
         config = settings.parse_settings(os.environ)
         capture = logs.install(config.log_level)
-        imported = session_import.load(config, capture, isolated=isolated)
+        imported = session_import.load(config, capture, isolated=isolated, shared=False)
         code = session_worker.live(imported, link, None, rehearses=rehearses, are_handed=are_handed)
     except errors.NexusError as error:
         session_link.send(link, {"is": "failed", "layer": error.code, "text": error.cause or error.message})

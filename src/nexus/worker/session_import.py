@@ -31,16 +31,23 @@ class Imported:
 
 
 def load(
-    config: settings.Settings, capture: logs.Capture, *, isolated: bool, before: Callable[[], None] = lambda: None
+    config: settings.Settings,
+    capture: logs.Capture,
+    *,
+    isolated: bool,
+    before: Callable[[], None] = lambda: None,
+    shared: bool = True,
 ) -> Imported:
-    """Import and warm it. `before` is called when everything of ours is there and nothing of the author's.
+    """Import and warm it. `before` is called when everything of ours is there and nothing of the author's. `shared`: others will
+    be forked from it, so that it pays to do beforehand what each would do.
 
     Raises `AgentFailed`, as `entry.load`.
     """
     os.chdir(config.source)
     entry.add_to_path(config.source)
     hot: set[CodeType] = set()
-    session_memory.watch(lambda: session_warm.rehearse(config, capture, times=1), hot)
+    if shared:
+        session_memory.watch(lambda: session_warm.rehearse(config, capture, times=1), hot)
     held, key = socket.socket(socket.AF_INET, socket.SOCK_STREAM), "nxl_" + secrets.token_urlsafe(24)
     held.bind(("127.0.0.1", 0))  # the port is ours, and nobody listens: not here
     port = int(held.getsockname()[1])
@@ -59,9 +66,12 @@ def load(
         session_warm.warm_agent(module)
         session_warm.rehearse(config, capture, stand_in, times=times)  # with what the author's imports have changed
 
-    session_memory.watch(lambda: warm(1), hot)
-    session_memory.gather(hot)
-    warm(_TIMES)
+    if shared:
+        session_memory.watch(lambda: warm(1), hot)
+        session_memory.gather(hot)
+        warm(_TIMES)
+    else:
+        session_warm.warm_agent(module)
     if isolated:
         held.close()
     return Imported(
