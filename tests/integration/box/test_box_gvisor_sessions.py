@@ -103,7 +103,7 @@ async def test_it_is_frozen_woken_counted_saved_and_restored(rig: session_rig.Se
 
 async def test_kill_leaves_nothing_of_it(rig: session_rig.SessionRig) -> None:
     await rig.run("doomed", ["daemon"])
-    record = rig.record("doomed")
+    record = await rig.record("doomed")
     below = tree(record["handle"]["pid"])
     assert len(below) >= 4, "keeper, runsc, its sandbox and its gofer"
     await rig.order("doomed", "kill")

@@ -92,12 +92,15 @@ class SessionRig:
         assert pid is not None
         return pid
 
-    def record(self, session_id: str) -> dict[str, Any]:
-        for file in (self.rig.home.instances / self.spec.id / "sessions").glob("*.json"):
-            found = json.loads(file.read_text())
-            if found.get("session_id") == session_id:
-                return dict(found)
-        raise KeyError(session_id)
+    async def record(self, session_id: str) -> dict[str, Any]:
+        """What a next supervisor would find, once it is written."""
+        async with asyncio.timeout(20.0):
+            while True:
+                for file in (self.rig.home.instances / self.spec.id / "sessions").glob("*.json"):
+                    found = json.loads(file.read_text())
+                    if found.get("session_id") == session_id:
+                        return dict(found)
+                await asyncio.sleep(0.005)
 
 
 async def call(address: str, session_id: str, given: Any, *, timeout_s: float = 30.0) -> Any:

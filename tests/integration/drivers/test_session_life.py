@@ -40,7 +40,7 @@ async def test_a_worker_that_died_while_nobody_looked_is_made_anew() -> None:
     async with session_rig.supervisor() as supervisor:
         rig = await session_rig.ready(supervisor)
         await rig.run("one", ["echo", 1])
-        record = rig.record("one")
+        record = await rig.record("one")
         supervisor.kill()
         os.kill(record["handle"]["pid"], signal.SIGKILL)
         await supervisor.up()
@@ -53,7 +53,7 @@ async def test_sessions_outlive_their_zygote_and_its_box_goes_with_the_last_of_t
     async with session_rig.supervisor() as supervisor:
         rig = await session_rig.ready(supervisor)
         before = await rig.run("old", ["who"])
-        box = rig.record("old")["box"]
+        box = (await rig.record("old"))["box"]
         zygote = await rig.zygote()
         os.kill(zygote, signal.SIGKILL)
         async with asyncio.timeout(20):
@@ -65,7 +65,7 @@ async def test_sessions_outlive_their_zygote_and_its_box_goes_with_the_last_of_t
         assert status.restarts == 1
         assert (await rig.run("old", ["who"]))["pid"] == before["pid"]
         assert await rig.run("new", ["echo", 1]) == 1
-        assert rig.record("new")["box"] != box
+        assert (await rig.record("new"))["box"] != box
         supervisor.kill()  # and all of this is found again
         await supervisor.up()
         await session_rig.start(supervisor, rig.spec)

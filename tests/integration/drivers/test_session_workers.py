@@ -87,7 +87,7 @@ async def test_what_it_prints_is_its_own_line(rig: session_rig.SessionRig) -> No
 
 async def test_a_session_that_eats_memory_ends_alone_and_says_why(rig: session_rig.SessionRig) -> None:
     await rig.place("neighbour")
-    if not rig.record("neighbour")["handle"]["groups"]:
+    if not (await rig.record("neighbour"))["handle"]["groups"]:
         pytest.skip("no memory control group for us here")
     await rig.run("neighbour", ["write", "~/kept", "yes"])
     with pytest.raises(ConnectionError):
@@ -109,7 +109,7 @@ async def test_a_worker_that_dies_is_there_again_for_the_next_run(rig: session_r
 
 async def test_kill_leaves_nothing_of_it(rig: session_rig.SessionRig) -> None:
     await rig.run("doomed", ["daemon"])
-    record = rig.record("doomed")
+    record = await rig.record("doomed")
     pids = [record["handle"]["pid"], record["handle"]["worker"]]
     await rig.order("doomed", "kill")
     await session_rig.gone(*pids, timeout_s=2)

@@ -66,6 +66,17 @@ def test_starts_that_take_longer_want_more_spares() -> None:
     assert slow.target(10.0) > quick.target(10.0)
 
 
+def test_spares_are_made_when_the_session_that_came_is_served_or_others_follow() -> None:
+    demand = session_demand.Demand(fixed=8)
+    assert demand.calm_s(0.0, ready=0, wanted=8) == 0, "nobody came"
+    demand.note(10.0)
+    assert demand.calm_s(10.01, ready=0, wanted=1) == pytest.approx(0.04), "the one that came has the machine first"
+    assert demand.calm_s(10.1, ready=7, wanted=8) == 0
+    demand.note(10.2)
+    assert demand.calm_s(10.2, ready=6, wanted=8) > 0, "enough are left"
+    assert demand.calm_s(10.2, ready=3, wanted=8) == 0, "they follow each other"
+
+
 @pytest.mark.parametrize(
     ("held", "options", "is_root", "says"),
     [

@@ -111,6 +111,8 @@ class Session:
         self._worker: Worker | None = None
         self._had_worker = False
         self._lock = asyncio.Lock()
+        self._keeping = asyncio.Lock()
+        self._kept: Worker | None = None
         self._meter = _Meter()
         self._quick_ends = 0
         self._started_at = 0.0
@@ -278,6 +280,7 @@ class Session:
         """Go on with a worker that a supervisor before us started."""
         self._meter.cpu_s = record.cpu_before_s
         self._take(worker)
+        self._kept = worker
         guard.spawn(self._attend(worker, is_new=False), name=f"session {self.id}", owner=self._tasks)
 
     # starting
@@ -326,7 +329,6 @@ class Session:
             if archive is not None:
                 os.close(archive)
         self._take(worker)
-        self._remember(worker)
         guard.spawn(self._attend(worker, is_new=True), name=f"session {self.id}", owner=self._tasks)
         return How.RESTORE if restores or archive is not None else worker.how
 
@@ -339,6 +341,19 @@ class Session:
 
     def _order(self) -> dict[str, Any]:
         return {"session": self.id, "token": self._home.mint(self.id, self.expires_at), "grace_s": _STOP_S}
+
+    async def settle(self) -> None:
+        """See to it that another supervisor would find the session: its record is on disk, its socket with its keeper."""
+        async with self._keeping:
+            worker = self._worker
+            if worker is None or worker is self._kept or worker.process.ended:
+                return
+            self._remember(worker)
+            try:
+                await session_commands.hold(self._home.at.commands(worker.name), self._listener.fileno())
+            except (session_link.Closed, TimeoutError) as error:
+                _LOG.info("session %s: its keeper does not answer: %s", self.id, error)
+            self._kept = worker
 
     def _remember(self, worker: Worker) -> None:
         kept = session_record.Record(
@@ -362,11 +377,10 @@ class Session:
         if is_new:
             try:
                 await worker.spare.ready()
-                await session_commands.hold(self._home.at.commands(worker.name), self._listener.fileno())
             except errors.NexusError as error:
                 failed = error
-            except (session_link.Closed, TimeoutError) as error:
-                _LOG.info("session %s: its keeper does not answer: %s", self.id, error)
+            else:
+                await self.settle()
         if failed is not None:
             worker.process.kill()
         ended = await worker.process.wait()

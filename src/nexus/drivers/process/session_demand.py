@@ -10,6 +10,7 @@ _WINDOW_S = 10.0
 _QUIET_S = 300.0
 _MOST = 32
 _CAUTION = 3.0
+_CALM_S, _HURRY_S = 0.05, 0.25
 
 
 @dataclass(slots=True)
@@ -36,6 +37,14 @@ class Demand:
         together = _most_within(recent, self.start_s)
         rate = len(recent) / _WINDOW_S
         return min(_MOST, 1 + max(together, round(rate * self.start_s * _CAUTION)))
+
+    def calm_s(self, now: float, *, ready: int, wanted: int) -> float:
+        """How long the session that came last is to have the machine to itself before another worker is made: not at all when
+        more than half of those wanted are gone and sessions follow each other."""
+        if not self._arrivals:
+            return 0.0
+        hurries = len(self._arrivals) > 1 and now - self._arrivals[-2] <= _HURRY_S
+        return 0.0 if hurries and ready * 2 < wanted else max(0.0, self._arrivals[-1] + _CALM_S - now)
 
 
 def _most_within(times: list[float], span: float) -> int:

@@ -357,6 +357,7 @@ class Host:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(self.dispose(spare) for spare in self._spares), return_exceptions=True)
+        await asyncio.gather(*(one.settle() for one in self.sessions.values()), return_exceptions=True)
         for one in self.sessions.values():
             one.detach()
         if self._zygote is not None:
@@ -386,6 +387,10 @@ class Host:
             if len(self._spares) > wanted:
                 await self.dispose(self._spares.pop())
             elif len(self._spares) < wanted:
+                if (calm_s := self._demand.calm_s(time.monotonic(), ready=len(self._spares), wanted=wanted)) > 0:
+                    await asyncio.sleep(calm_s)
+                    self._wanting.set()
+                    continue
                 try:
                     self._spares.append(await self._make_worker(spare=True))
                 except errors.NexusError as error:
