@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,9 +107,10 @@ def test_a_rollback_leaves_sessions_where_they_are_too_and_a_fix_may_take_them_a
     until(lambda: set(instances(kept, name)) == {"3.0.0"}, what="all older versions to be gone")
 
 
-def test_sessions_of_one_process_keep_it_while_it_drains(kept: Host, tmp_path: Path) -> None:
-    name = "shared"
-    settings = {"isolation": "instance", "session": "stop_after: 3s"}
+@pytest.mark.parametrize("isolation", ["session", "instance"])
+def test_an_old_version_sleeps_while_its_sessions_are_idle(kept: Host, tmp_path: Path, isolation: str) -> None:
+    name = f"idle-{isolation}"
+    settings = {"isolation": isolation, "session": "stop_after: 3s"}
     deploy(kept, tmp_path, name, "1.0.0", **settings)
     assert ask(kept, name, "fred")["held"] == 1
     deploy(kept, tmp_path, name, "2.0.0", **settings)
@@ -143,3 +146,50 @@ def _answer(host: Host, name: str, session: str) -> Any:
     except OSError:
         return None
     return body["output"] if status == 200 else None
+
+
+@pytest.mark.parametrize("isolation", ["session", "instance"])
+def test_under_load_no_request_fails_and_no_session_changes_its_version(kept: Host, tmp_path: Path, isolation: str) -> None:
+    """Two rollouts, control killed in the middle of the first, while ten sessions talk without a pause."""
+    name = f"busy-{isolation}"
+    settings = {"isolation": isolation, "replicas": "{min: 2, max: 2}"}
+    deploy(kept, tmp_path, name, "1.0.0", **settings)
+    stop, seen, lock = threading.Event(), dict[str, Counter[tuple[int, str]]](), threading.Lock()
+
+    def talk(session: str) -> None:
+        mine = Counter[tuple[int, str]]()
+        with lock:
+            seen[session] = mine
+        while not stop.is_set():
+            status, _, headers = kept.call("POST", f"/agents/{name}/run", {"input": 1}, headers={"Nexus-Session-Id": session})
+            mine[status, headers.get("Nexus-Version", "?")] += 1
+
+    def start(prefix: str) -> list[threading.Thread]:
+        threads = [threading.Thread(target=talk, args=(f"{prefix}-{number}",)) for number in range(5)]
+        for thread in threads:
+            thread.start()
+        until(lambda: all(sum(seen.get(f"{prefix}-{number}", Counter()).values()) > 3 for number in range(5)), what="talking")
+        return threads
+
+    threads = start("first")
+    try:
+        deploy(kept, tmp_path, name, "2.0.0", "--no-wait", **settings)
+        control = next(one["pid"] for one in kept.ok("status", "--json").json["processes"] if one["name"] == "control")
+        os.kill(control, signal.SIGKILL)
+        until(lambda: _phase(kept, name) == "active", what="the second version")
+        threads += start("second")
+        deploy(kept, tmp_path, name, "3.0.0", **settings)
+        threads += start("third")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    expected = {"first": "1.0.0", "second": "2.0.0", "third": "3.0.0"}
+    assert {name: set(mine) for name, mine in seen.items()} == {
+        f"{prefix}-{number}": {(200, version)} for prefix, version in expected.items() for number in range(5)
+    }
+
+
+def _phase(host: Host, name: str) -> str:
+    shown = host.cli("ai", "agent", "show", name, "--json")
+    return str(shown.json["deployments"][0]["phase"]) if shown.code == 0 else ""
