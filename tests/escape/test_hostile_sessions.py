@@ -106,7 +106,8 @@ def files_of(supervisor: supervisor_rig.SupervisorRig) -> dict[str, tuple[int, .
     return {path: found for path, found in seen.items() if not stat.S_ISDIR(found[1])}
 
 
-@pytest.mark.parametrize("how", ["fork", pytest.param("gvisor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fork", "gvisor"])
 async def test_what_a_session_leaves_behind_harms_nobody(how: str) -> None:
     if how == "gvisor" and tiers.lacking("gvisor"):
         pytest.skip(tiers.lacking("gvisor"))
@@ -167,6 +168,7 @@ def run(given): return given
 """
 
 
+@pytest.mark.slow
 async def test_a_version_that_says_it_may_be_forked_is_not_when_it_is_untrusted(rig: session_rig.SessionRig) -> None:
     """What a zygote says was said by what it imported."""
     liar = await session_rig.ready(rig.rig, code=ZYGOTE, options={"untrusted": True}, session={"warm": 0})
