@@ -85,7 +85,8 @@ class Dispatcher:
 
     @property
     def draining(self) -> bool:
-        return self._draining
+        """Whether nothing more is taken in hand; false as long as a claim is still under way."""
+        return self._draining and not self._claiming.locked()
 
     def reserve(self, wanted: Sequence[task_store.Submission]) -> set[str]:
         """Ids of those that may start as they are stored; their slots are kept until `start`. None while others wait in line."""
