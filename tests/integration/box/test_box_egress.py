@@ -157,12 +157,14 @@ async def test_plain_http_goes_through_with_its_body_and_without_what_was_for_th
         assert (code, "elsewhere.example" in said) == (403, True)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "169.254.169.254", "10.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost"])
-async def test_a_private_address_is_refused_even_when_it_is_named(host: str) -> None:
+async def test_a_private_address_is_refused_even_when_it_is_named() -> None:
+    named = ["127.0.0.1", "169.254.169.254", "10.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost"]
     async with supervisor_rig.started() as rig:
-        status = await start(rig, [host])
-        answer = await rig.run(status.id, ["tunnel", f"{host}:443", ""])
-        assert answer.startswith("HTTP/1.1 403")
+        status = await start(rig, named)
+        answers = {host: await rig.run(status.id, ["tunnel", f"{host}:443", ""]) for host in named}
+    assert {host: answer.split("\r\n")[0].split()[:2] for host, answer in answers.items()} == {
+        host: ["HTTP/1.1", "403"] for host in named
+    }
 
 
 async def test_the_way_out_outlives_the_supervisor_and_no_broker_harms_the_agent() -> None:
