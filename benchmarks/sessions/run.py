@@ -1,6 +1,7 @@
 """What a session of its own costs: its start beside `bwrap` + import and `runc`, with many alive, its memory, its freezing.
 
-    .venv/bin/python -m benchmarks.sessions.run [--alive 500] [--many 2000] [--rounds 15] [--only start,spare,alive,freeze,others]
+    .venv/bin/python -m benchmarks.sessions.run [--alive 500] [--many 2000] [--rounds 15] [--only start,spare,alive,freeze,others,
+                                                replies]
                                                 [--json FILE]
 
 A host of its own on a port of its own, one LangGraph agent with `isolation: session`. Every session is new to the host and
@@ -20,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sessions import others
+from benchmarks.sessions import others, replies
 
 from nexus.kit import home as homes
 
@@ -47,7 +48,7 @@ hosting:
   memory: 512Mi
   session: {{freeze_after: {freeze}, stop_after: 2h, most: 20000, warm: {warm}}}
 """
-PARTS = ("others", "start", "spare", "alive", "many", "freeze")
+PARTS = ("others", "start", "spare", "alive", "many", "freeze", "replies")
 
 
 class Host:
@@ -186,6 +187,12 @@ def measure(host: Host, options: argparse.Namespace, say: Callable[[str, Any], N
         say("reply of a live session", spread(live))
         say("reply of a frozen session", spread(woken))
         host.kill_all()
+    if "replies" in parts:
+        for name, code in replies.sources(AGENT).items():
+            host.nexus(
+                "ai", "agent", "deploy", "--path", str(replies.write(host.folder, name, code)), "--env", "production", "--json"
+            )
+        replies.measure(host.ask, host.home, say, runs=options.rounds * 20)
     if "spare" in parts:
         host.deploy(warm=8, freeze="1h")
         host.reply("first-spare")
