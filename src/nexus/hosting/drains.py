@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from nexus.core import errors
-from nexus.core.deployments import Deployment, Revision, Target
+from nexus.core.deployments import Deployment, Instance, Revision, Target
 from nexus.core.phases import RevisionPhase
 from nexus.hosting import strategies
 
@@ -71,6 +71,13 @@ def plan_release(one: Deployment, revisions: Sequence[Revision], version: str) -
             next_step="name the version before, or stop a session by its id",
         )
     return [replace(each, progress=replace(each.progress, released=True)) for each in mine if not each.progress.released]
+
+
+def plan_return(instances: Sequence[Instance], revisions: Sequence[Revision], made: Revision) -> list[Instance]:
+    """Draining instances that are what a new revision wants: they become its own, with the sessions they have, and the planner
+    lets them take new ones again."""
+    alike = {each.number for each in revisions if each.version_id == made.version_id and each.settings == made.settings}
+    return [replace(one, revision=made.number) for one in instances if one.target is Target.DRAINING and one.revision in alike]
 
 
 def drain_s(revision: Revision) -> float:

@@ -349,8 +349,11 @@ class HostingService:
         self, change: hosting_store.Change, deployment: Deployment, start: changes.Start, reason: str, by: str
     ) -> Revision:
         now = self._clock.time()
-        made = changes.plan_revision(deployment, await change.revisions(), start, reason=reason, by=by, now=now)
+        before = await change.revisions()
+        made = changes.plan_revision(deployment, before, start, reason=reason, by=by, now=now)
         await change.put_deployment(made.deployment)
+        for instance in drains.plan_return(await change.instances(), before, made.revision):
+            await change.put_instance(instance)
         for past in made.superseded:
             await change.put_revision(past)
             event = {

@@ -132,6 +132,17 @@ async def test_a_rollout_given_up_brings_back_what_drains(control: Control) -> N
     assert {one["id"] for one in route(control)["instances"]} == before, "no session lost its instance"
 
 
+async def test_a_rollback_takes_back_what_drains_with_its_sessions(control: Control) -> None:
+    deployed = await serve(control, "", "")
+    old, new = ({one["id"] for one in route(control)[key]} for key in ("draining", "instances"))
+    asked = {"environment": "production", "version": "1.0.0"}
+    assert (await control.api.post("/v1/agents/echo/rollback", json=asked)).status_code in (200, 202)
+    await look(control)
+    assert {one["id"] for one in route(control)["instances"]} == old, "nothing had to be started"
+    assert {one["id"] for one in route(control)["draining"]} == new
+    assert (await control.show(deployed))["active_version"] == "1.0.0"
+
+
 @pytest.mark.slow
 async def test_nothing_goes_on_with_secrets_that_were_changed(control: Control) -> None:
     deployed = await serve(control, "", "")
