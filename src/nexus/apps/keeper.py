@@ -339,7 +339,7 @@ def run(
     with keeper_takeover.hold_lock(host, replaces=options.replace, adopts=options.adopt is not None):
         earlier = keeper_record.read(home)
         alive = [entry for entry in earlier.processes if keeper_record.is_alive(entry)] if earlier else []
-        if options.adopt is not None and (earlier is None or earlier.pid != options.adopt):
+        if options.adopt and (earlier is None or earlier.pid != options.adopt):
             return
         if earlier and alive:
             host = keeper_takeover.plan_host(host, earlier, environ, replaces=options.replace)
@@ -423,7 +423,9 @@ def _reap_strangers(own: set[int]) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m nexus.apps.keeper", description=__doc__)
     parser.add_argument("--detached", action="store_true", help="go to the background, no terminal output")
-    parser.add_argument("--adopt", type=int, metavar="PID", help="only if processes still run whose last keeper was this one")
+    parser.add_argument(
+        "--adopt", type=int, nargs="?", const=0, metavar="PID", help="only what runs still, and was kept by PID last"
+    )
     parser.add_argument("--replace", action="store_true", help="take a running host over and bring it to this version")
     parser.add_argument("--stop-only", action="store_true", help="adopt what runs and stop it")
     parser.add_argument("--ready-fd", type=int, help="write the outcome of the start here as one JSON line")
