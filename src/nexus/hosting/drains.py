@@ -5,6 +5,7 @@ A revision that was replaced keeps its sessions until `drain` is over (`hosting.
 - it was found wanting: what failed is out at once, for its own sessions too;
 - the same version serves again: its sessions go on there, and lose nothing that belongs to the version;
 - secrets changed since: no instance goes on with the old ones;
+- it lies too many revisions back (`REMEMBERED`), so that frequent deploys leave a bounded number of old versions running;
 - a later version took its sessions along (`on_update: move`), or somebody told them to move (`Progress.released`).
 """
 
@@ -16,6 +17,7 @@ from nexus.core import errors
 from nexus.core.deployments import Deployment, Instance, Revision, Target
 from nexus.core.phases import RevisionPhase
 from nexus.hosting import strategies
+from nexus.ports import hosting_store
 
 MOVE = "move"
 _MAX_LIFETIME_S = 8 * 3600.0
@@ -30,11 +32,12 @@ def find_keeping(one: Deployment, revisions: Mapping[int, Revision], now: float)
     serving = [each for each in revisions.values() if each.phase is RevisionPhase.ACTIVE]
     here = {each.version_id: each.number for each in serving}
     moved = max((each.number for each in revisions.values() if _takes_along(each, target)), default=0)
+    oldest = max(moved, (one.active_revision or target.number) - hosting_store.REMEMBERED)
     return frozenset(
         number
         for number, each in revisions.items()
         if number != target.number
-        and number >= moved
+        and number >= oldest
         and not _is_wanting(each)
         and here.get(each.version_id, number) == number
         and each.settings.secrets_stamp == target.settings.secrets_stamp

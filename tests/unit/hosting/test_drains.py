@@ -86,6 +86,11 @@ CASES: Mapping[str, tuple[Deployment, list[Revision], set[int]]] = {
         {1},
     ),
     "not what let go": (deployment(2, 2), [replace(V1, progress=Progress(released=True)), V2], set()),
+    "not what lies far back": (
+        deployment(20, 20),
+        [*(revision(number, SUPERSEDED) for number in range(1, 20)), revision(20, ACTIVE)],
+        set(range(12, 20)),
+    ),
     "nothing when nothing is to run": (deployment(2, 2, replicas=0), [V1, V2], set()),
 }
 
