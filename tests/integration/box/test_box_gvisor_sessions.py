@@ -157,7 +157,7 @@ async def test_what_a_killed_supervisor_leaves_is_found_and_ended() -> None:
     async with session_rig.supervisor() as supervisor:
         rig = await ready(supervisor)
         await rig.run("left", ["daemon"])
-        below = [*tree(rig.record("left")["handle"]["pid"]), *tree(await rig.zygote())]
+        below = [*tree((await rig.record("left"))["handle"]["pid"]), *tree(await rig.zygote())]
         supervisor.kill()
         assert keeper_sweep.kill_agents(supervisor.home) >= 2
         await session_rig.gone(*below)
