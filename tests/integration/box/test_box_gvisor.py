@@ -108,3 +108,21 @@ def test_the_bundle_says_what_the_box_does_and_holds_no_secret(tmp_path: Path) -
     assert json.loads((bundle / "config.json").read_text()) == config
     assert "agent:x:4711" in (bundle / "rootfs/etc/passwd").read_text()
     assert (bundle / "rootfs").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_sessions_bundle_has_its_home_in_memory_and_knows_the_hosts_that_are_allowed(tmp_path: Path) -> None:
+    wish = sandbox.Wish(
+        stage=tmp_path / "root",
+        folder=tmp_path,
+        home=tmp_path / "work",
+        output=tmp_path / "output",
+        write=[tmp_path / "work"],
+        network="egress",
+        runtime="gvisor",
+        home_bytes=1 << 20,
+        pins=[("api.example.com", "127.87.0.2", 443)],
+    )
+    (mount,) = (one for one in oci_bundle.render_mounts(wish, owner=4711) if one["destination"] == str(tmp_path / "work"))
+    assert (mount["type"], {"size=1048576", "uid=4711", "mode=0700"} <= set(mount["options"])) == ("tmpfs", True)
+    oci_bundle.write(tmp_path / "bundle", {"mounts": []}, wish, owner=4711)
+    assert "127.87.0.2 api.example.com\n" in (tmp_path / "bundle/rootfs/etc/hosts").read_text()

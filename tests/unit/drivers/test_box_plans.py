@@ -47,6 +47,14 @@ def test_in_a_container_the_user_is_one_that_the_container_maps(uid_map: str, le
     assert least <= sandbox.plan_owner("ins_1", uid_map) < most
 
 
+def test_a_home_in_memory_is_bound_from_nowhere_where_there_is_a_file_tree_for_it() -> None:
+    wish = dataclasses.replace(WISH, home_bytes=1 << 20)
+    boxed, bare = plan(wish), plan(wish, sandbox.Layers())
+    assert (boxed["home_bytes"], boxed["write"]) == (1 << 20, ["/h/i/out"])
+    assert (bare["home_bytes"], bare["write"]) == (None, ["/h/i/work", "/h/i/out"])
+    assert "/h/i/work" in boxed["landlock_write"]  # type: ignore[operator]
+
+
 def test_nothing_is_bound_twice_and_nothing_that_every_box_has() -> None:
     given = ["/a/b", "/a", "/a", "/usr", "/usr/local/python", "/ab"]
     assert sandbox.outermost(given) == ["/a", "/ab"]
