@@ -12,6 +12,7 @@ from typing import cast
 from nexus.kit.http_client import Answer, Head, ProtocolError, Target, chunk_size, parse_head, render_request
 
 _MOST_HEAD = 128 * 1024
+_PAUSE_S = 0.03
 _SAFE_TO_REPEAT = ("GET", "PUT", "DELETE", "HEAD")
 
 
@@ -19,12 +20,13 @@ class Kept:
     """Connections to a unix socket. For any number of event loops in any threads; each keeps its own, at most `most` idle ones.
 
     A connection that was lost before it was used again is replaced. One that is lost while an answer is awaited is an
-    `OSError`, unless the request may be repeated and the connection was an old one: then it is, once.
+    `OSError`, unless the request may be repeated and the connection was an old one: then it is, once. Where nobody listens,
+    somebody is waited for as long as `patience_s`: the peer may be starting again.
     """
 
-    def __init__(self, path: str, *, most: int = 4) -> None:
+    def __init__(self, path: str, *, most: int = 4, patience_s: float = 0.0) -> None:
         self._target = Target(unix=path, host="door")
-        self._most = most
+        self._most, self._patience_s = most, patience_s
         self._mine = threading.local()
 
     async def request(
@@ -69,8 +71,17 @@ class Kept:
         return answer
 
     async def _connect(self) -> "_Connection":
-        _, made = await asyncio.get_running_loop().create_unix_connection(_Connection, self._target.unix)
-        return made
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._patience_s
+        while True:
+            try:
+                _, made = await loop.create_unix_connection(_Connection, self._target.unix)
+            except (FileNotFoundError, ConnectionRefusedError):
+                if loop.time() >= until:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                return made
 
     def _idle(self) -> "_Connection | None":
         idle = self._pool()

@@ -10,6 +10,7 @@ from nexus.kit import http_client, http_kept, session_tokens
 from nexus.wire import problem
 
 _TIMEOUT_S = 10.0
+_PATIENCE_S = 2.0  # a gateway that was killed is there again within a second
 
 
 class Door:
@@ -20,7 +21,7 @@ class Door:
 
     def __init__(self, path: str, token: str) -> None:
         self.path = path
-        self._kept = http_kept.Kept(path)
+        self._kept = http_kept.Kept(path, patience_s=_PATIENCE_S)
         self.rebind(token)
 
     def rebind(self, token: str) -> None:

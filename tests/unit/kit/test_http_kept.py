@@ -153,6 +153,22 @@ async def test_a_request_that_was_given_up_leaves_its_answer_to_nobody() -> None
         assert counts == [1, 1]
 
 
+async def test_a_peer_that_is_starting_again_is_waited_for_and_one_that_stays_away_is_an_error() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await http_client.read_head(reader)
+        writer.write(OK)
+        writer.close()
+
+    folder = Path(tempfile.mkdtemp(prefix="nxk-"))
+    waiting = asyncio.create_task(ask(http_kept.Kept(str(folder / "s"), patience_s=9)))
+    with pytest.raises(FileNotFoundError):
+        await ask(http_kept.Kept(str(folder / "s")))
+    server = await asyncio.start_unix_server(serve, folder / "s")
+    assert (await waiting).body == b"ok"
+    server.close()
+    shutil.rmtree(folder)
+
+
 def test_each_event_loop_has_connections_of_its_own() -> None:
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
         writer.write(OK)

@@ -172,8 +172,8 @@ class Saving:
         except Exception as error:  # noqa: BLE001 - whatever an author's class raises
             self._refuse(thread, error)
         else:
+            self.wrote = True  # or may have: an answer that is lost tells nothing
             yield from self._store(thread, item, self._run_id or told.get("run_id"), values)
-            self.wrote = True
         return _config(thread, ns, checkpoint["id"])
 
     def _store(self, thread: str, item: langgraph_recall.Item, run_id: Any, present: Container[str]) -> talks.Talk[None]:
