@@ -80,7 +80,7 @@ def _fill_large(size: int) -> list[bytes]:
         kept.append(bytes(length))
         at = id(kept[-1])
         in_order, last = in_order + 1 if at - last == size else 0, at
-    return kept
+    return kept[:-_IN_ORDER]  # those came from the end of the heap and go back to it
 
 
 def _fill(size: int) -> list[bytes]:
