@@ -17,6 +17,7 @@ from nexus.api import (
     host,
     keys,
     logs,
+    recordings,
     reference,
     rollouts,
     secrets,
@@ -28,7 +29,6 @@ from nexus.core import errors as core_errors
 _FURTHER = (
     "nexus.api.tasks",
     "nexus.api.schedules",
-    "nexus.api.recordings",
     "nexus.api.asks",
     "nexus.api.replays",
     "nexus.api.triggers",
@@ -81,6 +81,6 @@ def create_app(services: Services | None) -> FastAPI:
     for name in _FURTHER:
         if importlib.util.find_spec(name) is not None:
             app.include_router(importlib.import_module(name).router)
-    app.add_middleware(door_fast.Door, routes=[*checkpoints.ROUTES, *door.ROUTES])
+    app.add_middleware(door_fast.Door, routes=[*checkpoints.ROUTES, *door.ROUTES, *recordings.ROUTES])
     app.add_middleware(bounds.Bounds)
     return app

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from nexus.core import errors
 from nexus.ports import step_store
-from nexus.stores.postgres import task_session
+from nexus.stores.postgres import task_link, task_session
 
 _TASK = sa.text(
     """
@@ -28,12 +28,10 @@ _OPEN = sa.text(
       request = excluded.request, sent_at = excluded.sent_at, done_at = NULL WHERE run_steps.attempt <= excluded.attempt
     """
 )
-_CLOSE = sa.text(
+_CLOSE = """
+    UPDATE run_steps SET status = 'done', head = %(head)s, body = %(body)b, done_at = nexus_now()
+    WHERE task_id = %(id)s AND key = %(key)s AND attempt = %(attempt)s AND status = 'sent' RETURNING 1
     """
-    UPDATE run_steps SET status = 'done', head = :head, body = :body, done_at = nexus_now()
-    WHERE task_id = :id AND key = :key AND attempt = :attempt AND status = 'sent'
-    """
-)
 _ORIGINAL = sa.text("SELECT head, body FROM run_steps WHERE task_id = :source AND key = :key AND status = 'done'")
 _REPLAYED = sa.text(
     """
@@ -52,12 +50,14 @@ _RECORDED = sa.text(
     ORDER BY at, position, key
     """
 )
-_FORGET = sa.text("DELETE FROM run_steps WHERE task_id = :id AND key = :key AND attempt = :attempt AND status = 'sent'")
+_FORGET = """
+    DELETE FROM run_steps WHERE task_id = %(id)s AND key = %(key)s AND attempt = %(attempt)s AND status = 'sent' RETURNING 1
+    """
 
 
 class PostgresStepStore:
     def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+        self._engine, self._link = engine, task_link.of(engine)
 
     async def open(
         self,
@@ -106,12 +106,10 @@ class PostgresStepStore:
             ]
 
     async def close(self, place: step_store.Place, answer: step_store.Answer | None) -> bool:
-        values = {"id": place.task_id, "key": place.key, "attempt": place.attempt}
-        async with task_session.begin(self._engine, "recording an answer") as connection:
-            if answer is None:
-                return bool((await connection.execute(_FORGET, values)).rowcount)
-            values |= {"head": answer.head, "body": answer.body}
-            return bool((await connection.execute(_CLOSE, values)).rowcount)
+        values: dict[str, Any] = {"id": place.task_id, "key": place.key, "attempt": place.attempt}
+        if answer is None:
+            return bool(await self._link.rows("taking a call back", _FORGET, values))
+        return bool(await self._link.rows("recording an answer", _CLOSE, {**values, "head": answer.head, "body": answer.body}))
 
 
 async def _original(connection: AsyncConnection, task_id: str, key: str) -> step_store.Answer | None:
