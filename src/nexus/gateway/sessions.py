@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nexus.core import errors
 from nexus.gateway import routes
-from nexus.kit import http1, session_tokens
+from nexus.kit import http_client, http_kept, session_tokens
 from nexus.wire import problem
 
 _MOST_KNOWN = 50_000
@@ -35,6 +35,7 @@ class Places:
     def __init__(self, *, most: int = _MOST_KNOWN) -> None:
         self._known: collections.OrderedDict[Key, Place] = collections.OrderedDict()
         self._asked: dict[Key, asyncio.Future[Place]] = {}
+        self._lines: dict[Path, http_kept.Kept] = {}
         self._most = most
 
     def find(self, key: Key) -> Place | None:
@@ -57,9 +58,15 @@ class Places:
             return known  # another run's question was answered while this one was on its way here
         asked = self._asked.get(key)
         if asked is None:
-            asked = self._asked[key] = asyncio.ensure_future(fetch_place(supervisor, key[1], instances, homes))
+            asked = self._asked[key] = asyncio.ensure_future(fetch_place(self._line(supervisor), key[1], instances, homes))
             asked.add_done_callback(lambda done: self._note(key, done))
         return await asyncio.shield(asked)
+
+    def _line(self, supervisor: Path) -> http_kept.Kept:
+        line = self._lines.get(supervisor)
+        if line is None:
+            line = self._lines[supervisor] = http_kept.Kept(str(supervisor))
+        return line
 
     def _note(self, key: Key, done: "asyncio.Future[Place]") -> None:
         self._asked.pop(key, None)
@@ -71,21 +78,13 @@ class Places:
             self._known.popitem(last=False)
 
 
-async def fetch_place(supervisor: Path, session_id: str, instances: Sequence[str], homes: Sequence[str] = ()) -> Place:
+async def fetch_place(supervisor: http_kept.Kept, session_id: str, instances: Sequence[str], homes: Sequence[str] = ()) -> Place:
     """Ask the supervisor of this node (`POST /sessions`)."""
     asked = {"instances": list(instances), "session": session_id} | ({"homes": list(homes)} if homes else {})
-    body = json.dumps(asked).encode()
     try:
-        async with asyncio.timeout(_ANSWER_S):
-            reader, writer = await asyncio.open_unix_connection(supervisor)
-            try:
-                writer.write(http1.render_post("/sessions", {"Host": "supervisor", "Content-Type": "application/json"}, body))
-                answer = http1.AnswerStream(reader)
-                await answer.head()
-                told = json.loads(await answer.body(_MOST_BYTES))
-            finally:
-                writer.close()
-    except (OSError, TimeoutError, http1.Broken, ValueError) as error:
+        answer = await _post(supervisor, json.dumps(asked).encode())
+        told = json.loads(answer.body)
+    except (OSError, TimeoutError, http_client.ProtocolError, ValueError) as error:
         raise errors.Unavailable(
             "the node cannot be asked for a session's worker",
             code="session.no_supervisor",
@@ -102,6 +101,15 @@ async def fetch_place(supervisor: Path, session_id: str, instances: Sequence[str
     except (KeyError, TypeError, ValueError) as error:
         raise errors.Internal("the supervisor's answer is not a place", code="session.no_supervisor") from error
     return place
+
+
+async def _post(supervisor: http_kept.Kept, body: bytes) -> http_client.Answer:
+    """A place that was made is found when it is asked for again, so that a connection that ended meanwhile is no failure."""
+    headers = {"Content-Type": "application/json"}
+    try:
+        return await supervisor.request("POST", "/sessions", headers=headers, body=body, timeout_s=_ANSWER_S, limit=_MOST_BYTES)
+    except ConnectionResetError:
+        return await supervisor.request("POST", "/sessions", headers=headers, body=body, timeout_s=_ANSWER_S, limit=_MOST_BYTES)
 
 
 def plan_order(deployment: routes.Deployment, first: routes.Instance | None, tried: Collection[str]) -> list[str]:

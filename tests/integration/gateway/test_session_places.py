@@ -14,6 +14,7 @@ class Supervisor:
 
     def __init__(self, node, small):
         self.node, self.small, self.asked, self.refusal, self.gate = node, small, [], None, None
+        self.keeps, self.dies = False, False
         self.server = small.SmallServer(
             address=f"unix:{node.home.supervisor_socket}", name="supervisor", does={"echo": self.answer}
         )
@@ -22,6 +23,9 @@ class Supervisor:
     async def answer(self, server, request, reader, writer):
         wanted = json.loads(request.body)
         self.asked.append(wanted)
+        if self.dies:
+            self.dies = False
+            return False
         if self.gate is not None:
             await self.gate.wait()
         if self.refusal is not None:
@@ -34,7 +38,7 @@ class Supervisor:
         self.node.workers.append(worker)
         told = {"instance": wanted["instances"][0], "address": worker.address, "phase": "live", "how": "fork"}
         writer.write(self.small.plain(json.dumps(told).encode()))
-        return False
+        return self.keeps
 
 
 @pytest.fixture
@@ -59,6 +63,18 @@ def test_the_supervisor_is_asked_once_for_each_session(isolated):
     by = [run(node, session).json["by"] for session in ("one", "two", "one", "two", "one")]
     assert by == ["one-1", "two-2", "one-1", "two-2", "one-1"]
     assert supervisor.asked == [{"instances": ["ins_a"], "session": "one"}, {"instances": ["ins_a"], "session": "two"}]
+
+
+def test_a_connection_to_the_supervisor_is_kept_and_may_end_between_two_questions_or_at_one(isolated):
+    node, supervisor = isolated
+    supervisor.keeps = True
+    assert [run(node, session).json["by"] for session in ("one", "two")] == ["one-1", "two-2"]
+    assert supervisor.server.connections == 1
+    for writer in list(supervisor.server.writers):
+        node.stage.loop.call_soon_threadsafe(writer.close)
+    assert run(node, "three").json["by"] == "three-3"
+    supervisor.dies = True
+    assert run(node, "four").json["by"] == "four-5", "asked again, as a place that was made is found"
 
 
 def test_runs_that_come_together_share_one_question(isolated):
