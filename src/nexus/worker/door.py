@@ -1,5 +1,6 @@
 """The worker's own calls through the platform's door: token usage of a run, and session state."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -29,6 +30,11 @@ class Door:
         claims = session_tokens.parse(token)
         self.token = token
         self.session_id = None if claims is None else claims.session_id
+
+    async def close(self) -> None:
+        """Close the connections that the running loop keeps, before it ends."""
+        self._kept.close()
+        await asyncio.sleep(0)
 
     async def call(
         self, method: str, path: str, body: bytes = b"", *, content_type: str = "application/json"

@@ -166,6 +166,8 @@ class Relay:
             for task in open_ones:
                 task.cancel()
             loop.run_until_complete(asyncio.wait(open_ones))
+        if self._recorder is not None:
+            loop.run_until_complete(self._recorder.close())
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()
 

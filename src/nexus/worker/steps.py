@@ -223,6 +223,10 @@ class Recorder:
     def find(self, run_id: str) -> Recording | None:
         return self._open.get(run_id)
 
+    async def close(self) -> None:
+        """In a loop that is about to end: close what it holds open."""
+        await self._door.close()
+
 
 def _kept(path: str, body: bytes) -> bytes:
     """What a replay compares; of a huge request only where it went."""

@@ -58,6 +58,7 @@ class Bench:
                 yield Attempt(client, recording, claim)
         finally:
             await asyncio.to_thread(one.stop)
+            await recorder.close()
             if lost:
                 release = port.Release(task_id=claim.id, fence=claim.fence, pause_s=0, began=True, strike=True)
                 await self.rig.store.write([release])
