@@ -101,22 +101,22 @@ async def test_a_session_that_never_sleeps_gives_way_to_the_others_until_it_does
     async with session_rig.supervisor() as supervisor:
         rig = await session_rig.ready(supervisor, code=burning)
 
-        def weight(name: str) -> int:
-            groups = rig.record(name)["handle"]["groups"]
+        async def weight(name: str) -> int:
+            groups = (await rig.record(name))["handle"]["groups"]
             path = Path(groups["cpu"], "cpu.shares") if "cpu" in groups else Path(groups[""], "cpu.weight")
             return int(path.read_text())
 
         async def reach(low: bool) -> None:
             async with asyncio.timeout(20):
-                while (weight("busy") < usual / 10) is not low:
+                while (await weight("busy") < usual / 10) is not low:
                     await asyncio.sleep(0.02)
 
         await rig.run("calm", ["echo", 1])
-        usual = weight("calm")
+        usual = await weight("calm")
         address = (await rig.place("busy")).address
         run = asyncio.ensure_future(session_rig.call(address, "busy", ["burn"], timeout_s=60))
         await reach(low=True)
-        assert weight("calm") == usual
+        assert await weight("calm") == usual
         supervisor.kill()
         await supervisor.up()
         await reach(low=True)
@@ -124,7 +124,7 @@ async def test_a_session_that_never_sleeps_gives_way_to_the_others_until_it_does
             pass
         await run
         await reach(low=False)
-        assert weight("calm") == usual
+        assert await weight("calm") == usual
 
 
 async def test_what_cannot_be_forked_is_started_from_the_beginning() -> None:
