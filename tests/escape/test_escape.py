@@ -43,7 +43,7 @@ async def test_nothing_new_is_allowed(tier: str) -> None:
     assert golden.surprises(tier, found, golden.read()) == []
     assert len(found) == len(golden.read())
     assert host() == before
-    assert tiers.left_behind(rig) == []
+    assert await tiers.lasting(rig) == []
 
 
 def test_the_page_shows_the_table() -> None:

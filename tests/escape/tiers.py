@@ -238,6 +238,15 @@ def left_behind(rig: supervisor_rig.SupervisorRig) -> list[str]:
     return found
 
 
+async def lasting(rig: supervisor_rig.SupervisorRig) -> list[str]:
+    """What is left behind and stays, when the kernel was given a moment to let go of it."""
+    for _ in range(50):
+        if not left_behind(rig):
+            break
+        await asyncio.sleep(0.1)
+    return left_behind(rig)
+
+
 def alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if launcher.born(pid) is not None]
 
