@@ -39,7 +39,7 @@ class Accounting:
     ) -> Mapping[tuple[str, str, str], list[usage.UsageRow]]:
         """Rows by agent, environment and session. `fresh`: the node is asked first, if it can be."""
         if fresh:
-            with contextlib.suppress(errors.Unavailable):
+            with contextlib.suppress(errors.NexusError):  # a supervisor of an older version knows of no usage
                 await self.collect()
         found: dict[tuple[str, str, str], list[usage.UsageRow]] = {}
         for row in await self._store.of_sessions(tenant, session_ids) if session_ids else ():
@@ -50,7 +50,7 @@ class Accounting:
         while True:
             try:
                 more = await self.collect()
-            except errors.Unavailable as error:
+            except errors.NexusError as error:
                 more = False
                 _LOG.debug("what sessions used is collected later: %s", error.message)
             if not more:

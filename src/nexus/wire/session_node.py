@@ -19,6 +19,9 @@ from typing import Any
 from nexus.core import sessions
 
 
+_USED = frozenset(field.name for field in dataclasses.fields(sessions.SessionUsage))
+
+
 def status_to_json(status: sessions.SessionStatus) -> dict[str, Any]:
     return dataclasses.asdict(status)
 
@@ -30,7 +33,7 @@ def status_from_json(value: Mapping[str, Any]) -> sessions.SessionStatus:
             **value,
             "phase": sessions.SessionPhase(value["phase"]),
             "how": sessions.How(value["how"]) if value.get("how") else None,
-            "usage": sessions.SessionUsage(**value.get("usage", {})),
+            "usage": sessions.SessionUsage(**{name: used for name, used in value.get("usage", {}).items() if name in _USED}),
         }
     )
 

@@ -9,6 +9,7 @@ from nexus.core import errors, sessions, usage
 from nexus.ports import session_usage as ports
 from nexus.sessions import accounting
 from nexus.stores.postgres import engine, session_usage
+from nexus.wire import session_node
 
 ROW = usage.UsageRow(
     instance_id="ins_1", session_id="anna", part=usage.Part.WORKER, began_at=5.0, tenant="t", agent="a", environment="production",
@@ -53,6 +54,12 @@ async def test_what_is_told_twice_or_late_counts_once(store: session_usage.Postg
         (usage.Part.NETWORK, 0.0),
     }
     assert await used.of("another", ["anna"]) == {}
+
+
+def test_a_status_of_an_older_supervisor_is_read() -> None:
+    told = session_node.status_to_json(sessions.SessionStatus(session_id="s", instance_id="i", phase=sessions.SessionPhase.LIVE))
+    told["usage"] |= {"bytes_in": 0, "cpu_s": 2.0}
+    assert session_node.status_from_json(told).usage == sessions.SessionUsage(cpu_s=2.0)
 
 
 def test_rows_add_up_with_what_the_living_worker_has_used_since() -> None:
