@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,8 +140,25 @@ def _gvisor() -> Fact:
         return Fact(name="gvisor", present=True, detail="runsc is not installed: hosting.runtime_class: gvisor is refused")
     told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=False).stdout
     version = told.partition("\n")[0].removeprefix("runsc version ").strip() or "of an unknown version"
-    allowed = "" if os.geteuid() == 0 else ", and only root may start it: hosting.runtime_class: gvisor is refused"
-    return Fact(name="gvisor", present=True, detail=f"runsc {version} at {program}{allowed}")
+    if os.geteuid() != 0:
+        refused = ", and only root may start it: hosting.runtime_class: gvisor is refused"
+    elif failed := _try_gvisor(program):
+        refused = f" starts nothing here ({failed}): agents with hosting.runtime_class: gvisor will fail to start"
+    else:
+        refused = ""
+    return Fact(name="gvisor", present=True, detail=f"runsc {version} at {program}{refused}")
+
+
+def _try_gvisor(program: str) -> str:
+    """What it says when it cannot run a program that does nothing; empty when it can."""
+    with tempfile.TemporaryDirectory(prefix="nexus-runsc-") as state:
+        command = [program, "--root", state, "--network=none", "--ignore-cgroups", "do", "/bin/true"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, stdin=subprocess.DEVNULL)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)[:200]
+    told = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    return "" if done.returncode == 0 else (told[-1][:200] if told else f"exit code {done.returncode}")
 
 
 def _own_group_v2() -> Path:

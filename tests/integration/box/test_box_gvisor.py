@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import supervisor_rig
 
+from nexus.apps import doctor_kernel
 from nexus.core import instances
 from nexus.core.phases import InstancePhase
 from nexus.drivers.process import oci_bundle, sandbox
@@ -78,6 +79,19 @@ async def test_it_is_refused_where_it_is_not_and_where_it_does_not_fit() -> None
         good = rig.spec("good")
         await rig.driver.start(good)
         assert (await until(rig, good.id, is_in(READY, FAILED))).phase is READY
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts container runtimes")
+def test_the_doctor_tries_it_and_says_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "runsc"
+    broken.write_text(
+        "#!/bin/sh\n[ $1 = --version ] && echo runsc version 1.2.3 && exit\necho ptrace is forbidden >&2\nexit 128\n"
+    )
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (fact,) = (fact for fact in doctor_kernel.read_facts() if fact.name == "gvisor")
+    assert "1.2.3" in fact.detail
+    assert "starts nothing here (ptrace is forbidden)" in fact.detail
 
 
 def test_the_bundle_says_what_the_box_does_and_holds_no_secret(tmp_path: Path) -> None:
