@@ -18,7 +18,6 @@ from typing import Any
 
 from nexus.core import sessions
 
-
 _USED = frozenset(field.name for field in dataclasses.fields(sessions.SessionUsage))
 
 
