@@ -1,14 +1,19 @@
 """Threads of graphs in a real database: what is written together is read together, who writes from an old view is told so."""
 
+import base64
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from nexus.core import errors
+from nexus.core import deployments, errors
 from nexus.ports import checkpoint_store as port
 from nexus.ports import task_store
 from nexus.stores.postgres import checkpoint_store, engine
+from nexus.tasks import checkpoints
+from nexus.wire import blobs
 
 LANE = task_store.Lane(tenant="default", agent="graph", environment="production")
 HERE = port.Thread(lane=LANE, id="ses-1")
@@ -109,3 +114,46 @@ async def test_what_a_run_left_a_thread_and_an_agent_can_be_deleted(store: port.
     await store.delete_agent("default", "graph", environment=None)
     assert await newest(store, other) is None
     assert await store.sweep(keep_s=0, limit=9) == 0
+
+
+OWNER = deployments.InstanceOwner(
+    instance_id="ins_1", tenant="default", agent="graph", environment="production", deployment_id="dep_1", version="1",
+    session_id="ses-1",
+)  # fmt: skip
+
+
+async def test_workers_of_before_speak_json_and_read_what_new_ones_packed(store: port.CheckpointStore) -> None:
+    room = checkpoints.Checkpoints(store=store)
+    text = base64.b64encode(b"\x00old").decode()
+    old = {"ns": "", "id": "c1", "parent": None, "run_id": "r", "versions": {"a": "1"}, "state": ["m", text], "meta": ["m", text]}
+    await room.put(OWNER, "ses-1", json.dumps({"checkpoint": {**old, "values": {"a": ["m", text]}}}).encode())
+    packer = blobs.Packer()
+    new = {**old, "id": "c2", "versions": {"a": "2"}, "state": packer.add("m", b"new"), "meta": packer.add("m", b"")}
+    await room.put(OWNER, "ses-1", packer.pack({"checkpoint": {**new, "values": {"a": packer.add("m", b"\xff")}, "after": "c1"}}))
+    asked: dict[str, Any] = {"ns": "", "checkpoint_id": None, "before": None, "limit": 9}
+    told = json.loads(await room.page(OWNER, "ses-1", **asked))["items"]
+    assert [base64.b64decode(each["values"]["a"][1]) for each in told] == [b"\xff", b"\x00old"]
+    unpacker = blobs.Unpacker(await room.page(OWNER, "ses-1", **asked, packed=True))
+    assert [unpacker.take(each["values"]["a"]) for each in unpacker.head["items"]] == [("m", b"\xff"), ("m", b"\x00old")]
+
+
+def forged() -> bytes:
+    """A blob that ends beyond the body."""
+    told = {"ns": "", "id": "c", "versions": {}, "state": ["m", 0, 9], "meta": ["m", 0, 0], "values": {}}
+    return blobs.Packer().pack({"checkpoint": told}) + b"x"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\0", b"[]", b"{", b'{"checkpoint": 1}', b'{"checkpoint": {"ns": ""}}', b'{"writes": {"ns": 1}}',
+     b'{"checkpoint": {"ns": "", "id": "c", "versions": {}, "state": ["m", "!"], "meta": ["m", ""], "values": {}}}',
+     forged(), forged()[:40]],
+)  # fmt: skip
+async def test_what_is_no_checkpoint_is_refused_and_stores_nothing(store: port.CheckpointStore, body: bytes) -> None:
+    room = checkpoints.Checkpoints(store=store)
+    with pytest.raises(errors.Invalid) as refused:
+        await room.put(OWNER, "ses-1", body)
+    assert refused.value.code == "checkpoint.invalid"
+    assert await newest(store) is None
+    with pytest.raises(errors.Forbidden):
+        await room.put(OWNER, "ses-2", b"{}")
