@@ -196,3 +196,18 @@ async def test_no_signal_of_the_agents_reaches_its_keeper(rig: session_rig.Sessi
     assert lines[-1] == {"exit": 0}
     assert "denied" in "".join(str(line.get("data")) for line in lines)
     assert (await rig.run("inside", ["echo", 1])) == 1
+
+
+async def test_a_zygote_that_keeps_its_sessions_out_of_their_limits_is_not_believed() -> None:
+    """Its author's code ran in it, and the first process of a box enters its control groups by itself."""
+    cheats = "import os\nfrom nexus.worker import zygote\nzygote._enter = os.close\n"
+    async with session_rig.supervisor() as supervisor:
+        rig = await session_rig.ready(supervisor, code=session_rig.AGENT + cheats, session={"warm": 0})
+        with pytest.raises(errors.Unavailable) as refused:
+            await rig.place("unlimited")
+        assert "control groups" in str(refused.value.cause)
+        await supervisor.driver.stop(rig.spec.id, grace_s=5)
+        async with asyncio.timeout(20):
+            while await supervisor.driver.statuses():
+                await asyncio.sleep(0.05)
+        assert session_rig.leavings(supervisor) == []

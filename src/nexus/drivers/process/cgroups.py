@@ -142,6 +142,14 @@ class Group:
             raise
         return opened
 
+    def holds(self, pid: int) -> bool:
+        """Whether that process stands in it: who was to enter by itself may not have."""
+        try:
+            own = Path(f"/proc/{pid}/cgroup").read_text()
+        except OSError:
+            return False
+        return all(Path(_path_of(own, controller)).name == folder.name for controller, folder in self.v1.items())
+
     @property
     def can_freeze(self) -> bool:
         return self.unified is not None or "freezer" in self.v1

@@ -126,6 +126,8 @@ class Zygote:
             with contextlib.suppress(session_link.Closed):  # what it said before it ended tells more
                 talk.send({"go": True})
             worker = await hear(talk, "worker")
+            if not (group.holds(keeper) and group.holds(worker)):
+                raise failure("its box has no limits", "it is not in its control groups, whatever its zygote did instead")
         except BaseException:
             await process.close()
             raise
