@@ -135,25 +135,3 @@ async def test_workers_of_before_speak_json_and_read_what_new_ones_packed(store:
     assert [base64.b64decode(each["values"]["a"][1]) for each in told] == [b"\xff", b"\x00old"]
     unpacker = blobs.Unpacker(await room.page(OWNER, "ses-1", **asked, packed=True))
     assert [unpacker.take(each["values"]["a"]) for each in unpacker.head["items"]] == [("m", b"\xff"), ("m", b"\x00old")]
-
-
-def forged() -> bytes:
-    """A blob that ends beyond the body."""
-    told = {"ns": "", "id": "c", "versions": {}, "state": ["m", 0, 9], "meta": ["m", 0, 0], "values": {}}
-    return blobs.Packer().pack({"checkpoint": told}) + b"x"
-
-
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"\0", b"[]", b"{", b'{"checkpoint": 1}', b'{"checkpoint": {"ns": ""}}', b'{"writes": {"ns": 1}}',
-     b'{"checkpoint": {"ns": "", "id": "c", "versions": {}, "state": ["m", "!"], "meta": ["m", ""], "values": {}}}',
-     forged(), forged()[:40]],
-)  # fmt: skip
-async def test_what_is_no_checkpoint_is_refused_and_stores_nothing(store: port.CheckpointStore, body: bytes) -> None:
-    room = checkpoints.Checkpoints(store=store)
-    with pytest.raises(errors.Invalid) as refused:
-        await room.put(OWNER, "ses-1", body)
-    assert refused.value.code == "checkpoint.invalid"
-    assert await newest(store) is None
-    with pytest.raises(errors.Forbidden):
-        await room.put(OWNER, "ses-2", b"{}")
