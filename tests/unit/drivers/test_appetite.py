@@ -10,13 +10,24 @@ from nexus.drivers.process import appetite
     [
         ([0.0, 0.1, 0.2, 0.3], [False, False, True, True]),
         ([0.0, 0.1, 0.1, 0.2], [False, False, False, False]),  # a run that took one look's time
-        ([0.0, 0.05, 0.1, 0.13, 0.14], [False, False, True, True, False]),  # and less than half as much at the end
         ([5.0, 5.01, 5.02, 5.03], [False, False, False, False]),  # what was before the first look is long past
     ],
 )
 def test_it_is_judged_by_two_looks(used: list[float], told: list[bool]) -> None:
     one = appetite.Appetite()
     assert [one.judge(seconds, 100 + 0.1 * number, 0.4) for number, seconds in enumerate(used)] == told
+
+
+def test_it_gives_way_until_it_used_little_for_a_second() -> None:
+    """Half a processor comes in turns of 50 ms: looks between two turns change nothing."""
+    one, told = appetite.Appetite(), []
+    used = 0.0
+    for number in range(200):
+        used += 0.05 if number % 4 < 2 and number < 100 else 0.0
+        told.append(one.judge(used, 100 + 0.05 * number, 0.4))
+    assert told.index(True) < 8
+    assert all(told[8:100])
+    assert not any(told[145:])
 
 
 def test_a_second_look_at_the_same_moment_says_nothing_new() -> None:

@@ -6,11 +6,13 @@ somebody wakes, and still has all of it that nobody else wants.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 
 from nexus.drivers.process import appetite, cgroups, rounds, session_host
 
-_LOOK_S = 0.1
+_LOOK_S = 0.05
+_LATELY_S = 15.0
 
 
 class Weights:
@@ -36,13 +38,15 @@ class Weights:
         hosts = list(self._hosts())
         if not self._low and not self._much_in_all(hosts, now):
             return
-        low = False
-        found = [(one.process, appetite.much_of(host.spec.cpu_millis)) for host in hosts for one in host.sessions.values()]
-        async for process, much in rounds.in_slices(found):
-            if process is not None and not process.frozen:
-                process.look_at_processor(now, much)
-                low = low or process.gives_way
-        self._low = low
+        self._low = False
+        lately = time.time() - _LATELY_S
+        found = [(appetite.much_of(host.spec.cpu_millis), one) for host in hosts for one in host.sessions.values()]
+        async for much, one in rounds.in_slices(found):
+            process = one.process
+            if process is None or process.frozen or (one.active_at < lately and not process.gives_way):
+                continue  # who was silent for so long and then uses much is said to be active by `session_care`
+            process.look_at_processor(now, much)
+            self._low = self._low or process.gives_way
 
     def _much_in_all(self, hosts: list[session_host.Host], now: float) -> bool:
         """Whether all instances together, sessions or not, used so much that one of them may be the reason."""
