@@ -21,6 +21,7 @@ _LOG = logging.getLogger(__name__)
 _ROUND_S = 1.0
 _STOP_S = 10.0
 _BETWEEN_S = 0.0005
+_STOPS_AT_ONCE, _TURN_S = 3, 0.5
 
 
 class Care:
@@ -30,6 +31,8 @@ class Care:
         self._hosts = hosts
         self._census = session_watch.Census(sockets)
         self._next_freeze = 0.0
+        self._leaving: set[str] = set()
+        self._stopping = asyncio.Semaphore(_STOPS_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -85,19 +88,32 @@ class Care:
                 self._begin("end", one)
 
     def _begin(self, move: session_watch.Move, one: session.Session) -> None:
-        guard.spawn(self._carry_out(move, one), name=f"{move} {one.id}", owner=self._tasks)
+        address = str(one.path)
+        if address not in self._leaving:
+            self._leaving.add(address)
+            guard.spawn(self._carry_out(move, one, address), name=f"{move} {one.id}", owner=self._tasks)
 
-    async def _carry_out(self, move: session_watch.Move, one: session.Session) -> None:
+    async def _carry_out(self, move: session_watch.Move, one: session.Session, address: str) -> None:
         try:
             if move == "freeze":
                 await self._await_turn()
                 await one.freeze(lambda: self._is_connected(one))
-            elif move == "stop":
-                await one.stop(grace_s=_STOP_S, keep=True)
             else:
-                await one.stop(grace_s=_STOP_S)
+                await self._stop(one, keep=move == "stop")
         except errors.NexusError as error:
             _LOG.warning("session %s: %s failed: %s", one.id, move, problem_wire.render(error))
+        finally:
+            self._leaving.discard(address)
+
+    async def _stop(self, one: session.Session, *, keep: bool) -> None:
+        """In its turn: the ends of many at once would hold up whoever starts meanwhile. Not any more when it was used again."""
+        idle_since = one.active_at
+        async with self._stopping:
+            if one.active_at != idle_since and time.time() < one.expires_at:
+                return
+            stopping = asyncio.ensure_future(one.stop(grace_s=_STOP_S, keep=keep))
+            await asyncio.wait({stopping}, timeout=_TURN_S)  # one that takes its time to end holds up no other
+        await stopping
 
     async def _await_turn(self) -> None:
         """Thousands that fall silent together are not frozen in one breath."""
