@@ -12,6 +12,7 @@ from nexus.stores.postgres import task_link, task_rows
 
 # Walks the queue's index from lane to lane (a "loose index scan"), so its cost grows with the lanes, not with the tasks.
 # A task that was put off is due when its time has come, or when the clock was set back behind the moment it was put off.
+# The picked ids go into an array, of which the kept plan expects few; a join expected a tenth of the table, and read it all.
 # `me` holds the owner against burial; it is empty, and nothing is claimed, for one that is buried, and on the short way while
 # any lane is limited.
 _CLAIM = """
@@ -66,7 +67,7 @@ _CLAIM = """
     )
     UPDATE tasks SET phase = 'running', owner = %(owner)s, fence = fence + 1, attempt = attempt + 1, expires_at = end_by,
       started_at = coalesce(started_at, me.now), message = CASE WHEN deferrals = 0 THEN message END
-    FROM picked, me WHERE tasks.id = picked.id
+    FROM me WHERE tasks.id = ANY (ARRAY(SELECT id FROM picked))
     RETURNING tasks.id, tenant, agent, environment, principal, body, fence, attempt, strikes, deferrals, max_attempts,
       last_seq, session_id, traceparent, number, retry, run_timeout_s, end_by - me.now AS remaining_s, waits
 """
