@@ -11,14 +11,13 @@ import argparse
 import json
 import os
 import socket
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sessions.run import Host, spread
+from benchmarks.sessions.run import Host, running, spread
 
 _KINDS = ("postgres", "control", "supervisor", "gateway", "dispatcher", "session_boot", "keeper")
 
@@ -113,25 +112,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     told: dict[int, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="nexus-bench-") as name:
-        os.chmod(name, 0o755)
-        host = Host(Path(name))
-        host.up()
-        try:
-            top = int(json.loads((host.home.root / "host.json").read_text())["pid"])
-            host.deploy(warm=0, freeze="1h")
-            alive = 0
-            for step in options.steps:
-                while alive < step:
-                    host.new()
-                    alive += 1
-                told[step] = measure(host, top, starts=options.starts, seconds=options.seconds)
-                alive += options.starts
-                print(f"{step} alive", flush=True)
-                for what, value in told[step].items():
-                    print(f"  {what:26} {', '.join(f'{key} {one}' for key, one in value.items())}", flush=True)
-        finally:
-            host.nexus("down", "--force")
+    with running(Host) as host:
+        top = int(json.loads((host.home.root / "host.json").read_text())["pid"])
+        host.deploy(warm=0, freeze="1h")
+        alive = 0
+        for step in options.steps:
+            while alive < step:
+                host.new()
+                alive += 1
+            told[step] = measure(host, top, starts=options.starts, seconds=options.seconds)
+            alive += options.starts
+            print(f"{step} alive", flush=True)
+            for what, value in told[step].items():
+                print(f"  {what:26} {', '.join(f'{key} {one}' for key, one in value.items())}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(told, indent=2))
 

@@ -9,9 +9,7 @@ of a session that lives, so that the difference is what a start adds. Needs Linu
 import argparse
 import collections
 import json
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,21 +131,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     told: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="nexus-bench-") as name:
-        os.chmod(name, 0o755)
-        host = sessions.Host(Path(name))
-        host.up()
-        try:
-            watch = Watch(int(json.loads((host.home.root / "host.json").read_text())["pid"]))
-            for how, warm in (("fork", 0), ("live", 0), ("spare", options.count)):
-                if how != "live":
-                    host.deploy(warm=warm, freeze="1h")
-                    host.reply("first")
-                    time.sleep(2.0 + 0.1 * warm)
-                told[how] = measure(host, watch, count=options.count, how=how)
-                print(f"{how:6} CPU ms a request: {told[how]}", flush=True)
-        finally:
-            host.nexus("down", "--force")
+    with sessions.running(sessions.Host) as host:
+        watch = Watch(int(json.loads((host.home.root / "host.json").read_text())["pid"]))
+        for how, warm in (("fork", 0), ("live", 0), ("spare", options.count)):
+            if how != "live":
+                host.deploy(warm=warm, freeze="1h")
+                host.reply("first")
+                time.sleep(2.0 + 0.1 * warm)
+            told[how] = measure(host, watch, count=options.count, how=how)
+            print(f"{how:6} CPU ms a request: {told[how]}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(told, indent=2))
 

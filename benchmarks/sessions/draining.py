@@ -7,7 +7,6 @@ A host of its own, one LangGraph agent with `isolation: session`. Nothing is ass
 
 import argparse
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -42,39 +41,34 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=20)
     parser.add_argument("--wakes", type=int, default=5)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="nexus-draining-") as folder:
-        host = sessions.Host(Path(folder))
-        host.up()
-        try:
-            host.deploy(warm=0, freeze="1h")
-            old = [f"old-{number}" for number in range(options.sessions)]
-            first = [host.reply(name) for name in old]
-            alone = [host.reply(name) for name in old for _ in range(5)]
-            _, shown = host.ask("GET", f"/v1/agents/graph/sessions/{old[0]}")
-            version = shown["version"]
-            began = time.perf_counter()
-            host.deploy(warm=0, freeze="1h")
-            rolled = time.perf_counter() - began
-            drained = [host.reply(name) for name in old for _ in range(5)]
-            drainers = instances(host, version)
-            _say("sessions on the old version", f"{len(old)}, first reply {_ms(first)}")
-            _say("the deploy that replaced it", f"{rolled:.1f} s; of it are left: {', '.join(one['phase'] for one in drainers)}")
-            _say("reply of a session before", _ms(alone))
-            _say("reply of the same session while it drains", _ms(drained))
-            memory = sum(one["memory_bytes"] for one in drainers)
-            _say("memory of what drains, with its sessions", f"{memory / 2**20:.0f} MiB")
-            stop(host, old)
-            _say("from its last session's end to its own", f"{wait_gone(host, version):.1f} s")
-            left = [one["pid"] for one in drainers if Path(f"/proc/{one['pid']}").exists()]
-            _say("processes of it that are left", str(len(left)))
-            wakes = []
-            for name in old[: options.wakes]:
-                wakes.append(host.reply(name))
-                stop(host, [name])
-                wait_gone(host, version)
-            _say(f"reply that wakes the old version ({len(wakes)} times)", _ms(wakes))
-        finally:
-            host.nexus("down", "--force")
+    with sessions.running(sessions.Host) as host:
+        host.deploy(warm=0, freeze="1h")
+        old = [f"old-{number}" for number in range(options.sessions)]
+        first = [host.reply(name) for name in old]
+        alone = [host.reply(name) for name in old for _ in range(5)]
+        _, shown = host.ask("GET", f"/v1/agents/graph/sessions/{old[0]}")
+        version = shown["version"]
+        began = time.perf_counter()
+        host.deploy(warm=0, freeze="1h")
+        rolled = time.perf_counter() - began
+        drained = [host.reply(name) for name in old for _ in range(5)]
+        drainers = instances(host, version)
+        _say("sessions on the old version", f"{len(old)}, first reply {_ms(first)}")
+        _say("the deploy that replaced it", f"{rolled:.1f} s; of it are left: {', '.join(one['phase'] for one in drainers)}")
+        _say("reply of a session before", _ms(alone))
+        _say("reply of the same session while it drains", _ms(drained))
+        memory = sum(one["memory_bytes"] for one in drainers)
+        _say("memory of what drains, with its sessions", f"{memory / 2**20:.0f} MiB")
+        stop(host, old)
+        _say("from its last session's end to its own", f"{wait_gone(host, version):.1f} s")
+        left = [one["pid"] for one in drainers if Path(f"/proc/{one['pid']}").exists()]
+        _say("processes of it that are left", str(len(left)))
+        wakes = []
+        for name in old[: options.wakes]:
+            wakes.append(host.reply(name))
+            stop(host, [name])
+            wait_gone(host, version)
+        _say(f"reply that wakes the old version ({len(wakes)} times)", _ms(wakes))
 
 
 def _ms(times: list[float]) -> str:

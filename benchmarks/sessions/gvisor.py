@@ -9,10 +9,8 @@ root and `runsc`. Nothing is asserted: read the table.
 import argparse
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks.sessions import run
 
@@ -79,14 +77,8 @@ def main() -> None:
     options = parser.parse_args()
     if os.geteuid() != 0 or shutil.which("runsc") is None:
         raise SystemExit("needs root and runsc (Debian: apt install runsc)")
-    with tempfile.TemporaryDirectory(prefix="nexus-bench-") as name:
-        Path(name).chmod(0o755)
-        host = Host(Path(name))
-        host.up()
-        try:
-            show([(tier, measure(host, tier, options.rounds)) for tier in TIERS])
-        finally:
-            host.nexus("down", "--force")
+    with run.running(Host) as host:
+        show([(tier, measure(host, tier, options.rounds)) for tier in TIERS])
 
 
 if __name__ == "__main__":

@@ -8,15 +8,13 @@ of both, their ratio, the supervisor's longest silence meanwhile, and what becam
 
 import argparse
 import json
-import os
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.sessions.alive import ask_supervisor
-from benchmarks.sessions.run import Host, spread
+from benchmarks.sessions.run import Host, running, spread
 
 AGENT = """
 import os, sys, time
@@ -139,29 +137,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     told: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="nexus-bench-") as name:
-        os.chmod(name, 0o755)
-        host = Host(Path(name))
-        host.up()
-        try:
-            project = host.folder / "flood"
-            project.mkdir()
-            (project / "config.yaml").write_text(CONFIG.format(seconds=int(options.seconds) + 5))
-            (project / "agent.py").write_text(AGENT)
-            host.nexus("ai", "agent", "deploy", "--path", str(project), "--env", "production", "--json")
-            names = [f"neighbour-{number}" for number in range(options.neighbours)]
-            watch(host, names, 1.0)
-            print("flood         alone p50  p99 ms beside p50  p99 ms ratio p50   p99  silence")
-            for kind in options.only:
-                one = told[kind] = measure(host, names, kind, options)
-                alone, beside = one["alone"], one["beside"]
-                print(
-                    f"{kind:12} {alone['p50_ms']:10.2f} {alone['p99_ms']:7.2f} {beside['p50_ms']:10.2f} {beside['p99_ms']:7.2f}"
-                    f" {one['p50_ratio']:9.2f} {one['p99_ratio']:5.2f} {one['supervisor_longest_ms']:8.1f}  {one['end']}",
-                    flush=True,
-                )
-        finally:
-            host.nexus("down", "--force")
+    with running(Host) as host:
+        project = host.folder / "flood"
+        project.mkdir()
+        (project / "config.yaml").write_text(CONFIG.format(seconds=int(options.seconds) + 5))
+        (project / "agent.py").write_text(AGENT)
+        host.nexus("ai", "agent", "deploy", "--path", str(project), "--env", "production", "--json")
+        names = [f"neighbour-{number}" for number in range(options.neighbours)]
+        watch(host, names, 1.0)
+        print("flood         alone p50  p99 ms beside p50  p99 ms ratio p50   p99  silence")
+        for kind in options.only:
+            one = told[kind] = measure(host, names, kind, options)
+            alone, beside = one["alone"], one["beside"]
+            print(
+                f"{kind:12} {alone['p50_ms']:10.2f} {alone['p99_ms']:7.2f} {beside['p50_ms']:10.2f} {beside['p99_ms']:7.2f}"
+                f" {one['p50_ratio']:9.2f} {one['p99_ratio']:5.2f} {one['supervisor_longest_ms']:8.1f}  {one['end']}",
+                flush=True,
+            )
     if options.json:
         options.json.write_text(json.dumps(told, indent=2))
 

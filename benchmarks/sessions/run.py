@@ -9,6 +9,7 @@ answers one graph run through the gateway, as a client sees it. Nothing is asser
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
@@ -17,9 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.sessions import others, replies
 
@@ -118,6 +119,22 @@ class Host:
         for one in page["items"]:
             told[one["phase"]] = told.get(one["phase"], 0) + 1
         return told
+
+
+H = TypeVar("H", bound=Host)
+
+
+@contextlib.contextmanager
+def running(kind: type[H]) -> Iterator[H]:
+    """A host of its own, gone with its folder afterwards. Agents run as other users, who pass through that folder."""
+    with tempfile.TemporaryDirectory(prefix="nexus-bench-") as name:
+        os.chmod(name, 0o755)
+        host = kind(Path(name))
+        host.up()
+        try:
+            yield host
+        finally:
+            host.nexus("down", "--force")
 
 
 def available_bytes() -> int:
@@ -219,14 +236,8 @@ def main() -> None:
         shown = ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else value
         print(f"{name:36} {shown}", flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="nexus-bench-") as name:
-        os.chmod(name, 0o755)
-        host = Host(Path(name))
-        host.up()
-        try:
-            measure(host, options, say)
-        finally:
-            host.nexus("down", "--force")
+    with running(Host) as host:
+        measure(host, options, say)
     if options.json:
         options.json.write_text(json.dumps(told, indent=2))
 
