@@ -211,3 +211,8 @@ async def test_a_zygote_that_keeps_its_sessions_out_of_their_limits_is_not_belie
             while await supervisor.driver.statuses():
                 await asyncio.sleep(0.05)
         assert session_rig.leavings(supervisor) == []
+
+
+async def test_a_session_that_just_began_has_a_memory_to_show(rig: session_rig.SessionRig) -> None:
+    await rig.run("young", ["echo", 1])
+    assert (await rig.status("young")).usage.memory_bytes > 0

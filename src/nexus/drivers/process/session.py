@@ -141,6 +141,9 @@ class Session:
         return self._lock.locked()
 
     def status(self) -> SessionStatus:
+        """Its memory as of the last look; of a worker that nobody has looked at yet, now."""
+        if not self._meter.memory_bytes:
+            self.measure()
         spec = self._home.spec
         return SessionStatus(
             session_id=self.id,
