@@ -19,6 +19,7 @@ _CONTROLLERS = {  # and what goes without each
     "memory": "a memory limit holds for each process apart",
     "cpu": "CPU limits are not enforced",
     "pids": "processes are limited by RLIMIT_NPROC, and a process bomb is not told from a busy agent",
+    "freezer": "idle sessions are held by signals",
 }
 
 
